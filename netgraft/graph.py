@@ -1,0 +1,156 @@
+"""The facts about an architecture: its layers and how data flows between them.
+
+A ``LayerGraph`` is what tracing produces and what everything that thinks (chains, matching, planning) reads. It holds
+plain data only, so it can be written to JSON, hashed, and drawn by hand in a test. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+Shape = tuple[int, ...]
+
+CONV_KINDS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
+KERNEL_KINDS = CONV_KINDS | {"linear", "conv_dynamic", "rnn", "attention"}
+"""Kinds of layer that count towards a chain: the parametric maps between channel spaces."""
+NORM_KINDS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "norm"})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a state_dict."""
+
+    key: str
+    shape: Shape
+    dtype: str
+    buffer: bool = False
+    aliases: tuple[str, ...] = ()  # further keys that name the same tensor (tied weights)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One set of tensors that is used together: a convolution, a linear layer, a norm, a raw parameter."""
+
+    name: str  # module path; the parameter's key where the module's own code uses the parameter directly
+    kind: str  # one of KERNEL_KINDS, NORM_KINDS, "embedding", "activation", "scale", "parameter", "other"
+    shape: Shape  # of the weight: [out, in / groups, *kernel] for kernels, [channels] for norms
+    tensors: Mapping[str, Slot] = field(default_factory=dict)  # role ("weight", "bias", "running_mean") -> slot
+    groups: int = 1
+    stride: Shape = ()
+    padding: Shape = ()
+    dilation: Shape = ()
+    in_shape: Shape = ()  # at the first call, batch axis included
+    out_shape: Shape = ()
+    flattened: Shape = ()  # (C, *spatial) where a linear layer reads a flattened feature map
+    calls: int = 1
+
+    @property
+    def out_channels(self) -> int:
+        """Length of the output-channel axis of the weight, 0 without a weight."""
+        if not self.shape:
+            return 0
+        return self.shape[1] * self.groups if self.kind.startswith("conv_transpose") else self.shape[0]
+
+    @property
+    def is_kernel(self) -> bool:
+        return self.kind in KERNEL_KINDS
+
+    @property
+    def is_norm(self) -> bool:
+        return self.kind in NORM_KINDS
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the forward pass: the input, a call of a layer, an operation without parameters, the output."""
+
+    id: str  # unique; for a layer's first call the layer's name, then "name@2", ...
+    op: str  # "input", "output", "layer", "parameter", else the operation's name ("add", "cat", "view")
+    inputs: tuple[str, ...] = ()
+    layer: str | None = None
+    shape: Shape = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able arguments that matter, e.g. {"dim": 1}
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """An architecture: nodes in execution order (so edges point backwards in the tuple), layers by name."""
+
+    nodes: tuple[Node, ...]
+    layers: Mapping[str, Layer]
+    loose: Mapping[str, Slot] = field(default_factory=dict)  # state_dict entries the forward pass never touched
+    rung: str = "drawn"  # how it was traced
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def by_id(self) -> dict[str, Node]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def dag(self) -> nx.DiGraph:
+        """Data flow between node ids."""
+        dag = nx.DiGraph()
+        for node in self.nodes:
+            dag.add_node(node.id)
+            dag.add_edges_from((source, node.id) for source in node.inputs)
+        return dag
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """Every state_dict key, aliases included, and the tensor behind it."""
+        found: dict[str, Slot] = {}
+        for slot in [s for layer in self.layers.values() for s in layer.tensors.values()] + list(self.loose.values()):
+            for key in (slot.key, *slot.aliases):
+                found[key] = slot
+        return found
+
+    @cached_property
+    def from_input(self) -> frozenset[str]:
+        """Ids of the nodes that depend on the model's input."""
+        return self._reach((n.id for n in self.nodes if n.op == "input"), forwards=True)
+
+    @cached_property
+    def to_output(self) -> frozenset[str]:
+        """Ids of the nodes the model's output depends on."""
+        return self._reach((n.id for n in self.nodes if n.op == "output"), forwards=False)
+
+    def _reach(self, starts: Any, *, forwards: bool) -> frozenset[str]:
+        seen: set[str] = set(starts)
+        stack = list(seen)
+        neighbours = self.dag.successors if forwards else self.dag.predecessors
+        while stack:
+            for other in neighbours(stack.pop()):
+                if other not in seen:
+                    seen.add(other)
+                    stack.append(other)
+        return frozenset(seen)
+
+    def kernels(self) -> list[Layer]:
+        """The layers that could stand on a chain, in execution order."""
+        return [layer for layer in self.layers.values() if layer.is_kernel]
+
+    def fingerprint(self) -> str:
+        """sha256 over layers and wiring; equal for equal architectures whatever the tracer's node names."""
+        index = {node.id: i for i, node in enumerate(self.nodes)}
+        facts = {
+            "layers": [to_jsonable(asdict(layer)) for layer in self.layers.values()],
+            "loose": [to_jsonable(asdict(slot)) for slot in self.loose.values()],
+            "nodes": [[n.op, n.layer, [index[i] for i in n.inputs]] for n in self.nodes],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def to_jsonable(value: Any) -> Any:
+    """Tuples to lists and mappings to dicts, recursively."""
+    if isinstance(value, Mapping):
+        return {str(k): to_jsonable(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_jsonable(v) for v in value]
+    return value

@@ -1,0 +1,158 @@
+"""What will happen to every key of the target's state_dict, before anything happens.
+
+The law: every key of the target ends in exactly one of ``Plan.moves`` or ``Plan.kept``, each with a reason. The
+report, the checkpoint's metadata and the coverage gate all read this one object. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from netgraft.errors import PlanError
+from netgraft.graph import Shape, to_jsonable
+
+VERSION = 1
+
+EXACT, INTERPOLATED, STACKED, KEPT = "exact", "interpolated", "stacked", "kept"
+FATES = (EXACT, INTERPOLATED, STACKED, KEPT)
+"""What can have happened to a tensor; one that was both interpolated and stacked counts as stacked."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source layer whose weights go to a target layer, and why."""
+
+    source: str
+    target: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What a matcher decides: pairs in target order, and a reason for every target layer left without one."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of an operator from ``netgraft.resize``: its name and its options (JSON-able)."""
+
+    operator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Move:
+    """A target tensor made from a source tensor by a sequence of steps (none: a copy)."""
+
+    key: str
+    source_key: str
+    shape: Shape
+    source_shape: Shape
+    steps: tuple[Step, ...]
+    why: str
+
+    @property
+    def fate(self) -> str:
+        operators = {step.operator for step in self.steps}
+        if "cyclic" in operators:
+            return STACKED
+        return INTERPOLATED if operators else EXACT
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A target tensor that keeps the target's own initialisation."""
+
+    key: str
+    shape: Shape
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole transfer, on paper."""
+
+    source: str
+    target: str
+    source_fingerprint: str
+    target_fingerprint: str
+    recipe: str
+    options: Mapping[str, Any]
+    pairing: Pairing
+    moves: tuple[Move, ...]
+    kept: tuple[Kept, ...]
+    warnings: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def check_law(self, keys: Iterable[str]) -> None:
+        """Raise PlanError unless ``keys``, the target's state_dict, each have exactly one fate."""
+        wanted = list(keys)
+        fates = [entry.key for entry in (*self.moves, *self.kept)]
+        twice = sorted({key for key in fates if fates.count(key) > 1}) if len(set(fates)) != len(fates) else []
+        missing = sorted(set(wanted) - set(fates))
+        unknown = sorted(set(fates) - set(wanted))
+        if twice or missing or unknown:
+            raise PlanError(
+                "The plan does not give every target key exactly one fate.",
+                where=f"twice: {twice}; missing: {missing}; not in the target: {unknown}",
+            )
+
+    def coverage(self) -> dict[str, int]:
+        """Elements of the target by fate (parameters and buffers together)."""
+        counts = dict.fromkeys(FATES, 0)
+        for move in self.moves:
+            counts[move.fate] += numel(move.shape)
+        for kept in self.kept:
+            counts[KEPT] += numel(kept.shape)
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = to_jsonable(asdict(self))
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | str) -> Plan:
+        """Inverse of ``to_json``; raises PlanError on another version or a malformed document."""
+        if isinstance(document, str):
+            document = json.loads(document)
+        if document.get("version") != VERSION:
+            raise PlanError(f"This plan has version {document.get('version')}, this netgraft reads version {VERSION}.")
+        try:
+            pairing = document["pairing"]
+            moves = tuple(
+                Move(
+                    **{
+                        **move,
+                        "shape": tuple(move["shape"]),
+                        "source_shape": tuple(move["source_shape"]),
+                        "steps": tuple(Step(**step) for step in move["steps"]),
+                    }
+                )
+                for move in document["moves"]
+            )
+            kept = tuple(Kept(**{**entry, "shape": tuple(entry["shape"])}) for entry in document["kept"])
+            return cls(
+                **{
+                    **document,
+                    "pairing": Pairing(tuple(Pair(**pair) for pair in pairing["pairs"]), pairing["unpaired"]),
+                    "moves": moves,
+                    "kept": kept,
+                    "warnings": tuple(document["warnings"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise PlanError("This is not a netgraft plan.", where=repr(error)) from error
+
+
+def numel(shape: Shape) -> int:
+    """Number of elements of a tensor of this shape."""
+    product = 1
+    for length in shape:
+        product *= length
+    return product
