@@ -136,6 +136,18 @@ class LayerGraph:
         """The layers that could stand on a chain, in execution order."""
         return [layer for layer in self.layers.values() if layer.is_kernel]
 
+    def heads(self) -> list[Layer]:
+        """The live layers whose output no further kernel layer reads: the classifier, or several classifiers."""
+        feeds_kernel: set[str] = set()
+        found: dict[str, Layer] = {}
+        for node in reversed(self.nodes):
+            kernel = node.op == "layer" and node.layer is not None and self.layers[node.layer].is_kernel
+            if kernel and node.id not in feeds_kernel and node.id in self.to_output:
+                found[node.layer or ""] = self.layers[node.layer or ""]
+            if kernel or node.id in feeds_kernel:
+                feeds_kernel.update(node.inputs)
+        return list(found.values())[::-1]
+
     def fingerprint(self) -> str:
         """sha256 over layers and wiring; equal for equal architectures whatever the tracer's node names."""
         index = {node.id: i for i, node in enumerate(self.nodes)}
@@ -145,6 +157,29 @@ class LayerGraph:
             "nodes": [[n.op, n.layer, [index[i] for i in n.inputs]] for n in self.nodes],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def same_wiring(one: LayerGraph, other: LayerGraph) -> dict[str, str] | None:
+    """Layers of ``other`` by the layer of ``one`` in the same place, if the two graphs have the same wiring.
+
+    Same wiring: the same kinds of layers and operations, fed by one another in the same order. Names and shapes may
+    differ; tensors outside any layer must correspond too.
+    """
+    if len(one.nodes) != len(other.nodes) or len(one.loose) != len(other.loose):
+        return None
+    layers: dict[str, str] = {}
+    places = [{node.id: i for i, node in enumerate(graph.nodes)} for graph in (one, other)]
+    for a, b in zip(one.nodes, other.nodes, strict=True):
+        if a.op != b.op or [places[0][i] for i in a.inputs] != [places[1][i] for i in b.inputs]:
+            return None
+        if a.layer is None or b.layer is None:
+            continue
+        here, there = one.layers[a.layer], other.layers[b.layer]
+        if here.kind != there.kind or here.tensors.keys() != there.tensors.keys():
+            return None
+        if layers.setdefault(a.layer, b.layer) != b.layer:
+            return None
+    return layers
 
 
 def to_jsonable(value: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Carries out a plan: source tensors and the target's own initialisation in, the target's new tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from netgraft.errors import PlanError
+from netgraft.plan import Plan
+from netgraft.resize import apply_steps
+
+
+def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The target's state_dict after the plan, in the target's order and dtypes.
+
+    ``source`` and ``target`` are state_dicts; neither is changed, and nothing in the result shares their memory.
+    Raises PlanError, before any tensor is made, if the plan does not fit the two.
+    """
+    plan.check_law(target)
+    for move in plan.moves:
+        found = source.get(move.source_key)
+        if found is None or tuple(found.shape) != move.source_shape:
+            shape = "no such tensor" if found is None else f"shape {list(found.shape)}"
+            raise PlanError(
+                f"The plan reads {move.source_key} of shape {list(move.source_shape)} from the source.",
+                where=f"{move.source_key}: {shape}",
+            )
+        if tuple(target[move.key].shape) != move.shape:
+            shape = f"shape {list(target[move.key].shape)}"
+            raise PlanError(f"The plan writes {move.key} of shape {list(move.shape)}.", where=f"{move.key}: {shape}")
+    moves = {move.key: move for move in plan.moves}
+    result = {}
+    with torch.no_grad():
+        for key, own in target.items():
+            move = moves.get(key)
+            if move is None:
+                result[key] = own.detach().clone().contiguous()
+            else:
+                result[key] = apply_steps(source[move.source_key], move.steps).to(own.dtype)
+                if tuple(result[key].shape) != move.shape:
+                    raise PlanError(
+                        f"The steps of {key} gave shape {list(result[key].shape)}, not {list(move.shape)}.", where=key
+                    )
+    return result

@@ -1,0 +1,57 @@
+"""The l-th layer of the source's longest chain to the l-th of the target's (HMT 2.3.1-2.3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netgraft.chain import Chain, longest_chain
+from netgraft.graph import Layer, LayerGraph
+from netgraft.plan import Pair, Pairing
+
+
+@dataclass(frozen=True)
+class LongestChain:
+    """The l-th layer of one longest chain to the l-th of the other, l <= min(m, n) (HMT 2.3.2)."""
+
+    def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        there, here = longest_chain(source), longest_chain(target)
+        return pair_along(source, target, there, here, range(min(len(there), len(here))))
+
+
+def pair_along(
+    source: LayerGraph, target: LayerGraph, there: Chain, here: Chain, positions: Sequence[int | None]
+) -> Pairing:
+    """Pair position ``l`` of the target's chain ``here`` with position ``positions[l]`` of the source's chain ``there``.
+
+    None, or a list that ends early, leaves a target layer alone. Departs from the paper: layers of unlike kind are not
+    paired, and a layer that stands on the chain twice (shared weights) is paired once.
+    """
+    pairs: list[Pair] = []
+    unpaired: dict[str, str] = {}
+    for l, name in enumerate(here.layers):
+        position = positions[l] if l < len(positions) else None
+        if any(pair.target == name for pair in pairs):
+            continue
+        if position is None:
+            unpaired[name] = f"layer {l + 1} of the chain has no partner on the source's chain of {len(there)}"
+            continue
+        other = source.layers[there.layers[position]]
+        if reason := unlike(other, target.layers[name]):
+            unpaired[name] = f"layer {l + 1} of the chain: {reason}"
+        else:
+            unpaired.pop(name, None)
+            pairs.append(Pair(other.name, name, f"layers {position + 1} and {l + 1} of the longest chains"))
+    for layer in target.kernels():
+        if layer.name not in here.layers:
+            unpaired[layer.name] = "not on the longest chain"
+    return Pairing(tuple(pairs), unpaired)
+
+
+def unlike(source: Layer, target: Layer) -> str:
+    """Why the weights of these two layers cannot be turned into one another; empty if they can."""
+    if source.kind != target.kind:
+        return f"{source.kind} {source.name} does not fit {target.kind}"
+    if source.kind in ("conv_dynamic", "rnn", "attention") and source.shape != target.shape:
+        return f"{source.kind} {source.name} has another shape"
+    return ""

@@ -1,0 +1,83 @@
+"""What kind of layer a group of recorded operations is, judged by what the operations do with which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from netgraft.trace.recorder import Operand, Operation
+
+LINEAR = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "_addmm_activation", "addmv", "mv", "einsum"})
+EMBEDDING = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"})
+NORMS = {
+    "native_batch_norm": "batch_norm",
+    "_native_batch_norm_legit": "batch_norm",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "_batch_norm_with_update": "batch_norm",
+    "batch_norm": "batch_norm",
+    "cudnn_batch_norm": "batch_norm",
+    "miopen_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "group_norm": "group_norm",
+    "rms_norm": "rms_norm",
+    "_fused_rms_norm": "rms_norm",
+}
+REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "linalg_vector_norm", "norm", "amax"})
+PRELU = frozenset({"prelu", "_prelu_kernel"})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A kind from ``netgraft.graph``, and for convolutions how they slide."""
+
+    kind: str
+    groups: int = 1
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+
+def classify(operations: Sequence[Operation], own: frozenset[str] | None, module: nn.Module | None) -> Verdict | None:
+    """The kind of layer behind ``operations``; None if they are not one layer.
+
+    ``own`` are the keys of the parameters that count as weights (None: any parameter does). The order of the tests is
+    from the most to the least specific: a convolution whose weight is mixed from experts also multiplies matrices.
+    """
+
+    def is_weight(operand: Operand) -> bool:
+        return bool(operand.params) and (own is None or operand.params <= own)
+
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return Verdict("rnn")
+    dynamic = None
+    for op in operations:
+        if op.name == "convolution" and not is_weight(op.operands[0]):
+            stride, padding, dilation, transposed = (op.args[i] for i in (3, 4, 5, 6))
+            kind = f"conv{'_transpose' if transposed else ''}{len(stride)}d"
+            verdict = Verdict(kind, op.args[8], tuple(stride), tuple(padding), tuple(dilation))
+            if is_weight(op.operands[1]):
+                return verdict
+            dynamic = verdict
+    if dynamic is not None and own:
+        return Verdict("conv_dynamic", 1, dynamic.stride, dynamic.padding, dynamic.dilation)
+    for op in operations:
+        matrices = [operand for operand in op.operands if len(operand.shape) >= 2 or op.name in ("mv", "addmv")]
+        if op.name in LINEAR and any(map(is_weight, matrices)) and not all(map(is_weight, matrices)):
+            return Verdict("linear")
+    for op in operations:
+        if op.name in EMBEDDING and is_weight(op.operands[0]):
+            return Verdict("embedding")
+    for op in operations:
+        if op.name in NORMS and not is_weight(op.operands[0]):
+            # InstanceNorm runs batch_norm on a view with the batch folded into the channels.
+            kind = "instance_norm" if isinstance(module, nn.modules.instancenorm._InstanceNorm) else NORMS[op.name]
+            return Verdict(kind)
+    if own and any(op.name in REDUCTIONS and not is_weight(op.operands[0]) for op in operations):
+        return Verdict("norm")
+    if any(op.name in PRELU and is_weight(op.operands[1]) for op in operations):
+        return Verdict("activation")
+    return None
