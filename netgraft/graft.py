@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from netgraft.errors import PlanError
@@ -30,17 +29,10 @@ def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
         if tuple(target[move.key].shape) != move.shape:
             shape = f"shape {list(target[move.key].shape)}"
             raise PlanError(f"The plan writes {move.key} of shape {list(move.shape)}.", where=f"{move.key}: {shape}")
-    moves = {move.key: move for move in plan.moves}
-    result = {}
-    with torch.no_grad():
-        for key, own in target.items():
-            move = moves.get(key)
-            if move is None:
-                result[key] = own.detach().clone().contiguous()
-            else:
-                result[key] = apply_steps(source[move.source_key], move.steps).to(own.dtype)
-                if tuple(result[key].shape) != move.shape:
-                    raise PlanError(
-                        f"The steps of {key} gave shape {list(result[key].shape)}, not {list(move.shape)}.", where=key
-                    )
+    result = {key: own.detach().clone().contiguous() for key, own in target.items()}
+    for move in plan.moves:
+        grafted = apply_steps(source[move.source_key], move.steps)
+        if tuple(grafted.shape) != move.shape:
+            raise PlanError(f"The steps of {move.key} gave {list(grafted.shape)}, not {list(move.shape)}.")
+        result[move.key] = grafted.to(target[move.key].dtype)
     return result

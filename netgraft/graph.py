@@ -94,9 +94,9 @@ class LayerGraph:
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def dag(self) -> nx.DiGraph:
+    def dag(self) -> nx.DiGraph[str]:
         """Data flow between node ids."""
-        dag = nx.DiGraph()
+        dag: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             dag.add_node(node.id)
             dag.add_edges_from((source, node.id) for source in node.inputs)
@@ -135,6 +135,19 @@ class LayerGraph:
     def kernels(self) -> list[Layer]:
         """The layers that could stand on a chain, in execution order."""
         return [layer for layer in self.layers.values() if layer.is_kernel]
+
+    def layer_edges(self) -> list[tuple[str, str]]:
+        """(from, to) for every two layers with a path of operations, but no third layer, between them; in order."""
+        sources: dict[str, tuple[str, ...]] = {}  # node id -> the layers whose data arrives there
+        edges: dict[tuple[str, str], None] = {}
+        for node in self.nodes:
+            arriving = tuple(dict.fromkeys(name for i in node.inputs for name in sources[i]))
+            if node.layer is None:
+                sources[node.id] = arriving
+            else:
+                edges.update(dict.fromkeys((name, node.layer) for name in arriving))
+                sources[node.id] = (node.layer,)
+        return list(edges)
 
     def heads(self) -> list[Layer]:
         """The live layers whose output no further kernel layer reads: the classifier, or several classifiers."""

@@ -7,6 +7,7 @@ report, the checkpoint's metadata and the coverage gate all read this one object
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -93,8 +94,8 @@ class Plan:
     def check_law(self, keys: Iterable[str]) -> None:
         """Raise PlanError unless ``keys``, the target's state_dict, each have exactly one fate."""
         wanted = list(keys)
-        fates = [entry.key for entry in (*self.moves, *self.kept)]
-        twice = sorted({key for key in fates if fates.count(key) > 1}) if len(set(fates)) != len(fates) else []
+        fates = [move.key for move in self.moves] + [kept.key for kept in self.kept]
+        twice = sorted(key for key, count in Counter(fates).items() if count > 1)
         missing = sorted(set(wanted) - set(fates))
         unknown = sorted(set(fates) - set(wanted))
         if twice or missing or unknown:
@@ -119,12 +120,15 @@ class Plan:
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | str) -> Plan:
         """Inverse of ``to_json``; raises PlanError on another version or a malformed document."""
-        if isinstance(document, str):
-            document = json.loads(document)
-        if document.get("version") != VERSION:
-            raise PlanError(f"This plan has version {document.get('version')}, this netgraft reads version {VERSION}.")
         try:
-            pairing = document["pairing"]
+            content: Any = json.loads(document) if isinstance(document, str) else document
+            version = content["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError("This is not a netgraft plan.", where=repr(error)) from error
+        if version != VERSION:
+            raise PlanError(f"This plan has version {version}, this netgraft reads version {VERSION}.")
+        try:
+            pairing = content["pairing"]
             moves = tuple(
                 Move(
                     **{
@@ -134,16 +138,16 @@ class Plan:
                         "steps": tuple(Step(**step) for step in move["steps"]),
                     }
                 )
-                for move in document["moves"]
+                for move in content["moves"]
             )
-            kept = tuple(Kept(**{**entry, "shape": tuple(entry["shape"])}) for entry in document["kept"])
+            kept = tuple(Kept(**{**entry, "shape": tuple(entry["shape"])}) for entry in content["kept"])
             return cls(
                 **{
-                    **document,
+                    **content,
                     "pairing": Pairing(tuple(Pair(**pair) for pair in pairing["pairs"]), pairing["unpaired"]),
                     "moves": moves,
                     "kept": kept,
-                    "warnings": tuple(document["warnings"]),
+                    "warnings": tuple(content["warnings"]),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -125,7 +125,9 @@ class Hmt:
         if here.is_norm and self.norms == "affine" and role not in AFFINE:
             return "only the affine part of norms is carried along (norms=affine)"
         steps = resize_steps(partner.shape, slot.shape, there, here)
-        return f"{partner.key} of shape {list(partner.shape)} cannot become {list(slot.shape)}" if steps is None else steps
+        return (
+            f"{partner.key} of shape {list(partner.shape)} cannot become {list(slot.shape)}" if steps is None else steps
+        )
 
 
 def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tuple[Step, ...] | None:
@@ -144,7 +146,9 @@ def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tup
     steps = []
     if source[2:] != target[2:]:
         steps.append(Step("bilinear", {"size": list(target[2:])}))
-    steps += [Step("cyclic", {"dim": d, "size": target[d]}) for d in (0, 1) if d < len(target) and source[d] != target[d]]
+    steps += [
+        Step("cyclic", {"dim": d, "size": target[d]}) for d in (0, 1) if d < len(target) and source[d] != target[d]
+    ]
     return tuple(steps)
 
 

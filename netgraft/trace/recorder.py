@@ -11,6 +11,7 @@ Data flow is recognised by tensor identity; in-place writes are found through th
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,8 +88,11 @@ class Group:
 class Recorder(TorchDispatchMode):
     """Records the operations of ``module``'s forward pass into ``graph``."""
 
-    def __init__(self, module: nn.Module, ungrouped: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, module: nn.Module, ungrouped: frozenset[str] = frozenset(), deadline: float | None = None
+    ) -> None:
         super().__init__()
+        self.deadline = deadline
         self.graph = fx.Graph()
         self.values = WeakTensorKeyDictionary()
         self.writes: dict[int, list[Value]] = {}  # storage -> in-place writes to it, in order
@@ -174,6 +178,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.clock += 1
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TimeoutError("the time limit of the forward pass ended")
         tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         inputs = [(tensor, self._value(tensor)) for tensor in tensors]
         deps = [(tensor, value, self._writers(tensor, value)) for tensor, value in inputs]
@@ -241,7 +247,12 @@ class Recorder(TorchDispatchMode):
         return [w for w in self.writes.get(storage_of(tensor), ()) if w.time > value.time]
 
     def _track(
-        self, outputs: list[Tensor], producer: Producer | None, params: frozenset[str], inputs: list[Tensor], several: bool
+        self,
+        outputs: list[Tensor],
+        producer: Producer | None,
+        params: frozenset[str],
+        inputs: list[Tensor],
+        several: bool,
     ) -> None:
         shared = {storage_of(tensor) for tensor in inputs} if self.writes else set()
         for index, tensor in enumerate(outputs):
@@ -358,5 +369,7 @@ def as_plain(structure: Any) -> Any:
     if isinstance(structure, dict):
         return {str(key): as_plain(value) for key, value in structure.items()}
     if isinstance(structure, (tuple, list)):
-        return [as_plain(item) for item in structure] if isinstance(structure, list) else tuple(map(as_plain, structure))
+        return (
+            [as_plain(item) for item in structure] if isinstance(structure, list) else tuple(map(as_plain, structure))
+        )
     return structure

@@ -1,4 +1,4 @@
-"""From a recorded ``torch.fx.Graph`` to a ``LayerGraph``: layers get names, kinds and tensors; arithmetic on weights goes.
+"""From a recorded ``torch.fx.Graph`` to a ``LayerGraph``: layers get names, kinds, tensors; arithmetic on weights goes.
 
 A reader's view of the forward pass has the input, layers, operations between them, and parameters that the model's own
 code uses directly (position embeddings, class tokens). What only prepares a layer's weight (a transpose, weight
@@ -19,7 +19,19 @@ from netgraft.trace.classify import Verdict, classify
 
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "_reshape_copy", "flatten", "squeeze", "alias"})
 ELEMENTWISE = frozenset(
-    {"relu", "gelu", "silu", "hardswish", "hardtanh", "leaky_relu", "elu", "sigmoid", "tanh", "dropout", "native_dropout"}
+    {
+        "relu",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "sigmoid",
+        "tanh",
+        "dropout",
+        "native_dropout",
+    }
     | {"clone", "contiguous", "detach", "_to_copy", "alias", "mish", "softplus", "hardsigmoid"}
 )
 
@@ -31,7 +43,8 @@ def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
 
 def not_layers(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
     """Paths of module calls in ``graph`` that are no layer, so their operations should be recorded one by one."""
-    own = {path: frozenset(key for _, key in _own_keys(module, path)) for path in _called(graph)}
+    _, canonical = state_slots(module)
+    own = {path: frozenset(canonical.get(key, key) for _, key in _own_keys(module, path)) for path in _called(graph)}
     return frozenset(
         str(node.target)
         for node in graph.nodes
@@ -80,7 +93,7 @@ class _Reducer:
         path = str(node.target)
         module = self.module.get_submodule(path)
         roles = _own_keys(self.module, path)
-        own = frozenset(key for _, key in roles)
+        own = frozenset(self.canonical.get(key, key) for _, key in roles)
         verdict = classify(node.meta["operations"], own, module) or Verdict("other")
         keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
         tensors = {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
@@ -93,7 +106,11 @@ class _Reducer:
         keys = frozenset(self.canonical[key] for key in params if key in self.canonical)
         if verdict is None or not keys:
             target = node.target
-            name = target._schema.name.removeprefix("aten::") if hasattr(target, "_schema") else target.__name__
+            name = (
+                target._schema.name.removeprefix("aten::")
+                if hasattr(target, "_schema")
+                else getattr(target, "__name__", str(target))
+            )
             facts = {"args": self._plain(node.args), **self._plain(node.kwargs)}
             inputs = self._inputs(node, frozenset())
             if inputs:
@@ -114,7 +131,13 @@ class _Reducer:
         self.nodes.append(entry)
 
     def _add_layer(
-        self, node: fx.Node, name: str, verdict: Verdict, keys: frozenset[str], tensors: dict[str, Slot], own: frozenset[str]
+        self,
+        node: fx.Node,
+        name: str,
+        verdict: Verdict,
+        keys: frozenset[str],
+        tensors: dict[str, Slot],
+        own: frozenset[str],
     ) -> None:
         name = self.names.setdefault(keys, name)
         if name not in self.layers:
@@ -169,7 +192,12 @@ class _Reducer:
         owner = kernel.rpartition(".")[0].split(".parametrizations")[0]
         roles = _own_keys(self.module, owner)
         kernels = [key for _, key in roles if key in self.slots and len(self.slots[key].shape) >= 2]
-        if owner and {key for _, key in roles} >= keys and len(kernels) == 1 and not _has_parametrised_child(self.module, owner):
+        if (
+            owner
+            and {key for _, key in roles} >= keys
+            and len(kernels) == 1
+            and not _has_parametrised_child(self.module, owner)
+        ):
             return owner, {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
         rest = sorted(keys - {kernel})
         roles = [("weight", kernel)] + [("bias" if len(rest) == 1 else key, key) for key in rest]

@@ -1,0 +1,31 @@
+"""The names a user can choose from."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from netgraft import embedded
+
+
+def catalogue(pattern: str | None) -> dict[str, Any]:
+    """Models by where they come from: ``netgraft`` (reference -> description), ``timm`` and ``torchvision`` (names).
+
+    Without a pattern only the embedded ones: thousands of names help nobody, and timm takes seconds to import.
+    """
+    shipped = {f"netgraft:{name}": embedded.NETS[name].about for name in embedded.names()}
+    if pattern is None:
+        return {"netgraft": shipped, "timm": [], "torchvision": []}
+    import timm
+    from torchvision import models
+
+    wanted = f"*{pattern}*" if not any(c in pattern for c in "*?[") else pattern
+    return {
+        "netgraft": {
+            name: about
+            for name, about in shipped.items()
+            if fnmatch.fnmatch(name, wanted) or fnmatch.fnmatch(name.partition(":")[2], wanted)
+        },
+        "timm": timm.list_models(wanted),
+        "torchvision": [f"torchvision:{name}" for name in models.list_models(include=wanted)],
+    }

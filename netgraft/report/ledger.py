@@ -1,0 +1,111 @@
+"""The ledger of a transfer: what was paired with what, where every number came from, how to load the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from netgraft.plan import FATES, KEPT, Move, Plan, Step, numel
+from netgraft.report.text import percent, safe, shape_text, some, table
+
+
+def ledger(plan: Plan) -> Iterator[str]:
+    """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings."""
+    yield f"{safe(plan.source)} -> {safe(plan.target)}   (recipe {plan.recipe}{_options(plan)})"
+    yield ""
+    header = ("source layer", "shape", "target layer", "shape", "how")
+    yield from table(header, (_pair_row(plan, pair.source, pair.target) for pair in plan.pairing.pairs), indent="  ")
+    yield ""
+    yield from _shares(plan)
+    yield from _kept(plan)
+    for warning in plan.warnings:
+        yield f"warning: {safe(warning)}"
+
+
+def every_tensor(plan: Plan) -> Iterator[str]:
+    """One line per key of the target: its fate, where it came from or why it was kept."""
+    rows = [
+        (
+            move.key,
+            shape_text(move.shape),
+            move.fate,
+            f"{move.source_key} {shape_text(move.source_shape)}{_arrow(move)}",
+        )
+        for move in plan.moves
+    ]
+    rows += [(kept.key, shape_text(kept.shape), KEPT, kept.why) for kept in plan.kept]
+    yield from table(("tensor", "shape", "fate", "from, or why kept"), sorted(rows), indent="  ")
+
+
+def origin_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """Where the weights of a written checkpoint came from."""
+    yield f"written by netgraft {safe(str(provenance['version']))}"
+    for title in ("source", "kept"):
+        origin = provenance[title]
+        digest = f", sha256 of the {origin['hashed']} {origin['sha256']}" if "sha256" in origin else ""
+        yield safe(f"{title}: {origin['description']}{digest}")
+        yield from (f"  {safe(note)}" for note in origin.get("notes", ()))
+
+
+def how_to_load(path: str, target_args: Mapping[str, object], timm_name: str | None) -> Iterator[str]:
+    """The lines that load the written file in PyTorch and, for a timm architecture, in timm."""
+    yield "Load it in PyTorch:"
+    yield "    from safetensors.torch import load_file"
+    yield f"    model.load_state_dict(load_file({path!r}))"
+    if timm_name is not None:
+        args = "".join(f", {name}={value!r}" for name, value in target_args.items())
+        yield "Load it in timm:"
+        yield f"    timm.create_model({timm_name!r}, checkpoint_path={path!r}{args})"
+
+
+def _options(plan: Plan) -> str:
+    return "".join(f", {name} {value}" for name, value in plan.options.items())
+
+
+def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
+    moves = [m for m in plan.moves if m.key == target or m.key.startswith(f"{target}.") or target == "(model)"]
+    if not moves:
+        reasons = [kept.why for kept in plan.kept if kept.key == target or kept.key.startswith(f"{target}.")]
+        return (source, "", target, "", f"kept: {reasons[0]}" if reasons else "kept")
+    main = max(moves, key=lambda move: numel(move.shape))
+    return (source, shape_text(main.source_shape), target, shape_text(main.shape), _how(main))
+
+
+def _how(move: Move) -> str:
+    return (
+        ", ".join(_step(step, move) for step in move.steps if step.operator not in ("flatten", "unflatten")) or "copied"
+    )
+
+
+def _step(step: Step, move: Move) -> str:
+    options = dict(step.options)
+    unflattened = [s.options["shape"] for s in move.steps if s.operator == "unflatten"]
+    folded = unflattened[0] if unflattened else move.source_shape[1:]  # channels and kernel of the input side
+    if step.operator == "bilinear":
+        return f"{step.operator} {shape_text(tuple(folded[1:]))} to {shape_text(tuple(options['size']))}"
+    if step.operator == "cyclic":
+        axis = {0: "out", 1: "in"}.get(options["dim"], f"axis {options['dim']}")
+        length = folded[0] if options["dim"] == 1 else move.source_shape[options["dim"]]
+        return f"{step.operator} {axis} {length} to {options['size']}"
+    return " ".join([step.operator, *(f"{k}={v}" for k, v in options.items())])
+
+
+def _arrow(move: Move) -> str:
+    return f" ({_how(move)})" if move.steps else ""
+
+
+def _shares(plan: Plan) -> Iterator[str]:
+    coverage = plan.coverage()
+    total = sum(coverage.values())
+    shares = "   ".join(f"{fate} {percent(coverage[fate], total)}" for fate in FATES)
+    yield f"{total:,} numbers in {len(plan.moves) + len(plan.kept)} tensors of the target:   {shares}"
+
+
+def _kept(plan: Plan) -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for kept in plan.kept:
+        by_reason.setdefault(kept.why, []).append(kept.key)
+    if by_reason:
+        yield "kept at the target's own initialisation:"
+        for why, keys in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+            yield f"  {some(keys)}: {safe(why)}"

@@ -1,0 +1,188 @@
+"""Source model in, target architecture in, checkpoint for the target out.
+
+    load  ->  trace  ->  plan (chain, match, steps)  ->  graft  ->  write
+
+Every refusal comes before the first tensor is touched, and nothing is written before everything has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from netgraft import __version__, plugins
+from netgraft.checkpoint import check_output, write_checkpoint
+from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer
+from netgraft.graft import graft
+from netgraft.graph import LayerGraph
+from netgraft.load import Model, load_model, read_weights
+from netgraft.plan import KEPT, Plan
+from netgraft.trace import trace
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the user says about one of the two models."""
+
+    reference: str
+    role: Literal["source", "target"]
+    args: Mapping[str, object] = field(default_factory=dict)
+    input_size: tuple[int, ...] | None = None
+    weights: Path | None = None  # a file instead of the reference's own pretrained weights
+    random: bool = False  # random weights, for trying things out
+    allow_nonfinite: bool = False
+
+    def load(self) -> Model:
+        return load_model(
+            self.reference,
+            role=self.role,
+            args=self.args,
+            input_size=self.input_size,
+            weights_file=self.weights,
+            random_weights=self.random,
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    plan: Plan
+    source: Model
+    target: Model
+    source_graph: LayerGraph
+    target_graph: LayerGraph
+
+
+Progress = Callable[[str], None]
+
+
+def make_plan(
+    source: Side,
+    target: Side,
+    *,
+    recipe: str = "hmt",
+    options: Mapping[str, object] | None = None,
+    progress: Progress = lambda _: None,
+) -> Planned:
+    """What a transfer would do. Both architectures are traced on the meta device; no weight is read or downloaded.
+
+    Raises NothingToTransfer if not a single tensor of a layer would move.
+    """
+    chosen = plugins.create("recipes", recipe, options or {})
+    models = source.load(), target.load()
+    progress(f"tracing {source.reference}")
+    source_graph = trace(models[0])
+    progress(f"tracing {target.reference}")
+    target_graph = trace(models[1])
+    pairing, moves, kept = chosen.plan(source_graph, target_graph)
+    if not moves:
+        reasons = dict.fromkeys(pairing.unpaired.values()) or {"the two chains are empty": None}
+        raise NothingToTransfer(
+            f"{source.reference} and {target.reference} have no layer in common that {recipe} could transfer.",
+            where="; ".join(list(reasons)[:3]),
+            hint="See what each chain holds: netgraft inspect-chains "
+            f"{source.reference} {target.reference}. Another --matcher or source may fit.",
+        )
+    plan = Plan(
+        source=source.reference,
+        target=target.reference,
+        source_fingerprint=source_graph.fingerprint(),
+        target_fingerprint=target_graph.fingerprint(),
+        recipe=recipe,
+        options={option.name: getattr(chosen, option.name) for option in plugins.options(type(chosen))},
+        pairing=pairing,
+        moves=tuple(moves),
+        kept=tuple(kept),
+        warnings=tuple(
+            f"{side.role} {side.reference}: {text}"
+            for side, graph in ((source, source_graph), (target, target_graph))
+            for text in graph.warnings
+        ),
+    )
+    plan.check_law(target_graph.slots)
+    return Planned(plan, *models, source_graph, target_graph)
+
+
+def transfer(
+    source: Side,
+    target: Side,
+    output: Path,
+    *,
+    recipe: str = "hmt",
+    options: Mapping[str, object] | None = None,
+    seed: int = 0,
+    force: bool = False,
+    fail_under: float = 0.0,
+    progress: Progress = lambda _: None,
+) -> Planned:
+    """Write to ``output`` a checkpoint of the target, made from the source's weights, and return the plan behind it.
+
+    What the plan keeps is the target's own initialisation drawn with ``seed``. The same arguments give the same bytes.
+    Raises CheckFailed, with nothing written, if less than ``fail_under`` percent of the target comes from the source.
+    """
+    check_output(output, force=force)
+    planned = make_plan(source, target, recipe=recipe, options=options, progress=progress)
+    inputs = [w.file for w in (planned.source.weights, planned.target.weights) if w is not None and w.file is not None]
+    check_output(output, force=force, inputs=inputs)
+    check_coverage(planned.plan, fail_under)
+    progress(f"reading the weights of {source.reference}")
+    theirs = read_weights(planned.source, allow_nonfinite=source.allow_nonfinite)
+    progress(f"initialising {target.reference}")
+    ours, kept_from = own_weights(planned.target, seed, allow_nonfinite=source.allow_nonfinite)
+    progress("grafting")
+    result = graft(planned.plan, theirs.tensors, ours)
+    if not source.allow_nonfinite:
+        check_finite(result, target.reference)
+    progress(f"writing {output}")
+    document = {
+        "version": __version__,
+        "source": asdict(theirs.origin),
+        "kept": kept_from,
+        "plan": planned.plan.to_json(),
+    }
+    write_checkpoint(output, result, document, force=force, inputs=inputs)
+    return planned
+
+
+def own_weights(model: Model, seed: int, *, allow_nonfinite: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The target's own state_dict, and where it is from: its weights file if it has one, else a draw with ``seed``.
+
+    The caller's random state is untouched.
+    """
+    if model.weights is not None:
+        own = read_weights(model, allow_nonfinite=allow_nonfinite)
+        return own.tensors, asdict(own.origin)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        state = model.build().state_dict()
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {"description": f"the target's own initialisation with seed {seed}"}
+
+
+def check_coverage(plan: Plan, fail_under: float) -> None:
+    """Raise CheckFailed if less than ``fail_under`` percent of the target's elements come from the source."""
+    percent = 100 * source_share(plan)
+    if percent < fail_under:
+        raise CheckFailed(
+            f"Only {percent:.1f} % of {plan.target} comes from {plan.source}, not the {fail_under:g} % asked for.",
+            hint="`netgraft plan` shows what is kept and why.",
+        )
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise NonFiniteWeights if a tensor of the result holds NaN or infinity."""
+    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise NonFiniteWeights(f"The result for {name} holds NaN or infinity.", where=", ".join(bad[:5]))
+
+
+def source_share(plan: Plan) -> float:
+    """Share of the target's elements that come from the source, 0 to 1."""
+    coverage = plan.coverage()
+    total = sum(coverage.values())
+    return (total - coverage[KEPT]) / total if total else 0.0
