@@ -49,8 +49,8 @@ and then, with Pillow installed::
     python examples/pretrain_glyphs.py --arch resnet20-glyphs --bank glyphs.npz
     python examples/pretrain_glyphs.py --arch vgg11-glyphs --bank glyphs.npz
 
-The same fonts, seed, options and versions of torch and FreeType give the same bytes. About ten minutes per net on one
-CPU core.
+The same fonts, seed, options and versions of torch and FreeType give the same bytes. About twelve minutes per net on
+one CPU core.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def make_bank(fonts: Iterator[tuple[str, ImageFont.FreeTypeFont]]) -> Bank:
 
 
 def _coarse(bank: Bank) -> np.ndarray:
-    """The drawings at 12x12, centred at the mean drawing of each letter: float32 ``[fonts, 52, 144]``."""
+    """The drawings at 12x12: float32 ``[fonts, 52, 144]``."""
     small = bank.glyphs.reshape(len(bank.glyphs), len(GLYPHS), 12, 4, 12, 4).mean(axis=(3, 5), dtype=np.float32)
     return small.reshape(len(small), len(GLYPHS), 144)
 
@@ -375,6 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.bank:
             np.savez(options.bank, glyphs=bank.glyphs, families=np.array(bank.families))
     seen, unseen = (bank.select(side) for side in split(bank.families, options.seed))
+    if not seen.families or not unseen.families:
+        raise SystemExit("Too few font families to hold some out; install more, or try another --seed.")
     print(f"train: {_count(seen)}; held out: {_count(unseen)}", flush=True)
 
     with torch.random.fork_rng(devices=[]):

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from netgraft.gates import without_gates
 from netgraft.graph import LayerGraph, Node
 from netgraft.plan import numel
+
+Weight = Literal["layers", "params"]
+"""What makes a chain long: the kernel layers on it, or their parameters."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +34,34 @@ class Chain:
 class _Score:
     """What makes one path better than another; ties fall through to the next field."""
 
+    weight: int = 0
     kernels: int = 0
     layers: int = 0  # norms and the like counted too
     numel: int = 0
 
 
-def longest_chain(graph: LayerGraph) -> Chain:
+def longest_chain(graph: LayerGraph, *, gates: bool = True, weight: Weight = "layers") -> Chain:
     """The path with the most kernel layers from an input to an output, by dynamic programming in O(V + E).
 
     Equally long paths are told apart by the number of all layers on them, then by the number of their weights, then by
     execution order, so the answer never depends on chance; ``ties`` says how many there were. A graph without a kernel
     layer between input and output gives an empty chain.
+
+    ``gates=False`` leaves out what only scales the feature maps of the chain (``netgraft.gates``). ``weight="params"``
+    takes the path whose kernel layers hold the most parameters; a layer called twice counts twice.
     """
+    graph = graph if gates else without_gates(graph)
     live = graph.from_input & graph.to_output
+    position = {node.id: i for i, node in enumerate(graph.nodes)}
     best: dict[str, tuple[_Score, str | None]] = {}
     for node in graph.nodes:
         if node.id not in live:
             continue
         before: tuple[_Score, str | None] = (_Score(), None)
-        for source in node.inputs:
-            if source in best and (before[1] is None or best[source][0] > before[0]):
+        for source in sorted((id for id in node.inputs if id in best), key=position.__getitem__):
+            if before[1] is None or best[source][0] > before[0]:
                 before = (best[source][0], source)
-        best[node.id] = (_plus(before[0], graph, node), before[1])
+        best[node.id] = (_plus(before[0], graph, node, weight), before[1])
     ends = [node.id for node in graph.nodes if node.op == "output" and node.id in best]
     if not ends:
         return Chain((), (), (), 0)
@@ -60,52 +71,137 @@ def longest_chain(graph: LayerGraph) -> Chain:
         path.append(step)
         step = best[step][1]
     nodes = tuple(id for id in reversed(path) if _is_kernel(graph, graph.by_id[id]))
+    if not nodes:
+        return Chain((), (), (), 0)
+    return _chain(graph, nodes, path[0], _count(_Longest(graph, live, weight)))
+
+
+def all_longest_chains(
+    graph: LayerGraph, limit: int = 100, *, gates: bool = True, weight: Weight = "layers"
+) -> Iterator[Chain]:
+    """At most ``limit`` of the chains that are as long as ``longest_chain``: that one first, then in execution order.
+
+    Two chains differ in their layers; the ``ties`` of each say how many there are in all.
+    """
+    first = longest_chain(graph, gates=gates, weight=weight)
+    if not first.nodes or limit < 1:
+        return
+    yield first
+    if first.ties == 1:
+        return
+    graph = graph if gates else without_gates(graph)
+    found = 1
+    longest = _Longest(graph, graph.from_input & graph.to_output, weight)
+    for nodes in _sequences(longest):
+        if found == limit:
+            return
+        if nodes != first.nodes:
+            found += 1
+            yield _chain(graph, nodes, longest.last[nodes[-1]], first.ties)
+
+
+def _chain(graph: LayerGraph, nodes: tuple[str, ...], output: str, ties: int) -> Chain:
     layers = tuple(graph.by_id[id].layer or "" for id in nodes)
-    return Chain(nodes, layers, tuple(_followers(graph, nodes)), _count_longest(graph, live) if nodes else 0)
+    return Chain(nodes, layers, tuple(_followers(graph, nodes, output)), ties)
 
 
-def _plus(score: _Score, graph: LayerGraph, node: Node) -> _Score:
+def _plus(score: _Score, graph: LayerGraph, node: Node, weight: Weight) -> _Score:
     if node.op != "layer" or node.layer is None:
         return score
     layer = graph.layers[node.layer]
     if not layer.is_kernel:
-        return _Score(score.kernels, score.layers + 1, score.numel)
-    return _Score(score.kernels + 1, score.layers + 1, score.numel + numel(layer.shape))
+        return _Score(score.weight, score.kernels, score.layers + 1, score.numel)
+    return _Score(
+        score.weight + _weight_of(graph, node, weight),
+        score.kernels + 1,
+        score.layers + 1,
+        score.numel + numel(layer.shape),
+    )
+
+
+def _weight_of(graph: LayerGraph, node: Node, weight: Weight) -> int:
+    """What a call of a kernel layer adds to a chain; at least one."""
+    if weight == "layers":
+        return 1
+    layer = graph.layers[node.layer or ""]
+    parameters = sum(numel(slot.shape) for slot in layer.tensors.values() if not slot.buffer)
+    return max(parameters or numel(layer.shape), 1)
 
 
 def _is_kernel(graph: LayerGraph, node: Node) -> bool:
     return node.op == "layer" and node.layer is not None and graph.layers[node.layer].is_kernel
 
 
-def _count_longest(graph: LayerGraph, live: frozenset[str]) -> int:
-    """Number of distinct sequences of kernel layers of the greatest length.
+class _Longest:
+    """All longest sequences of kernel layers at once, as steps backwards from one kernel to those before it.
 
-    ``lasts`` are the kernels that end a longest sequence up to a node, so that paths which differ only in the
-    operations between two layers count once.
+    Paths which differ only in the operations between two layers are one sequence.
     """
-    length: dict[str, int] = {}
-    lasts: dict[str, frozenset[str]] = {}
+
+    def __init__(self, graph: LayerGraph, live: frozenset[str], weight: Weight) -> None:
+        length: dict[str, int] = {}
+        lasts: dict[str, frozenset[str]] = {}  # kernels that end a longest sequence up to a node
+        self.position = {node.id: i for i, node in enumerate(graph.nodes)}
+        self.before: dict[str, frozenset[str]] = {}  # kernel -> kernels before it on a longest sequence, in any order
+        for node in graph.nodes:
+            if node.id not in live:
+                continue
+            sources = [source for source in node.inputs if source in length]
+            longest = max((length[source] for source in sources), default=0)
+            before = _union(lasts[source] for source in sources if length[source] == longest)
+            if _is_kernel(graph, node):
+                self.before[node.id] = before
+                length[node.id], lasts[node.id] = longest + _weight_of(graph, node, weight), frozenset({node.id})
+            else:
+                length[node.id], lasts[node.id] = longest, before
+        ends = [node.id for node in graph.nodes if node.op == "output" and node.id in length]
+        longest = max((length[end] for end in ends), default=0)
+        self.last: dict[str, str] = {}  # kernel that ends a longest sequence -> the output it leads to
+        for end in ends:
+            if length[end] == longest:
+                for last in lasts[end]:
+                    self.last.setdefault(last, end)
+
+
+def _count(longest: _Longest) -> int:
     ways: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.id not in live:
+    for kernel, before in longest.before.items():
+        ways[kernel] = sum(ways[other] for other in before) or 1
+    return sum(ways[last] for last in longest.last)
+
+
+def _sequences(longest: _Longest) -> Iterator[tuple[str, ...]]:
+    """Every longest sequence of kernel nodes, in execution order of the first layer in which two differ."""
+    after: dict[str | None, list[str]] = {}  # None: where sequences begin
+    reached = set(longest.last)
+    for kernel in sorted(longest.before, key=longest.position.__getitem__, reverse=True):
+        if kernel in reached:
+            reached.update(longest.before[kernel])
+            for other in longest.before[kernel] or (None,):
+                after.setdefault(other, []).insert(0, kernel)
+    path: list[str] = []
+    branches = [iter(after.get(None, ()))]
+    while branches:
+        kernel: str | None = next(branches[-1], None)
+        if kernel is None:
+            branches.pop()
+            if path:
+                path.pop()
             continue
-        sources = [source for source in node.inputs if source in length]
-        longest = max((length[source] for source in sources), default=0)
-        before = frozenset().union(*(lasts[source] for source in sources if length[source] == longest))
-        if _is_kernel(graph, node):
-            ways[node.id] = sum(ways[last] for last in before) or 1
-            length[node.id], lasts[node.id] = longest + 1, frozenset({node.id})
-        else:
-            length[node.id], lasts[node.id] = longest, before
-    ends = [node.id for node in graph.nodes if node.op == "output" and node.id in length]
-    longest = max(length[end] for end in ends)
-    return sum(ways[last] for last in frozenset().union(*(lasts[end] for end in ends if length[end] == longest)))
+        path.append(kernel)
+        if kernel in longest.last:
+            yield tuple(path)
+        branches.append(iter(after.get(kernel, ())))
 
 
-def _followers(graph: LayerGraph, chain: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """For each node of the chain the norm layers on the way to the next one (or to the output)."""
+def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)
+
+
+def _followers(graph: LayerGraph, chain: tuple[str, ...], output: str) -> Iterator[tuple[str, ...]]:
+    """For each node of the chain the norm layers on the way to the next one (or to ``output``, where it ends)."""
     position = {node.id: i for i, node in enumerate(graph.nodes)}
-    ends = [*chain[1:], *(node.id for node in graph.nodes if node.op == "output")][: len(chain)]
+    ends = [*chain[1:], output][: len(chain)]
     for start, end in zip(chain, ends, strict=True):
         after = _between(graph, position, start, end, forwards=True)
         before = _between(graph, position, end, start, forwards=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-import traceback
+import shlex
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -14,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from netgraft import __version__, plugins
-from netgraft.errors import NetgraftError, UsageError
+from netgraft.errors import UnknownName, UsageError
+from netgraft.report import streams
+from netgraft.report.progress import progress
+from netgraft.report.text import safe
 
 if TYPE_CHECKING:
     from netgraft.transfer import Planned, Side
 
 app = typer.Typer(
-    help="Pretrained weights for any architecture.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="\b\nExamples:\n  netgraft recipes\n  netgraft plan netgraft:resnet20-glyphs examples/my_arch.py",
 )
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -47,10 +48,10 @@ SourceWeights = Annotated[
 ]
 RandomSource = Annotated[bool, typer.Option("--random-source", help="Random source weights, to try things out.")]
 SourceArg = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the source's constructor.")
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the source's constructor; repeatable.")
 ]
 TargetArg = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the target's constructor.")
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the target's constructor; repeatable.")
 ]
 InputSize = Annotated[str | None, typer.Option(metavar="C,H,W", help="Input of the target, without the batch axis.")]
 SourceInputSize = Annotated[
@@ -59,13 +60,22 @@ SourceInputSize = Annotated[
 Recipe = Annotated[str, typer.Option(metavar="NAME", help="How weights are turned into weights (netgraft recipes).")]
 Matcher = Annotated[str | None, typer.Option(metavar="NAME", help="Which layer goes to which (netgraft matchers).")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Option of the recipe (netgraft recipes NAME).")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Option of the recipe (netgraft recipes NAME); repeatable."),
 ]
 Head = Annotated[bool, typer.Option("--head", help="Move the classifier head even where its size differs.")]
 FailUnder = Annotated[
-    float, typer.Option(metavar="PERCENT", min=0, max=100, help="Exit 1 if less of the target comes from the source.")
+    float,
+    typer.Option(
+        metavar="PERCENT",
+        min=0,
+        max=100,
+        show_default=False,
+        help="Exit 1 if less of the target comes from the source.",
+    ),
 ]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in the weights.")]
+EveryTensor = Annotated[bool, typer.Option("--every-tensor", help="One line for each tensor of the target.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 
 
@@ -75,25 +85,11 @@ def command(*examples: str, name: str | None = None) -> Callable[[Command], Comm
     def register(function: Command) -> Command:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except NetgraftError as error:
-                _complain(error)
-                raise typer.Exit(error.exit_code) from None
-            except (KeyboardInterrupt, BrokenPipeError):
-                raise
-            except typer.Exit:
-                raise
-            except Exception as error:
-                traceback.print_exc()
-                print(
-                    f"netgraft: internal error ({type(error).__name__}); this is a bug, not your input.",
-                    file=sys.stderr,
-                )
-                raise typer.Exit(2) from None
+            raise typer.Exit(streams.run(lambda: function(*args, **kwargs)))
 
         epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)
-        app.command(name, epilog=epilog)(guarded)
+        summary = (function.__doc__ or "").partition("\n")[0]
+        app.command(name, short_help=summary, epilog=epilog)(guarded)
         return function
 
     return register
@@ -103,16 +99,30 @@ def command(*examples: str, name: str | None = None) -> Callable[[Command], Comm
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    """Pretrained weights for any architecture.
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Pretrained weights for any architecture: a checkpoint of TARGET from the weights of SOURCE.
 
-    SOURCE and TARGET are a timm name (resnet18, resnet18.a1_in1k), hf-hub:org/name, torchvision:name, ./file.py,
-    ./file.py:Class, package.module:factory, a folder with config.json, netgraft:name (shipped with netgraft), or any
-    of these followed by =weights.safetensors. A Python file is executed; transfer only what you trust.
+    \b
+    SOURCE and TARGET are written:
+      resnet18, resnet18.a1_in1k      timm's name, without or with the tag of its weights
+      hf-hub:org/name                 a timm model on the Hugging Face hub
+      torchvision:resnet18            torchvision's name
+      netgraft:resnet20-glyphs        shipped with netgraft, no download
+      ./my_arch.py, ./my_arch.py:Net  a class or function in a file of your own, which is executed
+      package.module:factory          a class or function that Python can import
+      ./folder                        a folder with timm's config.json
+      ANY_OF_THESE=FILE               with the weights in FILE (.safetensors, .pth, .pt)
+
+    A SOURCE comes with its pretrained weights, a TARGET with random ones.
     """
     if version:
         print(f"netgraft {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @command(
@@ -136,14 +146,24 @@ def transfer(
     target_arg: TargetArg = None,
     input_size: InputSize = None,
     source_input_size: SourceInputSize = None,
-    seed: Annotated[int, typer.Option(help="Seed of what keeps the target's own initialisation.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER", min=0, max=2**32 - 1, help="Seed of what keeps the target's own initialisation."
+        ),
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; read no weights, write nothing.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace an existing output.")] = False,
     fail_under: FailUnder = 0.0,
     allow_nonfinite: AllowNonfinite = False,
+    every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """Write a checkpoint of TARGET, initialised from the weights of SOURCE."""
+    """Write a checkpoint of TARGET from the weights of SOURCE.
+
+    SOURCE is a model with pretrained weights, TARGET any architecture; netgraft --help shows how they are written. The
+    checkpoint holds exactly the tensors of TARGET, and a ledger that says where each of them came from.
+    """
     if output is None and not dry_run:
         raise UsageError("An output is missing.", hint="Add -o init.safetensors, or --dry-run to see the plan only.")
     sides = _sides(
@@ -157,25 +177,24 @@ def transfer(
         random_source,
         allow_nonfinite,
     )
-    from netgraft import transfer as job
-
     options = _recipe_options(settings, matcher, head)
-    with _progress() as progress:
-        if dry_run or output is None:
-            planned = job.make_plan(*sides, recipe=recipe, options=options, progress=progress)
-            job.check_coverage(planned.plan, fail_under)
-        else:
-            planned = job.transfer(
-                *sides,
-                output,
-                recipe=recipe,
-                options=options,
-                seed=seed,
-                force=force,
-                fail_under=fail_under,
-                progress=progress,
-            )
-    _show_plan(planned, sides[1], None if dry_run else output, format)
+    if dry_run or output is None:
+        _plan(sides, recipe, options, fail_under, every_tensor, format)
+        return
+    from netgraft.transfer import transfer as write
+
+    with progress() as say:
+        planned = write(
+            *sides,
+            output,
+            recipe=recipe,
+            options=options,
+            seed=seed,
+            force=force,
+            fail_under=fail_under,
+            progress=say,
+        )
+    _show_result(planned, sides[1], output, every_tensor, format)
 
 
 @command(
@@ -195,19 +214,15 @@ def plan(
     input_size: InputSize = None,
     source_input_size: SourceInputSize = None,
     fail_under: FailUnder = 0.0,
-    every_tensor: Annotated[
-        bool, typer.Option("--every-tensor", help="One line for each tensor of the target.")
-    ] = False,
+    every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """Show what a transfer would do. No weights are read or downloaded, nothing is written."""
-    sides = _sides(source, target, source_arg, target_arg, source_input_size, input_size)
-    from netgraft.transfer import check_coverage, make_plan
+    """Show what a transfer would do, and write nothing.
 
-    with _progress() as progress:
-        planned = make_plan(*sides, recipe=recipe, options=_recipe_options(settings, matcher, head), progress=progress)
-    _show_plan(planned, sides[1], None, format, every_tensor)
-    check_coverage(planned.plan, fail_under)
+    Weights are neither read nor downloaded: both architectures are only traced.
+    """
+    sides = _sides(source, target, source_arg, target_arg, source_input_size, input_size)
+    _plan(sides, recipe, _recipe_options(settings, matcher, head), fail_under, every_tensor, format)
 
 
 @command(
@@ -220,7 +235,7 @@ def inspect_chains(
     input_size: Annotated[str | None, typer.Option(metavar="C,H,W", help="Input, without the batch axis.")] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """Show the longest chain of each architecture, layer by layer."""
+    """Show the longest chain of architectures, layer by layer."""
     from netgraft.chain import longest_chain
     from netgraft.report.chains import chain_document, chain_table
     from netgraft.trace import trace
@@ -243,36 +258,45 @@ def inspect_chains(
 @command("netgraft show init.safetensors", "netgraft show init.safetensors --every-tensor")
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint written by netgraft.")],
-    every_tensor: Annotated[bool, typer.Option("--every-tensor", help="One line for each tensor.")] = False,
+    every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """Show the ledger of a checkpoint: where every number came from."""
+    """Show where the numbers of a written checkpoint came from.
+
+    FILE is a checkpoint that netgraft wrote. Only its header is read.
+    """
     from netgraft.checkpoint import read_provenance
-    from netgraft.plan import Plan
     from netgraft.report import ledger
 
     provenance = read_provenance(file)
+    plan = ledger.recorded_plan(provenance, file)
     if format is Format.JSON:
-        _print_json(provenance)
+        _print_json(provenance | {"coverage": plan.coverage()})
         return
-    plan = Plan.from_json(provenance["plan"])
     _print(ledger.origin_lines(provenance))
     _print([""])
     _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
 
 
-@command("netgraft models", "netgraft models 'resnet*'")
+@command("netgraft models", "netgraft models 'resnet*'", "netgraft models 'resnet18.*'")
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="Names with * to look for in timm and torchvision.")
+        str | None,
+        typer.Argument(metavar="PATTERN", help="Part of a name, or a name with *; with a dot in it, names with tags."),
     ] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """List models that can be named as SOURCE or TARGET."""
-    from netgraft.report.listing import models_text
+    """List models that SOURCE and TARGET can name.
+
+    Without PATTERN those shipped with netgraft; with PATTERN also those of timm and torchvision.
+    """
     from netgraft.load.catalogue import catalogue
+    from netgraft.report.listing import models_text
 
     found = catalogue(pattern)
+    if not any(found.values()):
+        known = [name for names in catalogue("*").values() for name in names]
+        raise UnknownName("model", pattern or "", known, hint="")
     if format is Format.JSON:
         _print_json(found)
     else:
@@ -292,19 +316,29 @@ def _listing(folder: str, name: str | None, format: Format) -> None:
 
 @command("netgraft recipes", "netgraft recipes hmt")
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this recipe's options.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A recipe, or the path of your own: ./own_recipe.py.")
+    ] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """List the recipes: how source weights become target weights."""
+    """List the recipes: how source weights become target weights.
+
+    With NAME: what that recipe does, and its options for --set.
+    """
     _listing("recipes", name, format)
 
 
 @command("netgraft matchers", "netgraft matchers longest-chain")
 def matchers(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this matcher's options.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A matcher, or the path of your own: ./own_matcher.py.")
+    ] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """List the matchers: which source layer goes to which target layer."""
+    """List the matchers: which source layer goes to which target.
+
+    With NAME: what that matcher does.
+    """
     _listing("matchers", name, format)
 
 
@@ -359,43 +393,45 @@ def _recipe_options(settings: list[str] | None, matcher: str | None, head: bool)
     return options
 
 
-def _show_plan(planned: Planned, target: Side, output: Path | None, format: Format, every_tensor: bool = False) -> None:
+def _plan(
+    sides: tuple[Side, Side],
+    recipe: str,
+    options: dict[str, object],
+    fail_under: float,
+    every_tensor: bool,
+    format: Format,
+) -> None:
+    from netgraft.report import ledger
+    from netgraft.transfer import check_coverage, make_plan
+
+    with progress() as say:
+        plan = make_plan(*sides, recipe=recipe, options=options, progress=say).plan
+    if format is Format.JSON:
+        _print_json({"plan": plan.to_json(), "coverage": plan.coverage()})
+    else:
+        _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    check_coverage(plan, fail_under)
+
+
+def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
+    from netgraft.checkpoint import file_sha256, read_provenance
     from netgraft.report import ledger
 
+    plan, provenance = planned.plan, read_provenance(output)
     if format is Format.JSON:
-        document: dict[str, Any] = {"plan": planned.plan.to_json(), "coverage": planned.plan.coverage()}
-        if output is not None:
-            from netgraft.checkpoint import file_sha256
-
-            document |= {"output": str(output), "sha256": file_sha256(output)}
-        _print_json(document)
+        written = {"output": str(output), "sha256": file_sha256(output)}
+        _print_json(provenance | {"coverage": plan.coverage()} | written)
         return
-    _print(ledger.every_tensor(planned.plan) if every_tensor else ledger.ledger(planned.plan))
-    if output is not None:
-        _print(["", f"wrote {output} ({output.stat().st_size:,} bytes); its ledger: netgraft show {output}", ""])
-        reference = planned.target.reference
-        _print(ledger.how_to_load(str(output), target.args, reference.name if reference.kind == "timm" else None))
+    _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    _print(ledger.notes(provenance))
+    size, name = output.stat().st_size, shlex.quote(str(output))
+    _print(["", safe(f"wrote {output} ({size:,} bytes); its ledger: netgraft show {name}"), ""])
+    _print(ledger.how_to_load(str(output), planned.target.reference, target.args))
 
 
 def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
+    streams.write(lines)
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _complain(error: NetgraftError) -> None:
-    from netgraft.report.text import safe
-
-    for i, part in enumerate(filter(None, (error.what, error.where, error.hint))):
-        for line in part.splitlines():
-            print(safe(f"netgraft: {line}" if i == 0 else f"  {line}"), file=sys.stderr)
-
-
-def _progress() -> Any:
-    """A context manager giving a function that shows what is being done, on a terminal's stderr only."""
-    from netgraft.report.progress import progress
-
-    return progress()
+    streams.write([json.dumps(document, indent=2)])

@@ -18,8 +18,11 @@ import networkx as nx
 Shape = tuple[int, ...]
 
 CONV_KINDS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
-KERNEL_KINDS = CONV_KINDS | {"linear", "conv_dynamic", "rnn", "attention"}
-"""Kinds of layer that count towards a chain: the parametric maps between channel spaces."""
+KERNEL_KINDS = CONV_KINDS | {"linear", "contraction", "conv_dynamic", "rnn", "attention"}
+"""Kinds of layer that count towards a chain: the parametric maps between channel spaces.
+
+A "contraction" is a product with a weight of three axes or more: a bilinear form, the matrices of several experts.
+"""
 NORM_KINDS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "norm"})
 
 
@@ -50,12 +53,15 @@ class Layer:
     out_shape: Shape = ()
     flattened: Shape = ()  # (C, *spatial) where a linear layer reads a flattened feature map
     calls: int = 1
+    transposed: bool = False  # a linear layer that multiplies with the weight as it is: [in, out]
 
     @property
     def out_channels(self) -> int:
         """Length of the output-channel axis of the weight, 0 without a weight."""
         if not self.shape:
             return 0
+        if self.transposed:
+            return self.shape[1]
         return self.shape[1] * self.groups if self.kind.startswith("conv_transpose") else self.shape[0]
 
     @property
@@ -150,12 +156,14 @@ class LayerGraph:
         return list(edges)
 
     def heads(self) -> list[Layer]:
-        """The live layers whose output no further kernel layer reads: the classifier, or several classifiers."""
+        """The kernel layers that the output depends on through no further kernel layer: one classifier, or several."""
         feeds_kernel: set[str] = set()
         found: dict[str, Layer] = {}
         for node in reversed(self.nodes):
+            if node.id not in self.to_output:
+                continue
             kernel = node.op == "layer" and node.layer is not None and self.layers[node.layer].is_kernel
-            if kernel and node.id not in feeds_kernel and node.id in self.to_output:
+            if kernel and node.id not in feeds_kernel:
                 found[node.layer or ""] = self.layers[node.layer or ""]
             if kernel or node.id in feeds_kernel:
                 feeds_kernel.update(node.inputs)

@@ -93,7 +93,7 @@ def test_batchnorm_statistics_were_learned(name: str) -> None:
     weights = load_file(embedded.weights_path(name))
     variances = [v.float() for k, v in weights.items() if k.endswith("running_var")]
     assert all((v > 0).all() and v.std() > 1e-3 for v in variances)
-    assert all(v.abs().max() > 1e-2 for k, v in weights.items() if k.endswith("running_mean"))
+    assert all(v.abs().max() > 1e-3 for k, v in weights.items() if k.endswith("running_mean"))
     assert all(v > 1000 for k, v in weights.items() if k.endswith("num_batches_tracked"))
 
 
@@ -121,7 +121,7 @@ def test_metadata_tells_the_training(name: str, glyphs: ModuleType) -> None:
 
 @needs_freetype
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("strength", "least"), [(0.0, 0.9), (1.0, 0.8)])
+@pytest.mark.parametrize(("strength", "least"), [(0.0, 0.9), (1.0, 0.9)])
 def test_reads_letters_of_an_unseen_font(
     name: str, strength: float, least: float, glyphs: ModuleType, drawings: np.ndarray
 ) -> None:
@@ -130,7 +130,7 @@ def test_reads_letters_of_an_unseen_font(
     classes = torch.arange(len(images)) % 52 % 26
     with torch.no_grad():
         right = (pretrained(name)(images).argmax(1) == classes).float().mean()
-    assert right >= least  # chance is 0.04
+    assert right >= least  # 0.98 and more when measured; chance is 0.04
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -231,9 +231,16 @@ def test_renders_are_deterministic(strength: float, glyphs: ModuleType) -> None:
     assert torch.equal(first, renders(1)) == (strength == 0)
 
 
+def test_script_asks_for_more_families(glyphs: ModuleType, tmp_path: Path) -> None:
+    bank = bank_of(glyphs, 2)
+    np.savez(tmp_path / "bank.npz", glyphs=bank.glyphs, families=np.array(bank.families))
+    with pytest.raises(SystemExit, match="families"):
+        glyphs.main(["--bank", str(tmp_path / "bank.npz"), "--threads", str(torch.get_num_threads())])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_script_trains_and_repeats_itself(name: str, glyphs: ModuleType, tmp_path: Path, capsys) -> None:
-    bank = bank_of(glyphs, 24)
+    bank = bank_of(glyphs, 8)
     stored = tmp_path / "bank.npz"
     np.savez(stored, glyphs=bank.glyphs, families=np.array(bank.families))
     threads = torch.get_num_threads()
@@ -241,7 +248,7 @@ def test_script_trains_and_repeats_itself(name: str, glyphs: ModuleType, tmp_pat
     try:
         for out in (tmp_path / "one.safetensors", tmp_path / "two.safetensors"):
             options = ["--arch", name, "--bank", str(stored), "--out", str(out)]
-            glyphs.main([*options, "--steps", "2", "--batch", "32", "--renders", "1"])
+            glyphs.main([*options, "--steps", "2", "--batch", "32", "--renders", "1", "--seed", "5"])
             written.append(out.read_bytes())
     finally:
         torch.set_num_threads(threads)

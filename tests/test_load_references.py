@@ -67,7 +67,7 @@ def test_weights_behind_paths_with_equal_signs(tmp_path, monkeypatch):
         ("./net.py:", UsageError, "net.py:Net"),
         ("./net.py:a-b", UsageError, "class or function"),
         ("org/name", UsageError, "hf-hub:org/name"),
-        ("torchvison:resnet18", UnknownName, "torchvision:"),
+        ("hf-hubs:org/name", UnknownName, "Did you mean hf-hub:"),
         ("https://example.org/w", UnknownName, "model source"),
         ("./nowhere", ModelFileError, "no such file or directory"),
     ],

@@ -1,19 +1,26 @@
 """Model references to models: ``load_model("resnet18", role="source")``, then ``read_weights(model)``.
 
-timm and torchvision are imported only when a reference needs them.
+torch is imported with the first name that needs it; timm and torchvision only when a reference needs them.
 """
 
-from netgraft.load.model import (
-    Model,
-    Origin,
-    PretrainedWeights,
-    Weights,
-    hash_tensors,
-    load_model,
-    read_weights,
-    require_weights,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from netgraft.load.references import Reference, Role, parse_arg, parse_input_size, parse_reference
+
+if TYPE_CHECKING:
+    from netgraft.load.model import (
+        Model,
+        Origin,
+        PretrainedWeights,
+        Weights,
+        hash_tensors,
+        load_model,
+        read_weights,
+        require_weights,
+    )
 
 __all__ = [
     "Model",
@@ -30,3 +37,10 @@ __all__ = [
     "read_weights",
     "require_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of ``netgraft.load.model``, imported late."""
+    if name in __all__:
+        return getattr(importlib.import_module("netgraft.load.model"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ Role = Literal["source", "target"]
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 
-_PREFIXES: dict[str, Kind] = {
+PREFIXES: dict[str, Kind] = {
     "hf-hub:": "hf-hub",
     "hf_hub:": "hf-hub",
     "torchvision:": "torchvision",
@@ -145,7 +145,7 @@ def _parse_architecture(text: str) -> Reference:
         else:
             what, hint = "This file is not a model.", "A model is a .py file, a name, or a directory with config.json."
         raise UsageError(what, where=text, hint=f"{hint}, for example resnet18={text}." if "ARCH" in hint else hint)
-    for prefix, kind in _PREFIXES.items():
+    for prefix, kind in PREFIXES.items():
         if text.startswith(prefix):
             if not text.removeprefix(prefix):
                 raise UsageError(f"A name is missing behind {prefix!r}.", where=text)
@@ -157,7 +157,7 @@ def _parse_architecture(text: str) -> Reference:
     if match := _MODULE.fullmatch(text):
         return Reference(text, "module", match["module"], match["attribute"])
     if ":" in text:
-        raise UnknownName("model source", text.partition(":")[0] + ":", _PREFIXES, where=text)
+        raise UnknownName("model source", text.partition(":")[0] + ":", PREFIXES, where=text)
     if "/" in text:
         hint = f"Type hf-hub:{text} for a model on the hub, ./{text} for a file or directory."
         raise UsageError(f"There is no file or directory {text!r}.", hint=hint)

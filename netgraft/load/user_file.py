@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from netgraft.errors import ModelFileError, UnknownName
 from netgraft.load.construct import brief, call_constructor, check_arguments, shown, user_line, with_meta_fallback
-from netgraft.load.references import Reference, close_names, near_files
+from netgraft.load.references import PREFIXES, Reference, close_names, near_files
 
 HOOKS = frozenset({"example_inputs"})
 """Functions of a user's file that netgraft calls for something else than the model."""
@@ -104,10 +104,11 @@ def _import_module(reference: Reference) -> ModuleType:
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            hint = "It must be installed or lie in the working directory; for a file type ./my_arch.py:Net."
+            if near := close_names(f"{name}:", PREFIXES, 0.7):
+                hint = f"Did you mean {near[0]}{reference.attribute}?"
             raise ModelFileError(
-                f"There is no Python module {error.name!r}.",
-                where=reference.text,
-                hint="It must be installed or lie in the working directory; for a file type ./my_arch.py:Net.",
+                f"There is no Python module {error.name!r}.", where=reference.text, hint=hint
             ) from error
         spec = None
         with _on_path(str(Path.cwd())):

@@ -11,8 +11,7 @@ from netgraft.chain import Chain, longest_chain
 from netgraft.graph import Layer, LayerGraph, Shape, Slot, same_wiring
 from netgraft.plan import Kept, Move, Pair, Pairing, Step
 
-AFFINE = ("weight", "bias")
-
+NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
 @dataclass(frozen=True)
 class Hmt:
@@ -50,16 +49,20 @@ class Hmt:
         heads = {layer.name for layer in target.heads()}
         source_heads = {layer.name for layer in source.heads()}
         moves: list[Move] = []
+        decided: set[str] = set()  # a tensor that two layers share moves with the first of them
         for pair in pairing.pairs:
             there, here = source.layers[pair.source], target.layers[pair.target]
             if pair.target in heads and (reason := self._head_stays(there, here, pair.source in source_heads)):
                 reasons[pair.target] = reason
                 continue
             for role, slot in here.tensors.items():
+                if slot.key in decided:
+                    continue
                 steps = self._steps(there, here, role)
                 if isinstance(steps, str):
                     reasons[slot.key] = steps
                 else:
+                    decided.add(slot.key)
                     moves += _moves(there.tensors[role], slot, steps, pair.why)
         for theirs, ours in loose:
             if theirs.shape == ours.shape:
@@ -79,7 +82,9 @@ class Hmt:
             ]
             if shapes[0] != shapes[1] and ours not in heads:
                 return None
-        return Pairing(tuple(Pair(theirs, ours, "same architecture") for ours, theirs in same.items()))
+        left_out = [ours for ours in same if self.norms == "none" and target.layers[ours].is_norm]
+        pairs = (Pair(theirs, ours, "same architecture") for ours, theirs in same.items() if ours not in left_out)
+        return Pairing(tuple(pairs), dict.fromkeys(left_out, NORMS_LEFT_OUT))
 
     def _with_norms(self, pairing: Pairing, source: LayerGraph, target: LayerGraph) -> Pairing:
         """The matcher's pairs, plus the norms that follow both layers of a pair on their chains."""
@@ -93,7 +98,7 @@ class Hmt:
                 if name in taken:
                     continue
                 if self.norms == "none":
-                    unpaired[name] = "norms are left out (norms=none)"
+                    unpaired[name] = NORMS_LEFT_OUT
                 elif i >= len(followers):
                     unpaired[name] = f"no norm follows {pair.source} in the source"
                 elif source.layers[followers[i]].kind != target.layers[name].kind:
@@ -122,7 +127,7 @@ class Hmt:
         slot, partner = here.tensors[role], there.tensors.get(role)
         if partner is None:
             return f"{there.name} in the source has no {role}"
-        if here.is_norm and self.norms == "affine" and role not in AFFINE:
+        if here.is_norm and self.norms == "affine" and slot.buffer:
             return "only the affine part of norms is carried along (norms=affine)"
         steps = resize_steps(partner.shape, slot.shape, there, here)
         return (
@@ -135,7 +140,8 @@ def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tup
 
     None where the ranks differ, or where a tensor without kernel axes has more than two axes.
     """
-    if source == target:
+    folded = there.flattened and here.flattened and len(target) == 2 and there.flattened != here.flattened
+    if source == target and not folded:
         return ()
     if len(source) != len(target) or not source:
         return None
@@ -186,16 +192,19 @@ def _unpaired(pairing: Pairing, target: LayerGraph) -> dict[str, str]:
 
 
 def _kept(target: LayerGraph, moves: list[Move], reasons: dict[str, str]) -> Iterator[Kept]:
-    """Every key without a move, with the reason found for it, for its layer, or for its kind."""
-    moved = {move.key for move in moves}
+    """Every key without a move, once, with the reason found for it, for its layer, or for its kind."""
+    decided = {move.key for move in moves}
     for name, layer in target.layers.items():
         default = {
             "parameter": "used directly by the model's code, not a layer of a chain",
             "embedding": "an embedding is not a layer of a chain",
         }.get(layer.kind, "follows no transferred layer on the chain")
         for slot in layer.tensors.values():
-            why = reasons.get(slot.key) or reasons.get(name) or default
-            yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases) if key not in moved)
+            if slot.key not in decided:
+                why = reasons.get(slot.key) or reasons.get(name) or default
+                decided.update((slot.key, *slot.aliases))
+                yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases))
     for slot in target.loose.values():
         why = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
-        yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases) if key not in moved)
+        if slot.key not in decided:
+            yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from netgraft.errors import CorruptFile
 from netgraft.plan import FATES, KEPT, Move, Plan, Step, numel
 from netgraft.report.text import percent, safe, shape_text, some, table
+
+if TYPE_CHECKING:
+    from netgraft.load import Reference
 
 
 def ledger(plan: Plan) -> Iterator[str]:
@@ -37,6 +42,18 @@ def every_tensor(plan: Plan) -> Iterator[str]:
     yield from table(("tensor", "shape", "fate", "from, or why kept"), sorted(rows), indent="  ")
 
 
+def recorded_plan(provenance: Mapping[str, Any], file: Path) -> Plan:
+    """The plan in the ledger of a written checkpoint; CorruptFile if the ledger is not one of netgraft's."""
+    try:
+        plan = Plan.from_json(provenance["plan"])
+        for lines in (origin_lines(provenance), ledger(plan), every_tensor(plan)):
+            list(lines)  # whoever wrote the file may have put anything anywhere
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        where = f"{file}: {type(error).__name__}: {error}"
+        raise CorruptFile("The ledger in the file's metadata is not one that netgraft wrote.", where=where) from error
+    return plan
+
+
 def origin_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
     """Where the weights of a written checkpoint came from."""
     yield f"written by netgraft {safe(str(provenance['version']))}"
@@ -47,19 +64,27 @@ def origin_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {safe(note)}" for note in origin.get("notes", ()))
 
 
-def how_to_load(path: str, target_args: Mapping[str, object], timm_name: str | None) -> Iterator[str]:
+def notes(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """What was remarkable about the weights that were read: an average taken, keys converted."""
+    for title in ("source", "kept"):
+        yield from (f"note: {safe(note)}" for note in provenance[title].get("notes", ()))
+
+
+def how_to_load(path: str, target: Reference, target_args: Mapping[str, object]) -> Iterator[str]:
     """The lines that load the written file in PyTorch and, for a timm architecture, in timm."""
+    args = [f"{name}={value!r}" for name, value in target_args.items()]
+    built = f" with {', '.join(args)}" if args else ""
     yield "Load it in PyTorch:"
     yield "    from safetensors.torch import load_file"
-    yield f"    model.load_state_dict(load_file({path!r}))"
-    if timm_name is not None:
-        args = "".join(f", {name}={value!r}" for name, value in target_args.items())
+    yield safe(f"    model.load_state_dict(load_file({path!r}))  # model is {target.text}{built}")
+    if target.kind == "timm":
         yield "Load it in timm:"
-        yield f"    timm.create_model({timm_name!r}, checkpoint_path={path!r}{args})"
+        call = ", ".join([repr(target.name), f"checkpoint_path={path!r}", *args])
+        yield safe(f"    model = timm.create_model({call})")
 
 
 def _options(plan: Plan) -> str:
-    return "".join(f", {name} {value}" for name, value in plan.options.items())
+    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()))
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:

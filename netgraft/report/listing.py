@@ -12,10 +12,10 @@ from netgraft.report.text import safe, table
 
 def plugins_text(folder: str, found: Mapping[str, plugins.Plugin]) -> Iterator[str]:
     """One line per plug-in, and how to see more."""
-    yield from table(("name", "what it does"), [(name, plugin.summary) for name, plugin in found.items()])
+    yield from table(("name", "what it does"), [(name, _plain(plugin.summary)) for name, plugin in found.items()])
     yield ""
     kind = plugins.noun(folder)
-    yield f"netgraft {folder} NAME shows a {kind}'s options. Your own: ./own_{kind}.py."
+    yield f"More about one: netgraft {folder} NAME. A {kind} of your own: --{kind} ./own_{kind}.py."
 
 
 def plugins_document(found: Mapping[str, plugins.Plugin]) -> list[dict[str, str]]:
@@ -26,14 +26,19 @@ def plugin_text(folder: str, name: str, cls: type[Any]) -> Iterator[str]:
     """A plug-in's docstring and options."""
     yield f"{plugins.noun(folder)} {safe(name)}"
     yield ""
-    yield from (getdoc(cls) or "").splitlines()
+    yield from (safe(_plain(line)) for line in (getdoc(cls) or "").splitlines())
+    yield ""
     options = plugins.options(cls)
-    if options:
-        yield ""
+    if not options:
+        yield "It has no options."
+    else:
         rows = [
             (o.name, o.type, "required" if o.default is plugins.REQUIRED else str(o.default), o.doc) for o in options
         ]
         yield from table(("option", "values", "default", ""), rows)
+        if folder == "recipes":
+            yield ""
+            yield f"Set one with --set, for example --set {options[0].name}={rows[0][2]}."
 
 
 def plugin_document(name: str, cls: type[Any]) -> dict[str, Any]:
@@ -47,18 +52,20 @@ def plugin_document(name: str, cls: type[Any]) -> dict[str, Any]:
 
 def models_text(found: Mapping[str, Any], pattern: str | None) -> Iterator[str]:
     """Shipped models with their facts; names from timm and torchvision where a pattern was given."""
-    embedded = found["netgraft"]
-    if embedded:
-        yield "shipped with netgraft (no download):"
-        yield from table(("reference", "what it is"), embedded.items(), indent="  ")
-        yield ""
-    if pattern is None:
-        yield "every architecture of timm and torchvision: netgraft models 'resnet*'"
-        yield "your own: ./file.py, ./file.py:Class, package.module:factory; with weights: ARCH=weights.safetensors"
-        return
-    for title, names in (("timm", found["timm"]), ("torchvision", found["torchvision"])):
-        if names:
+    if found["netgraft"]:
+        yield "shipped with netgraft, no download:"
+        yield from table(("name", "what it is"), found["netgraft"].items(), indent="  ")
+    for title in ("timm", "torchvision"):
+        if found[title]:
             yield f"{title}:"
-            yield from (f"  {safe(name)}" for name in names)
-    if not any(found.values()):
-        yield f"no model is called {safe(pattern)}"
+            yield from (f"  {safe(name)}" for name in found[title])
+    if pattern is None:
+        yield ""
+        yield "Architectures of timm and torchvision: netgraft models 'resnet*'"
+        yield "Sets of pretrained weights (tags):     netgraft models 'resnet18.*'"
+        yield "Files of your own and other forms:     netgraft --help"
+
+
+def _plain(text: str) -> str:
+    """Docstrings without the marks of their markup."""
+    return text.replace("``", "")

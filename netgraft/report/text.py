@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from netgraft.graph import Shape
+if TYPE_CHECKING:
+    from netgraft.graph import Shape
 
 
 def safe(text: str) -> str:
@@ -39,5 +41,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+def percent(part: int, whole: int) -> str:
+    """A share with one decimal; 0.0 % and 100.0 % are exactly that, never a little more or less."""
+    if not 0 < part < whole:
+        return "100.0 %" if part and part == whole else "0.0 %"
+    share = 100 * part / whole
+    return "<0.1 %" if share < 0.05 else ">99.9 %" if share >= 99.95 else f"{share:.1f} %"

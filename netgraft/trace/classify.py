@@ -9,7 +9,9 @@ from torch import nn
 
 from netgraft.trace.recorder import Operand, Operation
 
-LINEAR = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "_addmm_activation", "addmv", "mv", "einsum"})
+LINEAR = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm", "_addmm_activation", "addmv", "mv"})
+"""Matrix products; their last two tensors are multiplied."""
+CONTRACTIONS = frozenset({"_trilinear", "bilinear"})
 EMBEDDING = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"})
 NORMS = {
     "native_batch_norm": "batch_norm",
@@ -39,6 +41,8 @@ class Verdict:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    matrix: tuple[int, int] = (0, 0)  # of a linear layer: lengths in and out of the weight as it was multiplied
+    in_first: bool = False  # the matrix lies in memory as [in, out]
 
 
 def classify(operations: Sequence[Operation], own: frozenset[str] | None, module: nn.Module | None) -> Verdict | None:
@@ -65,9 +69,17 @@ def classify(operations: Sequence[Operation], own: frozenset[str] | None, module
     if dynamic is not None and own:
         return Verdict("conv_dynamic", 1, dynamic.stride, dynamic.padding, dynamic.dilation)
     for op in operations:
-        matrices = [operand for operand in op.operands if len(operand.shape) >= 2 or op.name in ("mv", "addmv")]
-        if op.name in LINEAR and any(map(is_weight, matrices)) and not all(map(is_weight, matrices)):
-            return Verdict("linear")
+        if op.name in LINEAR and len(op.operands) >= 2:
+            left, right = op.operands[-2:]
+            if op.name == "linear":
+                left, right = op.operands[:2]
+            if is_weight(right) and not is_weight(left) and len(right.shape) >= 2:
+                size = right.shape[-1:] + right.shape[-2:-1] if op.name == "linear" else right.shape[-2:]
+                return Verdict("linear", matrix=size, in_first=right.flipped == (op.name == "linear"))
+            if is_weight(left) and not is_weight(right) and len(left.shape) >= 2:
+                return Verdict("linear", matrix=left.shape[:-3:-1], in_first=left.flipped)
+        if op.name in CONTRACTIONS and any(map(is_weight, op.operands)) and not all(map(is_weight, op.operands)):
+            return Verdict("contraction")
     for op in operations:
         if op.name in EMBEDDING and is_weight(op.operands[0]):
             return Verdict("embedding")

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from netgraft.errors import ForwardError
-
 IMAGE_SIZES = (224, 32, 64, 28, 96, 128, 16, 48, 256, 299, 384, 512, 8)
 SIGNAL_SIZES = (224, 16, 64, 128, 1024, 4096, 16000)
 VOLUME_SIZES = ((16, 112, 112), (16, 16, 16), (32, 32, 32), (8, 64, 64))
@@ -71,24 +69,19 @@ def given_examples(model: Traceable) -> list[Example]:
     return [Example(tuple(given) if type(given) in (tuple, list) else (given,))]
 
 
-def examples_for(model: Traceable, module: nn.Module) -> Iterator[Example]:
+def examples_for(model: Traceable, module: nn.Module, batches: tuple[int, ...] = (2, 1)) -> Iterator[Example]:
     """Inputs to try in turn: of the given size, else of sizes that ``module``'s first layer suggests.
 
-    Raises ForwardError if ``forward`` takes several inputs, which cannot be made up.
+    A forward pass that needs several inputs gets equal ones.
     """
-    if len(needed := _required(module)) > 1:
-        raise ForwardError(
-            f"The forward method of {model.name} takes {len(needed)} inputs ({', '.join(needed)}).",
-            where=str(model.file or ""),
-            hint="Write a function example_inputs() in the model's file that returns a tuple of them.",
-        )
+    count = max(len(needed_inputs(module)), 1)
     guesses = [model.input_size] if model.input_size else list(_guess_sizes(module))
-    for batch in (2, 1):
+    for batch in batches:
         for size in guesses:
             for make in _makers(module):
                 with fixed_chance():
                     tensor = make((batch, *size))
-                yield Example((tensor,), guessed=() if model.input_size else tuple(size))
+                yield Example((tensor,) * count, guessed=() if model.input_size else tuple(size))
 
 
 @contextmanager
@@ -131,7 +124,7 @@ def _tensors(structure: Any) -> list[Tensor]:
     return found
 
 
-def _required(module: nn.Module) -> list[str]:
+def needed_inputs(module: nn.Module) -> list[str]:
     """Names of the arguments ``forward`` cannot do without."""
     try:
         parameters = inspect.signature(module.forward).parameters.values()

@@ -32,6 +32,17 @@ GROUPED_FUNCTIONS = (
     (torch, "einsum"),
 )
 """Functions recorded as one node instead of the operations they decompose into; calls go through these namespaces."""
+MATRIX_PRODUCTS = ((torch, "matmul"), (Tensor, "matmul"), (Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
+"""Functions recorded as one node where a parameter is multiplied with something that is none."""
+
+SHAPE_ONLY = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
+        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+    )
+)
+"""Operations whose result does not depend on the values of their argument."""
 
 
 @dataclass
@@ -59,6 +70,7 @@ class Operand:
     shape: tuple[int, ...]
     params: frozenset[str]
     inside: bool  # made earlier in the same group
+    flipped: bool  # a matrix whose columns, not rows, lie together in memory
 
 
 @dataclass(frozen=True)
@@ -127,10 +139,10 @@ class Recorder(TorchDispatchMode):
                 return original(module, *args, **kwargs)
             return self.run_group("call_module", self.paths[id(module)], partial(original, module), args, kwargs)
 
-        def grouped(function: Any) -> Any:
+        def grouped(function: Any, only_weights: bool = False) -> Any:
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:
-                if self.group is not None:
+                if self.group is not None or (only_weights and not self._multiplies_weight(args)):
                     return function(*args, **kwargs)
                 return self.run_group("call_function", function, function, args, kwargs)
 
@@ -140,6 +152,8 @@ class Recorder(TorchDispatchMode):
             patches.enter_context(patch(nn.Module, "__call__", call))
             for namespace, name in GROUPED_FUNCTIONS:
                 patches.enter_context(patch(namespace, name, grouped(getattr(namespace, name))))
+            for namespace, name in MATRIX_PRODUCTS:
+                patches.enter_context(patch(namespace, name, grouped(getattr(namespace, name), only_weights=True)))
             with self:
                 yield
 
@@ -149,7 +163,7 @@ class Recorder(TorchDispatchMode):
         """Run ``function(*args, **kwargs)`` and record it as one node."""
         # Arguments are looked up first: an in-place operation inside the group would change what they stand for.
         self.group = group = Group(
-            kind, target, self._arguments(args), self._arguments(kwargs), first_shape((args, kwargs))
+            kind, target, self._arguments(args), self._arguments(kwargs), self._data_shape((args, kwargs))
         )
         try:
             result = function(*args, **kwargs)
@@ -164,6 +178,11 @@ class Recorder(TorchDispatchMode):
             node.meta["params"] = frozenset() if group.producer.layer else frozenset().union(*outside)
         return result
 
+    def _data_shape(self, structure: Any) -> tuple[int, ...]:
+        """Shape of the first tensor that is no parameter, () without one."""
+        tensors = [leaf for leaf in tree_iter(as_plain(structure)) if isinstance(leaf, Tensor)]
+        return next((tuple(t.shape) for t in tensors if not self._value(t).params), first_shape(tensors))
+
     def _annotate(
         self, node: fx.Node, inputs: Iterable[fx.Node], operations: list[Operation], in_shape: Any, result: Any
     ) -> None:
@@ -172,6 +191,10 @@ class Recorder(TorchDispatchMode):
         node.meta["operations"] = operations
         node.meta["in_shape"] = in_shape
         node.meta["shape"] = first_shape(result)
+
+    def _multiplies_weight(self, args: Any) -> bool:
+        weights = [bool(self._value(arg).params) for arg in args if isinstance(arg, Tensor)]
+        return any(weights) and not all(weights)
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -189,6 +212,10 @@ class Recorder(TorchDispatchMode):
             return result
 
         several = False
+        data = func._schema.name not in SHAPE_ONLY
+        if not (data and any(value.producer or value.params or writers for _, value, writers in deps)):
+            self._track(outputs, None, frozenset(), [], several=False)
+            return result
         if self.group is not None:
             producer = self.group.producer
             for tensor, value, writers in deps:
@@ -196,16 +223,13 @@ class Recorder(TorchDispatchMode):
                     if origin.producer is not None and origin.producer is not producer:
                         self.group.inputs[self._node(tensor, origin)] = None
             self.group.operations.append(self._describe(func, args, deps, result))
-        elif any(value.producer or value.params or writers for _, value, writers in deps):
+        else:
             node = self.graph.create_node("call_function", func, self._arguments(args), self._arguments(kwargs))
             writing = [w.producer.node for _, _, ws in deps for w in ws if w.producer and w.producer.node]
             operation = self._describe(func, args, deps, result)
             self._annotate(node, writing, [operation], first_shape((args, kwargs)), result)
             producer = Producer(node)
             several = isinstance(result, (tuple, list))
-        else:
-            self._track(outputs, None, frozenset(), tensors, several=False)
-            return result
 
         activations = any(v.producer is not None and not v.params for _, value, ws in deps for v in (value, *ws))
         params = frozenset() if activations else frozenset().union(*(value.params for _, value, _ in deps))
@@ -221,6 +245,7 @@ class Recorder(TorchDispatchMode):
                 tuple(tensor.shape),
                 value.params,
                 self.group is not None and value.producer is self.group.producer,
+                tensor.dim() >= 2 and tensor.stride(-1) > tensor.stride(-2),
             )
             for tensor, value, _ in deps
         )

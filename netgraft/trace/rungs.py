@@ -22,7 +22,7 @@ from netgraft.errors import BuildError, ForwardError, NetgraftError, TraceError
 from netgraft.graph import LayerGraph
 from netgraft.load.construct import brief, user_line
 from netgraft.trace.forward import build_on, record, run
-from netgraft.trace.inputs import Example, Traceable, dashed, examples_for, given_examples
+from netgraft.trace.inputs import Example, Traceable, dashed, examples_for, given_examples, needed_inputs
 from netgraft.trace.reduce import reduce_graph
 
 SECONDS = 120.0
@@ -35,12 +35,12 @@ class Rung:
 
     name: str
     device: str
-    values: bool = False  # the constructor sees real values
+    batches: tuple[int, ...] = (2, 1)  # tried in turn
 
 
 META = Rung("meta", "meta")
-PARAMETERS = Rung("meta, values built on the CPU", "meta", values=True)
-CPU = Rung("cpu", "cpu", values=True)
+PARAMETERS = Rung("meta, values built on the CPU", "meta")
+CPU = Rung("cpu", "cpu", (1, 2))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _climb(rung: Rung, model: Traceable, given: list[Example], seconds: float) -
     module: nn.Module | None = fresh
     deadline = time.monotonic() + seconds if rung is CPU else None
     failures: list[Failure] = []
-    for example in given or examples_for(model, fresh):
+    for example in given or examples_for(model, fresh, rung.batches):
         module = module or _build(rung, model)
         try:
             graph, module = record(lambda: _build(rung, model), example, rung.device, module=module, deadline=deadline)
@@ -95,15 +95,20 @@ def _climb(rung: Rung, model: Traceable, given: list[Example], seconds: float) -
                 break
             continue
         traced = reduce_graph(graph, module, rung=rung.device)
-        return replace(traced, warnings=(*_remarks(rung, example), *traced.warnings))
+        return replace(traced, warnings=(*_remarks(rung, example, not given), *traced.warnings))
     late = isinstance(failures[-1].error, TimeoutError)
     raise _Failed(failures[-1 if late else 0])
 
 
-def _remarks(rung: Rung, example: Example) -> Iterator[str]:
+def _remarks(rung: Rung, example: Example, made_up: bool) -> Iterator[str]:
     if example.guessed:
         size = ",".join(map(str, example.guessed))
         yield f"The input size {dashed(example.guessed)} was guessed; say --input-size {size} if it is another."
+    if len(example.args) > 1 and made_up:
+        yield (
+            f"The {len(example.args)} inputs of forward were all given the same size; "
+            "a function example_inputs() in the model's file would say what they are."
+        )
     if rung is CPU:
         yield (
             "The forward pass needs real values; it was followed on one random input, "
@@ -188,7 +193,7 @@ def _explain(model: Traceable, failures: list[Failure]) -> NetgraftError:
             where=_each(failures),
             hint="Say a smaller --input-size.",
         )
-    plain = _plain_failure(model, last.example)
+    plain, needed = _plain_failure(model, last.example)
     if plain is None:
         return TraceError(
             f"The forward pass of {model.name} works, but could not be recorded.",
@@ -196,6 +201,13 @@ def _explain(model: Traceable, failures: list[Failure]) -> NetgraftError:
             hint="netgraft needs PyTorch operations on one device; data that passes through other code is not seen.",
         )
     guess = " (guessed)" if last.example.guessed else ""
+    if len(needed) > 1 and model.example_inputs is None:
+        return ForwardError(
+            f"The forward method of {model.name} takes {len(needed)} inputs ({', '.join(needed)}), "
+            f"and inputs of {last.example}{guess} do not fit: {brief(plain)}",
+            where=user_line(plain, model.file),
+            hint="Write a function example_inputs() in the model's file that returns a tuple of them.",
+        )
     return ForwardError(
         f"The forward pass of {model.name} failed on an input of {last.example}{guess}: {brief(plain)}",
         where=user_line(plain, model.file),
@@ -206,13 +218,14 @@ def _explain(model: Traceable, failures: list[Failure]) -> NetgraftError:
     )
 
 
-def _plain_failure(model: Traceable, example: Example) -> BaseException | None:
-    """How a forward pass on the CPU fails when nothing watches it; None if it does not."""
+def _plain_failure(model: Traceable, example: Example) -> tuple[BaseException | None, list[str]]:
+    """How a forward pass on the CPU fails when nothing watches it (None if it does not), and what forward needs."""
+    module = build_on(model.build, "cpu").eval()
     try:
-        run(build_on(model.build, "cpu").eval(), example, "cpu")
+        run(module, example, "cpu")
     except (Exception, SystemExit) as error:
-        return error
-    return None
+        return error, needed_inputs(module)
+    return None, []
 
 
 def _each(failures: list[Failure]) -> str:

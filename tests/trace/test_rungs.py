@@ -62,7 +62,7 @@ def test_a_guessed_size_is_said() -> None:
         (lambda: nn.Conv1d(2, 4, 3), (2, 224)),
         (lambda: nn.Conv3d(1, 2, 3), (1, 16, 112, 112)),
         (lambda: nn.Linear(7, 2), (7,)),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), (1, 28, 28)),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), (784,)),
         (lambda: nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), (16,)),
         (lambda: nn.LSTM(5, 4, batch_first=True), (16, 5)),
         (lambda: nn.LayerNorm(6), (6,)),
@@ -119,10 +119,25 @@ def test_example_inputs_may_be_one_tensor() -> None:
     assert names(trace(Net(lambda: nn.Linear(3, 4), example_inputs=lambda: torch.zeros(1, 3)))) == ["(model)"]
 
 
-def test_several_inputs_cannot_be_made_up() -> None:
+def test_several_inputs_that_differ_cannot_be_made_up() -> None:
     with pytest.raises(ForwardError, match=r"takes 2 inputs \(x, y\)") as caught:
         trace(Net(Several))
     assert "example_inputs()" in caught.value.hint
+
+
+def test_several_equal_inputs_are_made_up_and_said() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            return self.fc(one) - self.fc(other)
+
+    graph = trace(Net(Siamese, (3,)))
+    assert [node.id for node in graph.nodes if node.op in ("input", "layer")] == ["input", "input_1", "fc", "fc@2"]
+    assert [node.inputs for node in graph.nodes if node.op == "layer"] == [("input",), ("input_1",)]
+    assert "The 2 inputs of forward were all given the same size" in graph.warnings[0]
 
 
 class Item(nn.Module):
@@ -209,7 +224,7 @@ def test_a_failing_forward_names_the_users_line_the_input_and_the_way_out() -> N
     with pytest.raises(ForwardError) as caught:
         trace(Net(lambda: Small(20), (3, 32, 32)))
     error = caught.value
-    assert "2x3x32x32" in error.what
+    assert "1x3x32x32" in error.what
     assert "mat1 and mat2" in error.what
     assert "test_rungs.py:" in error.where
     assert "self.fc(F.relu(self.conv(x)).flatten(1))" in error.where
@@ -218,7 +233,7 @@ def test_a_failing_forward_names_the_users_line_the_input_and_the_way_out() -> N
 
 
 def test_a_failing_forward_on_a_guessed_input_says_guessed() -> None:
-    with pytest.raises(ForwardError, match=r"2x3x224x224 \(guessed\)"):
+    with pytest.raises(ForwardError, match=r"1x3x224x224 \(guessed\)"):
         trace(Net(lambda: Small(20)))
 
 
@@ -246,7 +261,7 @@ class Stubborn(nn.Module):
         self.fc = nn.Linear(3, 3)
         self.error = error
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002
         raise self.error
 
 

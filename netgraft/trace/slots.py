@@ -1,0 +1,65 @@
+"""Which tensors of the state_dict there are, and which of them belong to one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from netgraft.graph import Shape, Slot
+
+
+def state_slots(module: nn.Module) -> tuple[dict[str, Slot], dict[str, str]]:
+    """The tensors of the state_dict by their first key, and for every key the first key of the same tensor."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    canonical: dict[str, str] = {}
+    state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+    for key, tensor in state.items():
+        canonical[key] = first.setdefault(id(tensor), key)
+        names.setdefault(canonical[key], []).append(key)
+    parameters = {id(parameter) for parameter in module.parameters()}
+    slots = {
+        key: Slot(
+            key,
+            tuple(state[key].shape),
+            str(state[key].dtype).removeprefix("torch."),
+            id(state[key]) not in parameters,
+            tuple(aliases[1:]),
+        )
+        for key, aliases in names.items()
+    }
+    return slots, canonical
+
+
+def own_keys(root: nn.Module, path: str) -> list[tuple[str, str]]:
+    """(role, key) of the tensors that belong to the module at ``path`` alone, parametrizations included."""
+    module = root.get_submodule(path)
+    prefix = f"{path}." if path else ""
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    names += [name for name, _ in module.named_buffers(recurse=False)]
+    for name, child in module.named_children():
+        if name == "parametrizations":
+            names += [f"{name}.{n}" for n in child.state_dict()]
+    return [(name, prefix + name) for name in names]
+
+
+def has_parametrised_child(root: nn.Module, path: str) -> bool:
+    children = root.get_submodule(path).named_children()
+    return any(name != "parametrizations" and any(True for _ in child.parameters()) for name, child in children)
+
+
+def weight_shape(tensors: dict[str, Slot], kind: str) -> Shape:
+    """Shape of the tensor that is the layer's weight: named so, else the one of the highest rank."""
+    if "weight" in tensors:
+        return tensors["weight"].shape
+    candidates = [slot.shape for slot in tensors.values() if not slot.buffer or kind.endswith("norm")]
+    return max(candidates, key=lambda shape: (len(shape), product(shape)), default=())
+
+
+def product(shape: Iterable[int]) -> int:
+    product = 1
+    for length in shape:
+        product *= length
+    return product
