@@ -182,16 +182,16 @@ def _sequences(longest: _Longest) -> Iterator[tuple[str, ...]]:
     path: list[str] = []
     branches = [iter(after.get(None, ()))]
     while branches:
-        kernel: str | None = next(branches[-1], None)
-        if kernel is None:
+        step = next(branches[-1], None)
+        if step is None:
             branches.pop()
             if path:
                 path.pop()
             continue
-        path.append(kernel)
-        if kernel in longest.last:
+        path.append(step)
+        if step in longest.last:
             yield tuple(path)
-        branches.append(iter(after.get(kernel, ())))
+        branches.append(iter(after.get(step, ())))
 
 
 def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:

@@ -19,7 +19,7 @@ def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
     """
     plan.check_law(target)
     for move in plan.moves:
-        found = source.get(move.source_key)
+        found = source.get(move.source_key) if move.source_key else target[move.key]
         if found is None or tuple(found.shape) != move.source_shape:
             shape = "no such tensor" if found is None else f"shape {list(found.shape)}"
             raise PlanError(
@@ -31,7 +31,8 @@ def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
             raise PlanError(f"The plan writes {move.key} of shape {list(move.shape)}.", where=f"{move.key}: {shape}")
     result = {key: own.detach().clone().contiguous() for key, own in target.items()}
     for move in plan.moves:
-        grafted = apply_steps(source[move.source_key], move.steps)
+        origin = source[move.source_key] if move.source_key else target[move.key]
+        grafted = apply_steps(origin, move.steps)
         if tuple(grafted.shape) != move.shape:
             raise PlanError(f"The steps of {move.key} gave {list(grafted.shape)}, not {list(move.shape)}.")
         result[move.key] = grafted.to(target[move.key].dtype)

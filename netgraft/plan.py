@@ -17,9 +17,14 @@ from netgraft.graph import Shape, to_jsonable
 
 VERSION = 1
 
-EXACT, INTERPOLATED, STACKED, KEPT = "exact", "interpolated", "stacked", "kept"
-FATES = (EXACT, INTERPOLATED, STACKED, KEPT)
-"""What can have happened to a tensor; one that was both interpolated and stacked counts as stacked."""
+EXACT, INTERPOLATED, STACKED, SET, KEPT = "exact", "interpolated", "stacked", "set", "kept"
+FATES = (EXACT, INTERPOLATED, STACKED, SET, KEPT)
+"""What can have happened to a tensor. Kernels are interpolated, channels stacked (one that was both counts as stacked);
+what was set to a constant, such as the zero end of an inserted block, is ``set``."""
+
+_SPATIAL = frozenset(
+    {"bilinear", "bilinear-gain", "bicubic", "centre", "tap-sum", "pi-resize", "positions", "relative-table"}
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Pairing:
 
     pairs: tuple[Pair, ...]
     unpaired: Mapping[str, str] = field(default_factory=dict)
+    inserted: tuple[str, ...] = ()  # target layers of extra blocks, which must pass their input through
+    zeroed: Mapping[str, str] = field(default_factory=dict)  # the ends of these blocks, to be set to zero, and why
+    notes: tuple[str, ...] = ()  # what the two networks do not have in common
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Move:
     """A target tensor made from a source tensor by a sequence of steps (none: a copy)."""
 
     key: str
-    source_key: str
+    source_key: str  # empty: made from the target's own initial values, as where they are set to zero
     shape: Shape
     source_shape: Shape
     steps: tuple[Step, ...]
@@ -61,9 +69,11 @@ class Move:
     @property
     def fate(self) -> str:
         operators = {step.operator for step in self.steps}
-        if "cyclic" in operators:
+        if "fill" in operators:
+            return SET
+        if operators - _SPATIAL - {"flatten", "unflatten"}:
             return STACKED
-        return INTERPOLATED if operators else EXACT
+        return INTERPOLATED if operators & _SPATIAL else EXACT
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,13 @@ class Plan:
             return cls(
                 **{
                     **content,
-                    "pairing": Pairing(tuple(Pair(**pair) for pair in pairing["pairs"]), pairing["unpaired"]),
+                    "pairing": Pairing(
+                        tuple(Pair(**pair) for pair in pairing["pairs"]),
+                        pairing["unpaired"],
+                        tuple(pairing["inserted"]),
+                        pairing["zeroed"],
+                        tuple(pairing["notes"]),
+                    ),
                     "moves": moves,
                     "kept": kept,
                     "warnings": tuple(content["warnings"]),

@@ -81,7 +81,7 @@ def make_plan(
     target_graph = trace(models[1])
     pairing, moves, kept = chosen.plan(source_graph, target_graph)
     if not moves:
-        reasons = dict.fromkeys(pairing.unpaired.values()) or {"the two chains are empty": None}
+        reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
             f"{source.reference} and {target.reference} have no layer in common that {recipe} could transfer.",
             where="; ".join(list(reasons)[:3]),

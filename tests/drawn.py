@@ -184,6 +184,14 @@ def renamed(graph, prefix="other_"):
     ids = {node.id: f"{prefix}node{len(graph.nodes) - i:03}" for i, node in enumerate(graph.nodes)}
     keys = {key: f"{prefix}key{len(graph.slots) - i:03}" for i, key in enumerate(graph.slots)}
 
+    def facts(value):
+        """With the ids in recorded arguments, which look like "%id", renamed too."""
+        if isinstance(value, dict):
+            return {key: facts(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [facts(item) for item in value]
+        return f"%{ids[value[1:]]}" if isinstance(value, str) and value[1:] in ids and value[0] == "%" else value
+
     def slot(old):
         return replace(old, key=keys[old.key], aliases=tuple(keys[alias] for alias in old.aliases))
 
@@ -197,6 +205,7 @@ def renamed(graph, prefix="other_"):
             id=ids[node.id],
             inputs=tuple(ids[i] for i in node.inputs),
             layer=None if node.layer is None else names[node.layer],
+            facts=facts(node.facts),
         )
         for node in graph.nodes
     )

@@ -5,7 +5,7 @@ import pytest
 from drawn import ZOO, Drawing, dense, empty, figure4, graphs, is_kernel, paths, plain, renamed, residual, shared
 from hypothesis import given, settings
 
-from netgraft.chain import Chain, longest_chain
+from netgraft.chain import Chain, all_longest_chains, longest_chain
 from netgraft.graph import Layer, LayerGraph
 from netgraft.plan import numel
 
@@ -218,6 +218,31 @@ def test_the_chain_is_the_best_of_all_paths(graph):
     if longest:
         assert chain.nodes in sequences
         assert chain.nodes == tuple(id for id in best_path(graph) if is_kernel(graph, id))
+
+
+@thorough
+@given(graphs())
+def test_all_longest_chains_are_all_of_them(graph):
+    kernels = [tuple(id for id in path if is_kernel(graph, id)) for path in paths(graph)]
+    longest = max(map(len, kernels), default=0)
+    expected = {sequence for sequence in kernels if len(sequence) == longest > 0}
+    chains = list(all_longest_chains(graph, limit=1000))
+    assert {chain.nodes for chain in chains} == expected
+    assert len(chains) == len(expected)
+    assert all(chain.ties == len(chains) for chain in chains)
+    assert chains[:1] == ([longest_chain(graph)] if expected else [])
+    assert list(all_longest_chains(graph, limit=2)) == chains[:2]
+
+
+@thorough
+@given(graphs())
+def test_the_heaviest_chain_holds_the_most_parameters(graph):
+    def parameters(path):
+        layers = [graph.layers[graph.by_id[id].layer] for id in path if is_kernel(graph, id)]
+        return sum(numel(slot.shape) for layer in layers for slot in layer.tensors.values())
+
+    heaviest = max(map(parameters, paths(graph)), default=0)
+    assert parameters(longest_chain(graph, weight="params").nodes) == heaviest
 
 
 @thorough

@@ -129,7 +129,7 @@ def test_the_fingerprint_tells_architectures_apart():
     graph = residual()
     first = next(iter(graph.layers))
     wider = graph.layers[first].tensors | {"weight": Slot("L1.weight", (9, 3, 3, 3), "float32")}
-    operands = graph.nodes[:-1] + (replace(graph.nodes[-1], inputs=("L1",)),)
+    operands = (*graph.nodes[:-1], replace(graph.nodes[-1], inputs=("L1",)))
     variants = [
         graph,
         *ZOO.values(),

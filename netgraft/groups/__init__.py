@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from netgraft.graph import LayerGraph, Shape
 from netgraft.groups.axes import Axis, Fixed, Var, fix, normal, positions, variables
 from netgraft.groups.layers import Axes, Tensors, call_layer
-from netgraft.groups.operations import SPLITS, Call, item, result_of, unknown
+from netgraft.groups.operations import SPLITS, Call, Mixed, item, result_of, unknown
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Group:
     name: str  # "layer1.0.conv1.weight[0]": where it first stands
     size: int
     members: tuple[tuple[str, int], ...]  # (state_dict key, axis)
+    mixed: tuple[tuple[str, str], ...] = ()  # (how, node) for what mixes its channels without weights: a mean, q k^T
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def find_groups(graph: LayerGraph) -> Groups:
     """The channel groups of an architecture. Tensors that no rule covers have fixed axes and stand in no group."""
     values: dict[str, Axes] = {}
     several: dict[str, list[Axes]] = {}
-    shapes: dict[str, Shape] = {node.id: node.shape for node in graph.nodes}
+    mixed: Mixed = []
     tensors: Tensors = {}
     items: dict[str, dict[int, Shape]] = {}
     for node in graph.nodes:
@@ -68,7 +69,7 @@ def find_groups(graph: LayerGraph) -> Groups:
             values[node.id] = list(tensors[slot.key])
         elif node.op == "layer" and node.layer is not None:
             inputs = [values[source] for source in node.inputs]
-            values[node.id] = call_layer(graph.layers[node.layer], inputs, node.shape, tensors)
+            values[node.id] = call_layer(graph.layers[node.layer], inputs, node.shape, tensors, mixed)
         elif node.op == "getitem":
             source, position = node.inputs[0], node.facts["args"][1]
             found = several.get(source)
@@ -77,15 +78,15 @@ def find_groups(graph: LayerGraph) -> Groups:
             elif position == 0 and len(values[source]) == len(node.shape):
                 values[node.id] = values[source]
             else:
-                values[node.id] = unknown(Call(node, values, shapes))
+                values[node.id] = unknown(Call(node, values, mixed))
         else:
-            call = Call(node, values, shapes)
+            call = Call(node, values, mixed)
             if node.op in SPLITS:
                 several[node.id] = _split(call, items.get(node.id, {}))
                 values[node.id] = several[node.id][0]
             else:
                 values[node.id] = result_of(call)
-    return _collect(graph, tensors)
+    return _collect(graph, tensors, mixed)
 
 
 def _split(call: Call, items: Mapping[int, Shape]) -> list[Axes]:
@@ -105,7 +106,7 @@ def _split(call: Call, items: Mapping[int, Shape]) -> list[Axes]:
     return item(call, [(*shape[:d], size, *shape[d + 1 :]) for size in sizes])
 
 
-def _collect(graph: LayerGraph, tensors: Tensors) -> Groups:
+def _collect(graph: LayerGraph, tensors: Tensors, mixed: Mixed) -> Groups:
     members: dict[int, list[tuple[str, int]]] = {}
     found: dict[int, Var] = {}
     for layer in graph.layers.values():
@@ -114,7 +115,12 @@ def _collect(graph: LayerGraph, tensors: Tensors) -> Groups:
                 for var in dict.fromkeys(variables(axis)):
                     found.setdefault(id(var), var)
                     members.setdefault(id(var), []).append((slot.key, number))
-    groups, names = [], {}
+    mixes: dict[int, dict[tuple[str, str], None]] = {}
+    for axis, how, node in mixed:
+        for var in variables(axis):
+            mixes.setdefault(id(var), {})[how, node] = None
+    groups: list[Group] = []
+    names: dict[str, Var] = {}
     for identity, var in found.items():
         if var.size < 2:
             continue
@@ -123,6 +129,6 @@ def _collect(graph: LayerGraph, tensors: Tensors) -> Groups:
         while name in names:
             name += "'"
         names[name] = var
-        groups.append(Group(name, var.size, tuple(dict.fromkeys(members[identity]))))
+        groups.append(Group(name, var.size, tuple(dict.fromkeys(members[identity])), tuple(mixes.get(identity, ()))))
     axes = {key: tuple(normal(axis) for axis in sides) for key, sides in tensors.items()}
     return Groups(tuple(groups), axes, names)

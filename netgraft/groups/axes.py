@@ -247,7 +247,9 @@ def _split_segments(axis: Concat, sizes: list[int]) -> list[Axis]:
     return result
 
 
-def positions(axis: Axis, index: Callable[[Var], Sequence[int]], size: Callable[[Var], int] = lambda var: var.size) -> list[int]:
+def positions(
+    axis: Axis, index: Callable[[Var], Sequence[int]], size: Callable[[Var], int] = lambda var: var.size
+) -> list[int]:
     """Source positions of an axis, given for every run of channels a map to source channels.
 
     ``index(var)[j]`` is the source channel of channel j; ``size(var)`` the number of source channels. With the identity

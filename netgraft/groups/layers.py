@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from netgraft.graph import Layer, Slot
 from netgraft.groups.axes import Axis, Fixed, Product, Var, fix, unify
+from netgraft.groups.operations import Mixed
 
 Axes = list[Axis]
 Tensors = dict[str, tuple[Axis, ...]]  # state_dict key -> axes
 
 
-def call_layer(layer: Layer, inputs: list[Axes], shape: tuple[int, ...], known: Tensors) -> Axes:
+def call_layer(layer: Layer, inputs: list[Axes], shape: tuple[int, ...], known: Tensors, mixed: Mixed) -> Axes:
     """The axes of the layer's output; ``known`` gets the axes of its tensors (a second call makes them equal).
 
     A layer without a rule, or with several inputs or tensors it cannot place, is fixed.
@@ -24,7 +25,7 @@ def call_layer(layer: Layer, inputs: list[Axes], shape: tuple[int, ...], known: 
         elif layer.kind == "linear":
             output = _linear(layer, data, known)
         elif layer.is_norm:
-            output = _norm(layer, data, known)
+            output = _norm(layer, data, known, mixed)
         elif layer.kind == "embedding":
             output = _embedding(layer, data, known)
         elif layer.kind == "activation":
@@ -90,11 +91,11 @@ def _linear(layer: Layer, data: Axes, known: Tensors) -> Axes | None:
     if len(layer.shape) != 2 or not data or data[-1].size != layer.shape[1]:
         return None
     output: Axis = Var(layer.shape[0]) if layer.shape[0] > 1 else Fixed(1)
-    _place_all(layer, known, [data[-1], data[-1]][:0] + [output, data[-1]], output)
+    _place_all(layer, known, [output, data[-1]], output)
     return [*data[:-1], output]
 
 
-def _norm(layer: Layer, data: Axes, known: Tensors) -> Axes | None:
+def _norm(layer: Layer, data: Axes, known: Tensors, mixed: Mixed) -> Axes | None:
     shape = tuple(axis.size for axis in data)
     if layer.kind in ("batch_norm", "instance_norm", "group_norm"):
         channel = 1
@@ -105,13 +106,18 @@ def _norm(layer: Layer, data: Axes, known: Tensors) -> Axes | None:
         rank = len(layer.shape)
         if layer.shape != shape[-rank:]:
             return None
+        mixed += [(axis, "mean", layer.name) for axis in data[-rank:]]
         for slot in layer.tensors.values():
             _place(known, slot, list(data[-rank:]) if slot.shape == layer.shape else [Fixed(n) for n in slot.shape])
         return list(data)
     if channel < 0 or not layer.shape or max(layer.shape) != shape[channel]:
         return None
-    if layer.kind == "group_norm":
-        fix(data[channel])  # the number of groups is not known here; see groups.find_groups
+    if layer.kind == "group_norm" and layer.groups > 1:
+        inner = Var(shape[channel] // layer.groups)
+        unify(data[channel], Product((Var(layer.groups), inner)))
+        mixed.append((inner, "mean", layer.name))
+    elif layer.kind not in ("batch_norm", "instance_norm"):
+        mixed.append((data[channel], "mean", layer.name))
     for slot in layer.tensors.values():
         if any(size not in (1, shape[channel]) for size in slot.shape):
             return None

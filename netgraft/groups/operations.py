@@ -3,6 +3,9 @@
 A rule takes the operands' axes and answers with the result's. Operations that act on every channel alike pass axes on;
 those that combine tensors position by position make axes equal; those that give positions a meaning fix them. An
 operation without a rule fixes everything it reads, which is safe: what is fixed is never permuted, copied or dropped.
+
+Operations that mix the channels of a run without weights of their own (a mean over channels, q k^T) allow permuting the
+run, but copying its channels changes what they compute; they are noted in ``Call.mixed``.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ from netgraft.graph import Node, Shape
 from netgraft.groups.axes import Axis, Concat, Fixed, Product, Var, fix, normal, split_concat, split_product, unify
 
 Axes = list[Axis]
+Mixed = list[tuple[Axis, str, str]]  # an axis, how its positions are mixed, and by which node
 Rule = Callable[["Call"], Axes]
 
 
 class Call:
     """One operation: its operands' axes, its plain arguments, and the shape of its result."""
 
-    def __init__(self, node: Node, axes: Mapping[str, Axes], shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, node: Node, axes: Mapping[str, Axes], mixed: Mixed) -> None:
         self.node = node
         self.shape = node.shape
-        self._axes, self._shapes = axes, shapes
+        self.mixed = mixed
+        self._axes = axes
         self.args: list[Any] = list(node.facts.get("args", ()))
         self.keywords: Mapping[str, Any] = {k: v for k, v in node.facts.items() if k != "args"}
 
@@ -43,6 +48,10 @@ class Call:
                 if (axes := self.tensor(item)) is not None:
                     found.append(axes)
         return found
+
+    def mixes(self, axis: Axis, how: str) -> None:
+        """Note that the positions of an axis are mixed: "mean", "sum", "softmax" or "product"."""
+        self.mixed.append((axis, how, self.node.id))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         if position < len(self.args):
@@ -289,6 +298,8 @@ def reduction(position: int) -> Rule:
     def rule(call: Call) -> Axes:
         axes = call.tensors()[0]
         dims = call.dims(call.argument(position, "dim"), len(axes))
+        for d in dims:
+            call.mixes(axes[d], "mean" if call.node.op in _MEANS else "sum")
         if len(call.shape) == len(axes):
             return [Fixed(1) if d in dims else axis for d, axis in enumerate(axes)]
         return [axis for d, axis in enumerate(axes) if d not in dims]
@@ -305,14 +316,32 @@ def spatial(call: Call) -> Axes:
 
 
 def same(call: Call) -> Axes:
-    """Every channel alike, in place: softmax over an axis commutes with any permutation of any axis."""
+    """Every channel alike, in place."""
     return list(call.tensors()[0])
+
+
+def softmax(call: Call) -> Axes:
+    """Softmax over an axis commutes with every permutation of it."""
+    axes = list(call.tensors()[0])
+    for d in call.dims(call.argument(1, "dim"), len(axes)):
+        call.mixes(axes[d], "softmax")
+    return axes
+
+
+def layer_norm(call: Call) -> Axes:
+    axes = list(call.tensors()[0])
+    normalized = call.argument(1, "normalized_shape")
+    for axis in axes[len(axes) - len(normalized) :]:
+        call.mixes(axis, "mean")
+    return axes
 
 
 def group_norm(call: Call) -> Axes:
     axes = list(call.tensors()[0])
-    groups = call.argument(1, "num_groups")
-    unify(axes[1], Product((Var(groups), Var(axes[1].size // groups))))
+    groups = call.argument(6 if call.node.op == "native_group_norm" else 1, "num_groups")
+    inner = Var(axes[1].size // groups)
+    unify(axes[1], Product((Var(groups), inner)))
+    call.mixes(inner, "mean")
     return axes
 
 
@@ -348,6 +377,7 @@ def matmul(call: Call) -> Axes:
     if min(len(left), len(right)) < 2:
         raise _NoRule
     unify(left[-1], right[-2])
+    call.mixes(left[-1], "product")
     batch: Axes = []
     rank = max(len(left), len(right)) - 2
     for i in range(rank):
@@ -371,6 +401,8 @@ def einsum(call: Call) -> Axes:
     for labels, axes in zip(inputs.split(","), call.tensors(), strict=True):
         for label, axis in zip(labels, axes, strict=True):
             known[label] = unify(known[label], axis) if label in known else axis
+    for label in known.keys() - set(output):
+        call.mixes(known[label], "product")
     return [known[label] for label in output]
 
 
@@ -380,6 +412,7 @@ def attention(call: Call) -> Axes:
     for axis in (q[-2], k[-2]):
         fix(axis)
     unify(q[-1], k[-1])
+    call.mixes(q[-1], "product")
     unify(k[-2], v[-2])
     batch = [unify(unify(a, b), c) for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]
     for mask in masks:
@@ -400,13 +433,14 @@ _BROADCAST = """add sub mul div rsub maximum minimum where addcmul addcdiv lerp 
     logical_and logical_or logical_not masked_fill copy bitwise_and bitwise_or xlogy floor_divide true_divide"""
 _SAME = """relu relu6 gelu silu sigmoid hardswish hardsigmoid tanh exp sqrt rsqrt neg abs clamp clamp_min clamp_max clone
     contiguous _to_copy detach alias dropout native_dropout hardtanh leaky_relu elu celu selu softplus mish erf log log1p
-    reciprocal round floor ceil bernoulli lift_fresh to square sin cos softsign threshold _softmax _log_softmax softmax
-    nan_to_num sign isnan expm1 native_layer_norm layer_norm rms_norm _fused_rms_norm feature_dropout alpha_dropout fill
+    reciprocal round floor ceil bernoulli lift_fresh to square sin cos softsign threshold
+    nan_to_num sign isnan expm1 feature_dropout alpha_dropout fill
     zero logit conj _conj angle hardshrink softshrink view_as"""
 _SPATIAL = """max_pool2d_with_indices max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
     interpolate grid_sampler_2d avg_pool1d avg_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d
     upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
     reflection_pad2d replication_pad2d reflection_pad1d upsample_nearest1d upsample_linear1d max_pool1d"""
+_MEANS = frozenset({"mean", "amax", "amin", "max", "min", "var", "std", "any", "all"})  # equal copies change nothing
 _CONSTANT = "zeros_like ones_like full_like empty_like new_zeros new_ones new_full"
 
 RULES: dict[str, Rule] = {
@@ -419,6 +453,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "any", "all"), reduction(1)),
     **dict.fromkeys(("linalg_vector_norm", "norm"), reduction(2)),
     **dict.fromkeys(("mm", "bmm", "matmul", "baddbmm"), matmul),
+    **dict.fromkeys(("softmax", "_softmax", "_log_softmax", "log_softmax"), softmax),
+    **dict.fromkeys(("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm"), layer_norm),
     **dict.fromkeys(("constant_pad_nd", "pad"), pad),
     **dict.fromkeys(("cumsum", "flip", "sort", "argsort", "logcumsumexp"), along(1)),
     "roll": along(2),

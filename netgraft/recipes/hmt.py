@@ -13,6 +13,7 @@ from netgraft.plan import Kept, Move, Pair, Pairing, Step
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
+
 @dataclass(frozen=True)
 class Hmt:
     """The paper's HMT: longest chain to longest chain, kernels interpolated, channels stacked cyclically.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netgraft.errors import CorruptFile
-from netgraft.plan import FATES, KEPT, Move, Plan, Step, numel
+from netgraft.plan import FATES, KEPT, SET, Move, Plan, Step, numel
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ def _step(step: Step, move: Move) -> str:
     return " ".join([step.operator, *(f"{k}={v}" for k, v in options.items())])
 
 
+def _origin(move: Move) -> str:
+    return f"{move.source_key} {shape_text(move.source_shape)}" if move.source_key else "its own initial values"
+
+
 def _arrow(move: Move) -> str:
     return f" ({_how(move)})" if move.steps else ""
 
@@ -122,7 +126,8 @@ def _arrow(move: Move) -> str:
 def _shares(plan: Plan) -> Iterator[str]:
     coverage = plan.coverage()
     total = sum(coverage.values())
-    shares = "   ".join(f"{fate} {percent(coverage[fate], total)}" for fate in FATES)
+    fates = (fate for fate in FATES if fate != SET or coverage[SET])  # few recipes set anything
+    shares = "   ".join(f"{fate} {percent(coverage[fate], total)}" for fate in fates)
     yield f"{total:,} numbers in {len(plan.moves) + len(plan.kept)} tensors of the target:   {shares}"
 
 

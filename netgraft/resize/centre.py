@@ -12,11 +12,11 @@ class Centre:
     """Pad the kernel axes with zeros, or crop them, around the tap that reads the output's own position.
 
     Resizes the last ``len(size)`` axes of [..., *kernel] to ``size``. Tap (k_s - 1) // 2 becomes tap (k_t - 1) // 2,
-    the tap that PyTorch's ``padding="same"`` lays on the output's position, so growing is exact with that padding for
-    every pair of sizes, and with symmetric padding when it grows by dilation * (k_t - k_s) / 2 (sizes of one parity).
-    Between sizes of different parity the odd zero goes to the end when an odd kernel grows and to the front when an
-    even one does (3 -> 4 at the end, 4 -> 5 at the front); an even kernel with symmetric padding then reads one
-    position off. Cropping undoes padding, and drops the outer taps otherwise. Any dtype, any dilation.
+    the tap that PyTorch's ``padding="same"`` lays on the output's position. Growing is exact between sizes of one
+    parity, for every dilation, when the padding grows by dilation * (k_t - k_s) / 2; between sizes of different parity
+    it is with ``padding="same"`` and dilation 1. There the odd zero goes to the end when an odd kernel grows and to the
+    front when an even one does (3 -> 4 at the end, 4 -> 5 at the front), and with symmetric padding the output lies one
+    position off or is one longer or shorter. Cropping undoes padding, and drops the outer taps otherwise. Any dtype.
     OPERATORS D4 (i) and (ii): zero padding is exact, the crop is that of Once-for-all (arXiv:1908.09791) with M = I.
     """
 

@@ -13,8 +13,8 @@ class Transpose:
 
     With ``flip`` the order of every other axis is reversed: a convolution [out, in, *kernel] becomes the transposed
     convolution [in, out, *kernel] that computes the same at stride 1 with padding dilation * (k - 1) - p, and back.
-    Without it a transposed convolution becomes the convolution whose adjoint it is. Any dtype; the result is a view
-    where nothing is flipped. Undone by itself.
+    (The adjoint of a convolution, by contrast, is the transposed convolution with the very same tensor.) Any dtype; the
+    result is a view where nothing is flipped. Undone by itself.
     """
 
     dim0: int = field(default=0, metadata={"help": "one axis; negative counts from the end"})

@@ -41,7 +41,7 @@ class Verdict:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    matrix: tuple[int, int] = (0, 0)  # of a linear layer: lengths in and out of the weight as it was multiplied
+    matrix: tuple[int, ...] = (0, 0)  # of a linear layer: lengths in and out of the weight as it was multiplied
     in_first: bool = False  # the matrix lies in memory as [in, out]
 
 

@@ -150,10 +150,9 @@ class Recorder(TorchDispatchMode):
 
         with ExitStack() as patches:
             patches.enter_context(patch(nn.Module, "__call__", call))
-            for namespace, name in GROUPED_FUNCTIONS:
-                patches.enter_context(patch(namespace, name, grouped(getattr(namespace, name))))
-            for namespace, name in MATRIX_PRODUCTS:
-                patches.enter_context(patch(namespace, name, grouped(getattr(namespace, name), only_weights=True)))
+            for owner, name in (*GROUPED_FUNCTIONS, *MATRIX_PRODUCTS):
+                only_weights = (owner, name) in MATRIX_PRODUCTS
+                patches.enter_context(patch(owner, name, grouped(getattr(owner, name), only_weights)))
             with self:
                 yield
 

@@ -211,11 +211,16 @@ class _Reducer:
             own = frozenset().union(*(o.params for op in node.meta.get("operations", ()) for o in op.operands))
             keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
             verdict = classify(node.meta["operations"], None, None) if keys else None
-            if verdict is not None:
-                found[node] = _Functional(*self._name_functional(keys), verdict, keys, own)
+            if verdict is None:
+                continue
+            name, tensors = self._name_functional(keys, verdict)
+            kept = frozenset(slot.key for slot in tensors.values())
+            own = frozenset(key for key in own if self.canonical.get(key) in kept)
+            found[node] = _Functional(name, tensors, verdict, keys & kept, own)
         return found
 
-    def _name_functional(self, keys: frozenset[str]) -> tuple[str, dict[str, Slot]]:
+    def _name_functional(self, keys: frozenset[str], verdict: Verdict) -> tuple[str, dict[str, Slot]]:
+        """Name and tensors of the layer that uses ``keys``; a bias that several layers share stays a parameter."""
         kernel = max(sorted(keys), key=lambda key: len(self.slots[key].shape))
         owner = kernel.rpartition(".")[0].split(".parametrizations")[0]
         roles = own_keys(self.module, owner)
@@ -227,7 +232,8 @@ class _Reducer:
             and not has_parametrised_child(self.module, owner)
         ):
             return owner, {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
-        rest = sorted(keys - {kernel})
+        lengths = {verdict.matrix[1], self.slots[kernel].shape[0]} if verdict.kind == "linear" else set()
+        rest = [key for key in sorted(keys - {kernel}) if not lengths or product(self.slots[key].shape) in lengths]
         roles = [("weight", kernel)] + [("bias" if len(rest) == 1 else key, key) for key in rest]
         return kernel, {role: self.slots[key] for role, key in roles}
 

@@ -123,7 +123,10 @@ def _build(rung: Rung, model: Traceable) -> nn.Module:
     if rung is not PARAMETERS:
         module = build_on(model.build, rung.device)
     else:
-        with parameters_on_meta():
+        try:
+            with parameters_on_meta():
+                module = build_on(model.build, "cpu")
+        except (Exception, SystemExit):  # the constructor looks at the values of parameters too
             module = build_on(model.build, "cpu")
     if rung.device == "meta":
         move_to_meta(module)

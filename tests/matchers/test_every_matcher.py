@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from netgraft import plugins
 from netgraft.plan import Pairing
 
-every = pytest.mark.parametrize("matcher", [plugins.create("matchers", name, {}) for name in plugins.listing("matchers")])
+every = pytest.mark.parametrize(
+    "matcher", [plugins.create("matchers", name, {}) for name in plugins.listing("matchers")]
+)
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from drawn import Drawing, flat, residual
+from drawn import ZOO, Drawing, flat, graphs, residual
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nets import Branched, Flat, Perceptron, Straight, Tied, traced, weights
+from recipe_laws import check_identity, check_laws, check_names, check_result
 from torch import nn
 
 from netgraft.errors import PlanError, UnknownName, UsageError
@@ -17,6 +20,8 @@ from netgraft.graph import Slot
 from netgraft.plan import Plan, Step
 from netgraft.plugins import create
 from netgraft.recipes.hmt import Hmt
+
+thorough = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
 # ------------------------------------------------------------------------------------------- the reference in NumPy
 
@@ -177,7 +182,7 @@ def test_a_bias_that_the_source_lacks_is_kept():
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-NARROW, WIDE = lambda: Straight(((8, 3), (12, 3))), lambda: Straight(((6, 3), (9, 5)))  # noqa: E731
+NARROW, WIDE = lambda: Straight(((8, 3), (12, 3))), lambda: Straight(((6, 3), (9, 5)))
 
 
 def norm_keys(done, *roles):
@@ -217,7 +222,9 @@ def test_norms_that_the_source_lacks_are_kept():
         (5, 5, {"head": "never"}, "head=never"),
     ],
 )
-@pytest.mark.parametrize("kernels", [((6, 3), (9, 5)), ((8, 3), (12, 3))], ids=["another backbone", "the same backbone"])
+@pytest.mark.parametrize(
+    "kernels", [((6, 3), (9, 5)), ((8, 3), (12, 3))], ids=["another backbone", "the same backbone"]
+)
 def test_the_head(there, here, options, reason, kernels):
     done = Transferred(NARROW, lambda: Straight(kernels, classes=here), **options)
     assert set(done.kept) == ({"head.weight", "head.bias"} if reason else set())
@@ -383,6 +390,50 @@ def test_a_tied_head_that_stays_keeps_the_weight_it_shares_where_nothing_else_mo
     done = Transferred(lambda: Tied(6), lambda: Tied(9), [(6,), (9,)], head="never")
     assert torch.equal(done.result["last.weight"], done.result["first.weight"])
     assert "head=never" in done.kept["last.bias"]
+
+
+# ------------------------------------------------------------------------------- the laws, on drawn and on any graphs
+
+
+@pytest.mark.parametrize("target", ZOO)
+def test_laws_on_drawn_graphs(target):
+    for source in ZOO.values():
+        check_everything(source, ZOO[target])
+
+
+@thorough
+@given(source=graphs(), target=graphs())
+def test_laws_on_any_graphs(source, target):
+    check_everything(source, target)
+
+
+def check_everything(source, target):
+    plan = check_laws(Hmt(), source, target)
+    check_result(plan, source, target)
+    check_names(Hmt(), source, target, plan)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_equal_drawn_graphs_are_copied_as_a_whole(name):
+    check_identity(Hmt(), ZOO[name])
+
+
+@thorough
+@given(graph=graphs())
+def test_equal_graphs_are_copied_whatever_they_are(graph):
+    check_identity(Hmt(), graph)
+
+
+@thorough
+@given(
+    source=graphs(),
+    target=graphs(),
+    norms=st.sampled_from(["all", "affine", "none"]),
+    head=st.sampled_from(["same-size", "always", "never"]),
+    matcher=st.sampled_from(["longest-chain", "shuffled-chain", "interval-chain"]),
+)
+def test_laws_with_any_options(source, target, norms, head, matcher):
+    check_laws(Hmt(matcher=matcher, norms=norms, head=head), source, target)
 
 
 # ----------------------------------------------------------------------------------------------------- against misuse

@@ -17,8 +17,8 @@ class Case:
     """An architecture with the facts its layer graph must state.
 
     ``layers`` are the kernel layers in execution order as ``name:kind``; ``edges`` are ``a>b`` for every kernel layer
-    (or ``in``, ``out``) whose result reaches another without passing a third; ``chain`` the layers of the longest chain,
-    None where several tie.
+    (or ``in``, ``out``) whose result reaches another without passing a third; ``chain`` is the layers of the longest
+    chain, None where several tie.
     """
 
     build: Callable[[], nn.Module]

@@ -1,4 +1,4 @@
-"""Traces every architecture of timm and torchvision in one process: ``python -m tests.trace.sweep --out sweep.json``.
+"""Traces every architecture of timm and torchvision in one process: ``python tests/trace/sweep.py --out sweep.json``.
 
 The file is written as it goes, and a run that was stopped goes on where it stopped. The exit code is 1 if one failed.
 """

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cases import case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
-
-from tests.trace.cases import case
 
 IMAGE = (3, 16, 16)
 
@@ -145,7 +145,7 @@ class DataclassInput(nn.Module):
 
 @case(
     "left:linear right:linear head:linear",
-    "in>left in_1>right left>head right>head head>out",
+    "in>right in_1>left left>head right>head head>out",
     example_inputs=lambda: {"right": torch.zeros(1, 3), "left": torch.zeros(1, 2), "scale": 2.0},
 )
 class KeywordInputs(nn.Module):
@@ -157,7 +157,7 @@ class KeywordInputs(nn.Module):
         return self.head(self.left(left) * scale + self.right(right))
 
 
-# --------------------------------------------------------------------------------------------- functions with own weights
+# --------------------------------------------------------------------------------------- functions with own weights
 
 
 @case(
@@ -273,6 +273,7 @@ class SharedTwice(nn.Module):
 @case(
     "body:linear",
     "in>body body>out",
+    chain="body",
     input_size=(9,),
     others="embed:embedding",
     facts={"embed": {"calls": 2}},
@@ -291,8 +292,9 @@ class TiedEmbedding(nn.Module):
 
 
 @case(
-    "bilinear:linear",
+    "bilinear:contraction",
     "in>bilinear in_1>bilinear bilinear>out",
+    chain="bilinear",
     example_inputs=lambda: (torch.zeros(2, 3), torch.zeros(2, 4)),
 )
 class TwoArguments(nn.Module):
@@ -508,6 +510,7 @@ class SelfAttention(nn.Module):
     "attn.q_proj_weight>attn.out_proj attn.k_proj_weight>attn.out_proj attn.v_proj_weight>attn.out_proj "
     "attn.q_proj_weight>out attn.k_proj_weight>out attn.out_proj>out",
     example_inputs=lambda: (torch.zeros(2, 3, 8), torch.zeros(2, 5, 6)),
+    others="attn.in_proj_bias:parameter",
 )
 class CrossAttention(nn.Module):
     """Different widths of queries and keys, and the attention weights are returned too."""
@@ -607,7 +610,7 @@ class Recurrent(nn.Module):
         return self.head(state)
 
 
-# ------------------------------------------------------------------------------------------- reparametrisations of weights
+# ---------------------------------------------------------------------------------------- reparametrisations of weights
 
 
 def _normed(name: str) -> Any:
@@ -642,8 +645,6 @@ class OldStyleNorms(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.wn = weight_norm(nn.Conv2d(3, 4, 3))
@@ -753,7 +754,6 @@ class LayerScales(nn.Module):
 # ------------------------------------------------------------------------------------------------- ways of running code
 
 
-@torch.jit.script
 def swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
@@ -763,9 +763,12 @@ class ScriptedFunction(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and still in many files
+            self.swish = torch.jit.script(swish)
 
     def forward(self, x: Tensor) -> Tensor:
-        return swish(self.b(swish(self.a(x))))
+        return self.swish(self.b(self.swish(self.a(x))))
 
 
 class Straight(torch.autograd.Function):
@@ -826,8 +829,6 @@ class UserHooks(nn.Module):
 class LazyModules(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.conv, self.bn, self.fc = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.LazyLinear(5)
@@ -959,7 +960,7 @@ class StackedExperts(nn.Module):
 
 
 @case(
-    "experts:linear experts_out:linear",
+    "experts:contraction experts_out:contraction",
     "in>experts experts>experts_out experts_out>out",
     chain="experts experts_out",
     input_size=(5, 4),

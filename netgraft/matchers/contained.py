@@ -1,0 +1,141 @@
+"""A target that contains the source: block by block, with the target's extra blocks found and named."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from netgraft.graph import LayerGraph
+from netgraft.plan import Pair, Pairing
+from netgraft.spine import Unit, is_identity_when_zero, layer_signature, signature, spine
+
+DROP_KERNEL = 1.0  # cost of a source layer without a partner; one that stands in a residual block costs less
+EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass its input through
+
+
+@dataclass(frozen=True)
+class Contained:
+    """Units of equal structure in order, the most layers first; extra residual blocks pass their input through.
+
+    Both networks are cut into units (``netgraft.spine``); a monotone alignment by dynamic programming pairs units of
+    equal structure, preferring equal shapes and resolutions, and says which target units are left over. A left-over
+    residual unit takes the weights of a neighbour of equal structure, with the end of its branch set to zero, so that
+    it computes the identity (depth growth as in Net2Net, arXiv:1511.05641).
+    """
+
+    def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        theirs, ours = spine(source), spine(target)
+        steps = _align(source, target, theirs, ours)
+        pairs: list[Pair] = []
+        inserted: list[str] = []
+        zeroed: dict[str, str] = {}
+        notes: list[str] = []
+        taken: set[str] = set()
+
+        def pair_up(a: Unit, b: Unit, why: str) -> None:
+            for there, here in zip(a.layers, b.layers, strict=True):
+                if here not in taken:
+                    taken.add(here)
+                    pairs.append(Pair(there, here, why))
+
+        for i, j in steps:
+            if i is not None and j is not None:
+                pair_up(theirs[i], ours[j], "same place")
+        matched = [(i, j) for i, j in steps if i is not None and j is not None]
+        for i, j in steps:
+            if i is None and j is not None and ours[j].layers:
+                ends = is_identity_when_zero(target, ours[j])
+                like = signature(target, ours[j])
+                donors = [
+                    (-_gain(source, target, theirs[a], ours[j]), abs(j - b), b > j, a)
+                    for a, b in matched
+                    if signature(source, theirs[a]) == like
+                ]
+                name = ours[j].layers[0]
+                if not ends:
+                    notes.append(f"{name} and what follows it has no counterpart and cannot pass its input through")
+                    continue
+                inserted += ours[j].layers
+                zeroed |= dict.fromkeys(ends, "end of an inserted block: zero makes the block the identity")
+                if donors:
+                    pair_up(theirs[min(donors)[-1]], ours[j], "inserted block, weights of its neighbour")
+            elif j is None and i is not None and theirs[i].layers:
+                notes.append(f"{theirs[i].layers[0]} of the source has no place in the target")
+        pairs.sort(key=lambda pair: list(target.layers).index(pair.target))
+        unpaired = {layer.name: "no counterpart in the source" for layer in target.kernels() if layer.name not in taken}
+        return Pairing(tuple(pairs), unpaired, tuple(inserted), zeroed, tuple(notes))
+
+
+def _align(
+    source: LayerGraph, target: LayerGraph, theirs: tuple[Unit, ...], ours: tuple[Unit, ...]
+) -> list[tuple[int | None, int | None]]:
+    """The best monotone alignment: (i, j) for a match, (None, j) for an extra target unit, (i, None) for a dropped one."""
+    kinds = [[signature(graph, unit) for unit in units] for graph, units in ((source, theirs), (target, ours))]
+    m, n = len(theirs), len(ours)
+    drop = [_drop_cost(source, unit) for unit in theirs]
+    extra = [_extra_cost(target, unit) for unit in ours]
+    best = [[0.0] * (n + 1) for _ in range(m + 1)]
+    for i in range(m):
+        best[i + 1][0] = best[i][0] - drop[i]
+    for j in range(n):
+        best[0][j + 1] = best[0][j] - extra[j]
+    gains: dict[tuple[int, int], float] = {}
+    for i in range(m):
+        for j in range(n):
+            score = max(best[i][j + 1] - drop[i], best[i + 1][j] - extra[j])
+            if kinds[0][i] == kinds[1][j]:
+                gains[i, j] = _gain(source, target, theirs[i], ours[j])
+                score = max(score, best[i][j] + gains[i, j])
+            best[i + 1][j + 1] = score
+    # From the end back: an extra unit is preferred over a match of equal score, so matches come early in a stage.
+    steps: list[tuple[int | None, int | None]] = []
+    i, j = m, n
+    while i or j:
+        if j and math.isclose(best[i][j], best[i][j - 1] - extra[j - 1], abs_tol=1e-9):
+            j -= 1
+            steps.append((None, j))
+        elif (
+            i
+            and j
+            and (i - 1, j - 1) in gains
+            and math.isclose(best[i][j], best[i - 1][j - 1] + gains[i - 1, j - 1], abs_tol=1e-9)
+        ):
+            i, j = i - 1, j - 1
+            steps.append((i, j))
+        else:
+            i -= 1
+            steps.append((i, None))
+    return steps[::-1]
+
+
+def _kernels(graph: LayerGraph, unit: Unit) -> int:
+    return sum(graph.layers[name].is_kernel for name in unit.layers)
+
+
+def _drop_cost(graph: LayerGraph, unit: Unit) -> float:
+    if not unit.layers:
+        return 0.02
+    residual = bool(is_identity_when_zero(graph, unit))
+    return (0.3 if residual else DROP_KERNEL) * (0.2 + _kernels(graph, unit))
+
+
+def _extra_cost(graph: LayerGraph, unit: Unit) -> float:
+    if not unit.layers:
+        return 0.02
+    return 0.0 if is_identity_when_zero(graph, unit) else EXTRA_KERNEL * (0.2 + _kernels(graph, unit))
+
+
+def _gain(source: LayerGraph, target: LayerGraph, a: Unit, b: Unit) -> float:
+    """The layers gained by matching two units of equal structure, less what their sizes differ by."""
+    value = 0.2 + _kernels(source, a)
+    if not a.layers:
+        return 0.1 - (0.05 if a.exit.shape[2:] != b.exit.shape[2:] else 0.0)
+    resolution = 0.0 if a.exit.shape[2:] == b.exit.shape[2:] else 0.2
+    ratios = []
+    for there, here in zip(a.layers, b.layers, strict=True):
+        one, other = source.layers[there], target.layers[here]
+        if layer_signature(one) != layer_signature(other):
+            return -math.inf
+        ratios += [abs(math.log(x / y)) for x, y in zip(one.shape, other.shape, strict=True) if x and y]
+    size = sum(ratios) / len(ratios) if ratios else 0.0
+    return value - value * min(0.3, 0.1 * size) - resolution

@@ -1,0 +1,122 @@
+"""A network as a sequence of units: the steps every path from input to output goes through, and what lies between them.
+
+A residual block, an attention branch with its addition, a squeeze-and-excitation gate, a single convolution of a plain
+chain: each is one unit. Units are what can be left out, put in, or matched as a whole. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from netgraft.graph import Layer, LayerGraph, Node
+
+PASSING = frozenset(
+    {"dropout", "native_dropout", "clone", "contiguous", "alias", "view", "_unsafe_view", "reshape"}
+) | {
+    "permute",
+    "transpose",
+    "expand",
+    "slice",
+    "roll",
+    "squeeze",
+    "unsqueeze",
+    "constant_pad_nd",
+}
+"""Operations that only move numbers: what is zero before is zero after."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The nodes after one step that every path goes through, up to and including the next such step."""
+
+    entry: str | None  # the step before; None at the input
+    nodes: tuple[Node, ...]  # in execution order; the last is the step itself
+    layers: tuple[str, ...]  # names of the layers in it, raw parameters included, in order of use
+
+    @property
+    def exit(self) -> Node:
+        return self.nodes[-1]
+
+
+def spine(graph: LayerGraph) -> tuple[Unit, ...]:
+    """The units of a graph in order. What neither feeds the output nor is fed by the input and used is left out.
+
+    A node is a step of every path if no edge of the data flow jumps over it in execution order. Parameters, and layers
+    that the input does not reach (tables of positions), belong to the unit that stands around them.
+    """
+    nodes = [node for node in graph.nodes if node.id in graph.to_output]
+    last_use = dict.fromkeys((node.id for node in nodes), -1)
+    for place, node in enumerate(nodes):
+        for source in node.inputs:
+            if source in last_use:
+                last_use[source] = place
+    units: list[Unit] = []
+    pending: list[Node] = []
+    entry: str | None = None
+    furthest = -1
+    for place, node in enumerate(nodes):
+        pending.append(node)
+        if node.id not in graph.from_input:
+            continue
+        if furthest <= place:  # nothing from before is read after this node
+            names = dict.fromkeys(n.layer for n in pending if n.layer is not None)
+            units.append(Unit(entry, tuple(pending), tuple(names)))
+            entry, pending = node.id, []
+        furthest = max(furthest, last_use[node.id])
+    return tuple(units)
+
+
+def signature(graph: LayerGraph, unit: Unit) -> Hashable:
+    """What a unit does, whatever its sizes and names: equal for units that can stand for one another."""
+    place = {node.id: i for i, node in enumerate(unit.nodes)}
+    steps = []
+    for node in unit.nodes:
+        sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
+        layer = graph.layers[node.layer] if node.layer is not None else None
+        steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
+    return tuple(steps)
+
+
+def layer_signature(layer: Layer) -> Hashable:
+    """What kind of layer it is: its kind, whether it is grouped, its stride, the roles of its tensors."""
+    grouped = "dense" if layer.groups == 1 else "depthwise" if layer.shape[1:2] == (1,) else "grouped"
+    return layer.kind, grouped, layer.stride, len(layer.shape), tuple(sorted(layer.tensors))
+
+
+def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:
+    """The layers to set to zero so that a residual unit passes its entry through; empty if there are none.
+
+    The unit must end by adding its entry to a branch. The end of the branch is its last norm (gamma and beta), its last
+    layer-scale parameter, or its last kernel with its bias: Net2Net's identity insertion (arXiv:1511.05641) for blocks.
+    """
+    if unit.exit.op != "add" or unit.entry is None or unit.entry not in unit.exit.inputs:
+        return ()
+    branches = [source for source in unit.exit.inputs if source != unit.entry]
+    inside = {node.id: node for node in unit.nodes}
+    if len(branches) != 1 or branches[0] not in inside:
+        return ()
+    return tuple(_ends(graph, inside, inside[branches[0]]))
+
+
+def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[str]:
+    while True:
+        if node.op == "layer" and node.layer is not None:
+            layer = graph.layers[node.layer]
+            if layer.calls == 1 and (layer.is_norm or layer.is_kernel) and "weight" in layer.tensors:
+                yield node.layer
+            return
+        sources = [inside[source] for source in node.inputs if source in inside]
+        if node.op == "mul":
+            scales = [source for source in sources if source.op == "parameter" and source.layer is not None]
+            if scales:
+                yield scales[0].layer or ""
+                return
+            full = [source for source in sources if source.shape == node.shape]
+            if not full:
+                return
+            node = full[0]
+        elif node.op in PASSING and len(node.inputs) == 1 and sources:
+            node = sources[0]
+        else:
+            return
