@@ -44,8 +44,8 @@ def longest_chain(graph: LayerGraph, *, gates: bool = True, weight: Weight = "la
     """The path with the most kernel layers from an input to an output, by dynamic programming in O(V + E).
 
     Equally long paths are told apart by the number of all layers on them, then by the number of their weights, then by
-    execution order, so the answer never depends on chance; ``ties`` says how many there were. A graph without a kernel
-    layer between input and output gives an empty chain.
+    execution order (where two paths meet, the one whose last step ran first), so the answer never depends on chance;
+    ``ties`` says how many there were. A graph without a kernel layer between input and output gives an empty chain.
 
     ``gates=False`` leaves out what only scales the feature maps of the chain (``netgraft.gates``). ``weight="params"``
     takes the path whose kernel layers hold the most parameters; a layer called twice counts twice.

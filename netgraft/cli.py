@@ -17,7 +17,7 @@ from netgraft import __version__, plugins
 from netgraft.errors import UnknownName, UsageError
 from netgraft.report import streams
 from netgraft.report.progress import progress
-from netgraft.report.text import safe
+from netgraft.report.text import safe, size_text
 
 if TYPE_CHECKING:
     from netgraft.transfer import Planned, Side
@@ -243,7 +243,7 @@ class ChainWeight(StrEnum):
 @command(
     "netgraft inspect-chains examples/my_arch.py",
     "netgraft inspect-chains resnet50 vgg11 --format json",
-    "netgraft inspect-chains examples/*.py --lock netgraft.lock.json",
+    "netgraft inspect-chains examples/my_arch.py examples/resnet8.py --lock netgraft.lock.json",
     "netgraft inspect-chains --check netgraft.lock.json",
     "netgraft inspect-chains --check netgraft.lock.json --update",
 )
@@ -476,8 +476,8 @@ def _show_result(planned: Planned, target: Side, output: Path, every_tensor: boo
         return
     _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
     _print(ledger.notes(provenance))
-    size, name = output.stat().st_size, shlex.quote(str(output))
-    _print(["", safe(f"wrote {output} ({size:,} bytes); its ledger: netgraft show {name}"), ""])
+    size = size_text(output.stat().st_size)
+    _print(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}"), ""])
     _print(ledger.how_to_load(str(output), planned.target.reference, target.args))
 
 

@@ -41,7 +41,7 @@ class UnknownName(UsageError):
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         if not hint and close:
             hint = f"Did you mean {' or '.join(close)}?"
-        elif not hint and 0 < len(known) <= 20:
+        elif not hint and 0 < len(known) <= 40:
             hint = f"Known: {', '.join(sorted(known))}."
         super().__init__(f"Unknown {kind} {name!r}.", where=where, hint=hint)
         self.name = name

@@ -260,8 +260,12 @@ class _Reader:
             self.fail(model, "was inspected in a way that this netgraft does not know")
         args = self.names(found["args"], f"{model}: args")
         layers = self.mapping(found["layers"], f"{model}: layers")
-        for name, known in layers.items():
-            self.mapping(known, f"{model}: layer {name}", {"kind", "shape", "tensors"})
+        for name, layer in layers.items():
+            where = f"{model}: layer {name}"
+            self.mapping(layer, where, {"kind", "shape", "tensors"})
+            self.all(layer["shape"], f"{where}: shape", lambda n: type(n) is int)
+            self.names([layer["kind"]], f"{where}: kind")
+            self.names(layer["tensors"], f"{where}: tensors")
         edges = [tuple(self.names(pair, f"{model}: edges")) for pair in self.all(found["edges"], f"{model}: edges")]
         chain = self.names(found["chain"], f"{model}: chain")
         known = {*layers, *(end for edge in edges for end in edge if end.startswith("("))}

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from netgraft.errors import PlanError
-from netgraft.graph import Shape, to_jsonable
+from netgraft.graph import LayerGraph, Shape, Slot, to_jsonable
 
 VERSION = 1
 
@@ -168,6 +168,31 @@ class Plan:
             )
         except (KeyError, TypeError) as error:
             raise PlanError("This is not a netgraft plan.", where=repr(error)) from error
+
+
+def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step, ...], why: str) -> list[Move]:
+    """One move per key of a target tensor: tied weights have several."""
+    return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in (slot.key, *slot.aliases)]
+
+
+def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, str], otherwise: str) -> list[Kept]:
+    """Every key of ``graph`` without a move, once, with the reason given for it, for its layer, or ``otherwise``."""
+    decided = {move.key for move in moves}
+    kept: list[Kept] = []
+    slots = [(slot, name) for name, layer in graph.layers.items() for slot in layer.tensors.values()]
+    for slot, name in [*slots, *((slot, "") for slot in graph.loose.values())]:
+        if slot.key in decided:
+            continue
+        decided.update((slot.key, *slot.aliases))
+        if not name:
+            default = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
+        elif graph.layers[name].kind == "parameter":
+            default = "used directly by the model's code, not a layer"
+        else:
+            default = otherwise
+        why = reasons.get(slot.key) or reasons.get(name) or default
+        kept += [Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases)]
+    return kept
 
 
 def numel(shape: Shape) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from netgraft.graph import Layer, LayerGraph, Node
+from netgraft.plan import numel
 
 PASSING = frozenset(
     {"dropout", "native_dropout", "clone", "contiguous", "alias", "view", "_unsafe_view", "reshape"}
@@ -120,3 +121,29 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             node = sources[0]
         else:
             return
+
+
+def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None:
+    """(layer, start, count): the output rows that become the queries of a ``scaled_dot_product_attention`` node.
+
+    Followed back through reshapes and the choice of one of q, k, v; None where something else lies between.
+    """
+    node = graph.by_id[attention]
+    if node.op != "scaled_dot_product_attention":
+        return None
+    part, parts = 0, 1
+    current = graph.by_id[str(node.facts["args"][0]).removeprefix("%")]
+    while current.op != "layer":
+        if current.op == "getitem":
+            before = graph.by_id[current.inputs[0]]
+            if before.op not in ("unbind", "chunk", "split", "split_with_sizes"):
+                return None
+            whole = graph.by_id[before.inputs[0]].shape
+            part, parts = current.facts["args"][1], numel(whole) // numel(current.shape)
+        elif current.op not in PASSING or len(current.inputs) != 1:
+            return None
+        current = graph.by_id[current.inputs[0]]
+    if current.layer is None or graph.layers[current.layer].kind != "linear":
+        return None
+    rows = graph.layers[current.layer].shape[0] // parts
+    return current.layer, part * rows, rows

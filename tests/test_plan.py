@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netgraft.errors import PlanError
-from netgraft.plan import EXACT, FATES, INTERPOLATED, KEPT, STACKED, Kept, Move, Pair, Pairing, Plan, Step, numel
+from netgraft.plan import EXACT, FATES, INTERPOLATED, KEPT, SET, STACKED, Kept, Move, Pair, Pairing, Plan, Step, numel
 
 KEYS = ["conv.weight", "conv.bias", "fc.weight"]
 
@@ -91,7 +91,7 @@ def test_coverage_counts_elements_of_the_target():
         ],
         [kept("e", (10,)), kept("f", (0, 3))],
     )
-    assert made.coverage() == {EXACT: 7, INTERPOLATED: 25, STACKED: 8, KEPT: 10}
+    assert made.coverage() == {EXACT: 7, INTERPOLATED: 25, STACKED: 8, SET: 0, KEPT: 10}
     assert tuple(plan().coverage()) == FATES
 
 

@@ -9,7 +9,7 @@ from netgraft.errors import CorruptFile, OutputError
 from netgraft.plan import Kept, Move, Pair, Pairing, Plan, Step
 from netgraft.report import ledger, streams
 from netgraft.report.progress import progress
-from netgraft.report.text import percent, safe, shape_text, some, table
+from netgraft.report.text import percent, safe, shape_text, size_text, some, table
 
 CYCLIC = (Step("cyclic", {"dim": 0, "size": 6}), Step("cyclic", {"dim": 1, "size": 5}))
 PLAN = Plan(
@@ -108,6 +108,7 @@ def test_tables():
     name = "x" * 500
     assert name in table(("name",), [(name,)])[1]
     assert shape_text(()) == "1"
+    assert [size_text(n) for n in (9, 1000, 1_440_000, 5 * 10**9)] == ["9 bytes", "1.0 kB", "1.4 MB", "5.0 GB"]
     assert some(["a", "b", "c", "d"]) == "a, b, c and 1 more"
     assert safe("a\x1b[0m\nb\u202e\ud800é") == "a�[0m�b��é"
 

@@ -23,7 +23,7 @@ from netgraft.plan import Plan
 from netgraft.trace import trace
 from netgraft.transfer import Side, make_plan, source_share, transfer
 
-ROOT = Path(netgraft.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 MY_ARCH = ROOT / "examples" / "my_arch.py"
 NETS = """
     from torch import nn

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
 from netgraft.chain import Chain, longest_chain
 from netgraft.graph import Layer, LayerGraph, Shape, Slot, same_wiring
-from netgraft.plan import Kept, Move, Pair, Pairing, Step
+from netgraft.plan import Kept, Move, Pair, Pairing, Step, keep_rest, moves_to
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
@@ -64,11 +63,12 @@ class Hmt:
                     reasons[slot.key] = steps
                 else:
                     decided.add(slot.key)
-                    moves += _moves(there.tensors[role], slot, steps, pair.why)
+                    moves += moves_to(slot, there.tensors[role].key, there.tensors[role].shape, steps, pair.why)
         for theirs, ours in loose:
             if theirs.shape == ours.shape:
-                moves += _moves(theirs, ours, (), "same architecture")
-        return pairing, moves, list(_kept(target, moves, reasons | _unpaired(pairing, target)))
+                moves += moves_to(ours, theirs.key, theirs.shape, (), "same architecture")
+        reasons |= {name: reason for name, reason in pairing.unpaired.items() if name in target.layers}
+        return pairing, moves, keep_rest(target, moves, reasons, "follows no transferred layer on the chain")
 
     def _same_backbone(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
         """All layers one to one, if the two architectures differ in nothing but the size of the head."""
@@ -179,33 +179,3 @@ def _followers(chain: Chain) -> dict[str, tuple[str, ...]]:
     for name, norms in zip(chain.layers, chain.followers, strict=True):
         followers.setdefault(name, norms)
     return followers
-
-
-def _moves(source: Slot, target: Slot, steps: tuple[Step, ...], why: str) -> list[Move]:
-    """One move per key of the target tensor: tied weights have several."""
-    keys = (target.key, *target.aliases)
-    return [Move(key, source.key, target.shape, source.shape, steps, why) for key in keys]
-
-
-def _unpaired(pairing: Pairing, target: LayerGraph) -> dict[str, str]:
-    """Reasons of the pairing for layers of the target, by layer name."""
-    return {name: reason for name, reason in pairing.unpaired.items() if name in target.layers}
-
-
-def _kept(target: LayerGraph, moves: list[Move], reasons: dict[str, str]) -> Iterator[Kept]:
-    """Every key without a move, once, with the reason found for it, for its layer, or for its kind."""
-    decided = {move.key for move in moves}
-    for name, layer in target.layers.items():
-        default = {
-            "parameter": "used directly by the model's code, not a layer of a chain",
-            "embedding": "an embedding is not a layer of a chain",
-        }.get(layer.kind, "follows no transferred layer on the chain")
-        for slot in layer.tensors.values():
-            if slot.key not in decided:
-                why = reasons.get(slot.key) or reasons.get(name) or default
-                decided.update((slot.key, *slot.aliases))
-                yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases))
-    for slot in target.loose.values():
-        why = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
-        if slot.key not in decided:
-            yield from (Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases))

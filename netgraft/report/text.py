@@ -47,3 +47,11 @@ def percent(part: int, whole: int) -> str:
         return "100.0 %" if part and part == whole else "0.0 %"
     share = 100 * part / whole
     return "<0.1 %" if share < 0.05 else ">99.9 %" if share >= 99.95 else f"{share:.1f} %"
+
+
+def size_text(size: int) -> str:
+    """Bytes as files are listed: 1,500,000 as 1.5 MB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"

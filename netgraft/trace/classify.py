@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-
-from netgraft.trace.recorder import Operand, Operation
 
 LINEAR = frozenset({"linear", "addmm", "mm", "bmm", "baddbmm", "_addmm_activation", "addmv", "mv"})
 """Matrix products; their last two tensors are multiplied."""
@@ -30,6 +29,26 @@ NORMS = {
 }
 REDUCTIONS = frozenset({"mean", "var", "std", "var_mean", "linalg_vector_norm", "norm", "amax"})
 PRELU = frozenset({"prelu", "_prelu_kernel"})
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument of an operation."""
+
+    shape: tuple[int, ...]
+    params: frozenset[str]  # parameter keys, if it was computed from nothing but parameters and constants
+    inside: bool  # made earlier in the same group
+    flipped: bool  # a matrix whose columns, not rows, lie together in memory
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One ATen operation."""
+
+    name: str
+    operands: tuple[Operand, ...]
+    args: tuple[Any, ...]  # tensors replaced by None
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from netgraft.graph import LayerGraph
 from netgraft.trace.inputs import Example, fixed_chance
-from netgraft.trace.recorder import Recorder, as_plain
-from netgraft.trace.reduce import not_layers, reduce_graph
+from netgraft.trace.recorder import Recorder
+from netgraft.trace.reduce import reduce_graph
+from netgraft.trace.shortcuts import Shortcuts
+from netgraft.trace.structure import tensors_in
 
 
 def trace_on(build: Callable[[], nn.Module], inputs: tuple[Any, ...] | Example, device: str) -> LayerGraph:
@@ -39,15 +40,24 @@ def record(
     be a model that ``build`` just made. After ``deadline``, in terms of ``time.monotonic``, TimeoutError is raised.
     """
     example = inputs if isinstance(inputs, Example) else Example(inputs)
-    graph, module = _record_once(module or build_on(build, device), example, device, frozenset(), deadline)
-    if loose := not_layers(graph, module):
-        graph, module = _record_once(build_on(build, device), example, device, loose, deadline)
-    return graph, module
+    module = (module or build_on(build, device)).eval()
+    if any(is_lazy(p) for p in itertools.chain(module.parameters(), module.buffers())):
+        run(module, example, device)  # lazy layers learn their shapes in a first pass
+    module.requires_grad_(False)
+    args, kwargs = example.on(device)
+    recorder = Recorder(module, deadline)
+    for i, tensor in enumerate(tensors_in((args, kwargs))):
+        recorder.placeholder(f"input_{i}" if i else "input", tensor)
+    with calm(device), recorder.recording():
+        result = module(*args, **kwargs)
+    recorder.finish(result)
+    return recorder.graph, module
 
 
 def build_on(build: Callable[[], nn.Module], device: str) -> nn.Module:
     """A fresh model on ``device``; the same one each time."""
-    with torch.device(device), fixed_chance():
+    shortcuts = Shortcuts() if device == "meta" else nullcontext()
+    with torch.device(device), fixed_chance(), shortcuts:
         return build()
 
 
@@ -56,25 +66,6 @@ def run(module: nn.Module, example: Example, device: str) -> Any:
     args, kwargs = example.on(device)
     with calm(device):
         return module(*args, **kwargs)
-
-
-def _record_once(
-    module: nn.Module, example: Example, device: str, ungrouped: frozenset[str], deadline: float | None
-) -> tuple[fx.Graph, nn.Module]:
-    module.eval()
-    if any(is_lazy(p) for p in itertools.chain(module.parameters(), module.buffers())):
-        run(module, example, device)  # lazy layers learn their shapes in a first pass
-    module.requires_grad_(False)
-    args, kwargs = example.on(device)
-    recorder = Recorder(module, ungrouped, deadline)
-    names = (f"input_{i}" if i else "input" for i in itertools.count())
-    for leaf in tree_leaves(as_plain((args, kwargs))):
-        if isinstance(leaf, Tensor):
-            recorder.placeholder(next(names), leaf)
-    with calm(device), recorder.recording():
-        result = module(*args, **kwargs)
-    recorder.finish(result)
-    return recorder.graph, module
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from netgraft.trace.structure import dashed, map_tensors, tensors_in
+
 IMAGE_SIZES = (224, 32, 64, 28, 96, 128, 16, 48, 256, 299, 384, 512, 8)
 SIGNAL_SIZES = (224, 16, 64, 128, 1024, 4096, 16000)
 VOLUME_SIZES = ((16, 112, 112), (16, 16, 16), (32, 32, 32), (8, 64, 64))
@@ -52,7 +54,7 @@ class Example:
         return map_tensors(copy, self.args), map_tensors(copy, dict(self.kwargs))
 
     def __str__(self) -> str:
-        shapes = [dashed(t.shape) for t in _tensors((self.args, dict(self.kwargs)))]
+        shapes = [dashed(t.shape) for t in tensors_in((self.args, dict(self.kwargs)))]
         return " and ".join(shapes) or "no tensors"
 
 
@@ -95,33 +97,6 @@ def fixed_chance() -> Iterator[None]:
             yield
         finally:
             random.setstate(before)
-
-
-def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
-    """``structure`` with ``function`` applied to every tensor in its tuples, lists, dicts and dataclasses."""
-    if isinstance(structure, Tensor):
-        return function(structure)
-    if dataclasses.is_dataclass(structure) and not isinstance(structure, type):
-        fields = [f.name for f in dataclasses.fields(structure) if f.init]
-        return dataclasses.replace(structure, **{n: map_tensors(function, getattr(structure, n)) for n in fields})
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(map_tensors(function, item) for item in structure))
-    if type(structure) in (tuple, list):
-        return type(structure)(map_tensors(function, item) for item in structure)
-    if isinstance(structure, dict):
-        return {key: map_tensors(function, value) for key, value in structure.items()}
-    return structure
-
-
-def dashed(shape: tuple[int, ...]) -> str:
-    """2x3x224x224."""
-    return "x".join(map(str, shape))
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, structure)  # type: ignore[func-returns-value]
-    return found
 
 
 def needed_inputs(module: nn.Module) -> list[str]:

@@ -4,17 +4,15 @@ Symbolic tracing follows code; it stops at a shape-dependent ``if`` and hides wh
 the real forward pass (on the meta device it costs no arithmetic and no memory) and sees every ATen operation. It
 groups operations into one node where a reader would: the call of a module that owns a kernel (``call_module``) and the
 call of a function such as ``F.linear`` (``call_function``). Everything else is one node per ATen operation.
-
-Data flow is recognised by tensor identity; in-place writes are found through the storage they change.
 """
 
 from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
@@ -22,8 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from netgraft.trace import shortcuts
+from netgraft.trace.classify import Operand, Operation, classify
+from netgraft.trace.flow import Flow, Producer, Value
+from netgraft.trace.slots import is_one_layer, own_parameters
+from netgraft.trace.structure import first_shape, map_leaves, tensors_in
 
 GROUPED_FUNCTIONS = (
     *((F, name) for name in ("linear", "embedding", "interpolate", "scaled_dot_product_attention")),
@@ -32,6 +35,7 @@ GROUPED_FUNCTIONS = (
     (torch, "einsum"),
 )
 """Functions recorded as one node instead of the operations they decompose into; calls go through these namespaces."""
+
 MATRIX_PRODUCTS = ((torch, "matmul"), (Tensor, "matmul"), (Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
 """Functions recorded as one node where a parameter is multiplied with something that is none."""
 
@@ -44,43 +48,19 @@ SHAPE_ONLY = frozenset(
 )
 """Operations whose result does not depend on the values of their argument."""
 
-
-@dataclass
-class Producer:
-    """Where a tensor came from; ``node`` is filled in when a group that is still running has ended."""
-
-    node: fx.Node | None = None
-    layer: bool = False  # a layer: what comes out is an activation, even where only parameters went in
+PLAIN = (int, float, bool, str, complex, slice, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
 @dataclass(frozen=True)
-class Value:
-    """What is known about a live tensor."""
+class Event:
+    """One ATen operation that ran."""
 
-    producer: Producer | None  # None: a constant the forward pass made, or a buffer
-    output: int | None = None  # index where the producer returns several tensors
-    params: frozenset[str] = frozenset()  # parameter keys, if computed from nothing but parameters and constants
-    time: int = 0
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A tensor argument of an operation inside a group, as the classifier wants to see it."""
-
-    shape: tuple[int, ...]
-    params: frozenset[str]
-    inside: bool  # made earlier in the same group
-    flipped: bool  # a matrix whose columns, not rows, lie together in memory
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One ATen operation inside a group."""
-
-    name: str
-    operands: tuple[Operand, ...]
-    args: tuple[Any, ...]  # tensors replaced by None
-    shape: tuple[int, ...]
+    func: Any
+    args: Any
+    kwargs: Any
+    inputs: list[tuple[Tensor, Value]]  # what was known of its tensors before
+    result: Any
+    time: int
 
 
 @dataclass
@@ -89,33 +69,32 @@ class Group:
 
     kind: str  # "call_module" or "call_function"
     target: Any  # module path or function
-    args: Any  # as they stand in the fx graph
+    args: Any
     kwargs: Any
-    in_shape: tuple[int, ...]
+    node_args: Any = None  # args and kwargs as they stand in the fx graph
+    node_kwargs: Any = None
+    in_shape: tuple[int, ...] = ()
+    result: Any = None
     producer: Producer = field(default_factory=Producer)
     inputs: dict[fx.Node, None] = field(default_factory=dict)  # what the operations read from outside, in order of use
     operations: list[Operation] = field(default_factory=list)
+    events: list[Event | Group] = field(default_factory=list)  # what happened, should it turn out to be no layer
 
 
 class Recorder(TorchDispatchMode):
     """Records the operations of ``module``'s forward pass into ``graph``."""
 
-    def __init__(
-        self, module: nn.Module, ungrouped: frozenset[str] = frozenset(), deadline: float | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, deadline: float | None = None) -> None:
         super().__init__()
-        self.deadline = deadline
+        self.module = module
+        self.deadline = deadline  # in terms of time.monotonic; TimeoutError afterwards
         self.graph = fx.Graph()
-        self.values = WeakTensorKeyDictionary()
-        self.writes: dict[int, list[Value]] = {}  # storage -> in-place writes to it, in order
+        self.flow = Flow(module)
         self.group: Group | None = None
-        self.clock = 0
+        self.inner: Group | None = None  # a function call inside a module's group
         self.constants = WeakTensorKeyDictionary()
-        self.paths = {id(m): path for path, m in module.named_modules()}
-        self.grouped = {id(m) for path, m in module.named_modules() if path not in ungrouped and is_one_layer(m)}
-        self.parameter_keys = {id(p): key for key, p in module.named_parameters()}
-        self.buffer_keys = {id(b): key for key, b in module.named_buffers()}
-        self.parameter_nodes: dict[str, fx.Node] = {}
+        self.paths = {id(m): path for path, m in module.named_modules() if is_one_layer(m)}
+        self.attributes: dict[str, fx.Node] = {}
 
     # -- what the caller does ------------------------------------------------------------------------------------
 
@@ -123,7 +102,7 @@ class Recorder(TorchDispatchMode):
         """Declare ``tensor`` an input of the model."""
         node = self.graph.placeholder(name)
         node.meta["shape"] = tuple(tensor.shape)
-        self.values[tensor] = Value(Producer(node))
+        self.flow.values[tensor] = Value(Producer(node))
 
     def finish(self, result: Any) -> None:
         """Declare ``result``, any structure with tensors in it, the model's output."""
@@ -134,22 +113,24 @@ class Recorder(TorchDispatchMode):
         """Record everything that runs inside."""
         original = nn.Module.__call__
 
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self.group is not None or id(module) not in self.grouped:
+        def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.group is not None or id(module) not in self.paths:
                 return original(module, *args, **kwargs)
-            return self.run_group("call_module", self.paths[id(module)], partial(original, module), args, kwargs)
+            return self._run_module(module, partial(original, module), args, kwargs)
 
-        def grouped(function: Any, only_weights: bool = False) -> Any:
+        def grouped(function: Callable[..., Any], only_weights: bool) -> Callable[..., Any]:
             @wraps(function)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if self.group is not None or (only_weights and not self._multiplies_weight(args)):
+            def call_function(*args: Any, **kwargs: Any) -> Any:
+                if self.inner is not None or (self.group is not None and self.group.kind == "call_function"):
                     return function(*args, **kwargs)
-                return self.run_group("call_function", function, function, args, kwargs)
+                if only_weights and not self._multiplies_weight(args):
+                    return function(*args, **kwargs)
+                return self._run_function(function, args, kwargs)
 
-            return call
+            return call_function
 
         with ExitStack() as patches:
-            patches.enter_context(patch(nn.Module, "__call__", call))
+            patches.enter_context(patch(nn.Module, "__call__", call_module))
             for owner, name in (*GROUPED_FUNCTIONS, *MATRIX_PRODUCTS):
                 only_weights = (owner, name) in MATRIX_PRODUCTS
                 patches.enter_context(patch(owner, name, grouped(getattr(owner, name), only_weights)))
@@ -158,180 +139,191 @@ class Recorder(TorchDispatchMode):
 
     # -- groups --------------------------------------------------------------------------------------------------
 
-    def run_group(self, kind: str, target: Any, function: Any, args: Any, kwargs: Any) -> Any:
-        """Run ``function(*args, **kwargs)`` and record it as one node."""
-        # Arguments are looked up first: an in-place operation inside the group would change what they stand for.
-        self.group = group = Group(
-            kind, target, self._arguments(args), self._arguments(kwargs), self._data_shape((args, kwargs))
-        )
+    def _run_module(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        group = self._open(Group("call_module", self.paths[id(module)], args, kwargs))
         try:
-            result = function(*args, **kwargs)
+            group.result = function(*args, **kwargs)
         finally:
             self.group = None
-        if group.operations:
-            node = self.graph.create_node(kind, target, group.args, group.kwargs)
-            self._annotate(node, group.inputs, group.operations, group.in_shape, result)
-            outside = [operand.params for op in group.operations for operand in op.operands if not operand.inside]
-            group.producer.layer = kind == "call_module" or not all(outside)
-            group.producer.node = node
-            node.meta["params"] = frozenset() if group.producer.layer else frozenset().union(*outside)
+        own = frozenset(self.flow.parameter_keys[id(p)] for _, p in own_parameters(module))
+        if group.operations and classify(group.operations, own, module) is None:
+            self._ungroup(group)
+        else:
+            self._close(group)
+        return group.result
+
+    def _run_function(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.group is not None:
+            self.inner = Group("call_function", function, args, kwargs)
+            self.group.events.append(self.inner)
+            try:
+                self.inner.result = result = function(*args, **kwargs)
+            finally:
+                self.inner = None
+            return result
+        group = self._open(Group("call_function", function, args, kwargs))
+        try:
+            group.result = function(*args, **kwargs)
+        finally:
+            self.group = None
+        self._close(group)
+        return group.result
+
+    def _open(self, group: Group) -> Group:
+        # Arguments are looked up first: an in-place operation inside the group would change what they stand for.
+        group.node_args, group.node_kwargs = self._arguments(group.args), self._arguments(group.kwargs)
+        tensors = tensors_in((group.args, group.kwargs))
+        data = (t for t in tensors if not self.flow.value(t).params)
+        group.in_shape = tuple(next(data, tensors[0]).shape) if tensors else ()
+        self.group = group
+        return group
+
+    def _close(self, group: Group) -> None:
+        if not group.operations:
+            return
+        node = self.graph.create_node(group.kind, group.target, group.node_args, group.node_kwargs)
+        self._annotate(node, group.inputs, group.operations, group.in_shape, group.result)
+        outside = [operand.params for op in group.operations for operand in op.operands if not operand.inside]
+        group.producer.layer = group.kind == "call_module" or not all(outside)
+        group.producer.node = node
+        group.events = []
+        node.meta["params"] = frozenset() if group.producer.layer else frozenset().union(*outside)
+
+    def _ungroup(self, group: Group) -> None:
+        """Record one by one what was recorded as a group that is no layer."""
+        self.flow.forget_writes(group.producer)
+        for event in group.events:
+            if isinstance(event, Event):
+                self._write_down(self._again(event, group))
+                continue
+            again = self._open(Group(event.kind, event.target, event.args, event.kwargs))
+            for part in event.events:
+                if isinstance(part, Event):
+                    self._write_down(self._again(part, group))
+            self.group = None
+            again.result = event.result
+            self._close(again)
+
+    def _again(self, event: Event, group: Group) -> Event:
+        """``event`` with what is now known of the tensors that were made inside ``group``."""
+        inputs = [(t, self.flow.value(t) if v.producer is group.producer else v) for t, v in event.inputs]
+        return Event(event.func, event.args, event.kwargs, inputs, event.result, event.time)
+
+    def _multiplies_weight(self, args: Any) -> bool:
+        weights = [bool(self.flow.value(arg).params) for arg in args if isinstance(arg, Tensor)]
+        return any(weights) and not all(weights)
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False keeps PyTorch from importing its compiler, which takes as long as all of tracing."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TimeoutError("the time limit of the forward pass ended")
+        inputs = [(tensor, self.flow.value(tensor)) for tensor in tensors_in((args, kwargs))]
+        result = shortcuts.call(func, args, kwargs)
+        self.flow.clock += 1
+        event = Event(func, args, kwargs, inputs, result, self.flow.clock)
+        if self.group is not None and self.group.kind == "call_module":
+            (self.inner or self.group).events.append(event)
+        self._write_down(event)
         return result
 
-    def _data_shape(self, structure: Any) -> tuple[int, ...]:
-        """Shape of the first tensor that is no parameter, () without one."""
-        tensors = [leaf for leaf in tree_iter(as_plain(structure)) if isinstance(leaf, Tensor)]
-        return next((tuple(t.shape) for t in tensors if not self._value(t).params), first_shape(tensors))
+    def _write_down(self, event: Event) -> None:
+        outputs = tensors_in(event.result)
+        schema = event.func._schema
+        if not outputs and not schema.is_mutable:
+            return
+        flow, group = self.flow, self.group
+        deps = [(tensor, value, flow.writers(tensor, value)) for tensor, value in event.inputs]
+        if schema.name in SHAPE_ONLY or not any(v.producer or v.params or writers for _, v, writers in deps):
+            flow.track(outputs, Value(None, time=event.time), [])
+            return
+        several = False
+        if group is not None:
+            producer = group.producer
+            for tensor, value, writers in deps:
+                for origin in (value, *writers):
+                    if origin.producer is not None and origin.producer is not producer:
+                        group.inputs[self._node(tensor, origin)] = None
+            group.operations.append(self._describe(event, deps))
+        else:
+            known = {id(tensor): value for tensor, value in event.inputs}
+            args, kwargs = self._arguments(event.args, known), self._arguments(event.kwargs, known)
+            node = self.graph.create_node("call_function", event.func, args, kwargs)
+            writing = {w.producer.node: None for _, _, ws in deps for w in ws if w.producer and w.producer.node}
+            operation = self._describe(event, deps)
+            self._annotate(node, writing, [operation], first_shape((event.args, event.kwargs)), event.result)
+            producer = Producer(node)
+            several = isinstance(event.result, (tuple, list))
+        activations = any(v.producer is not None and not v.params for _, value, ws in deps for v in (value, *ws))
+        params = frozenset() if activations else frozenset().union(*(value.params for _, value, _ in deps))
+        if producer.node is not None:
+            producer.node.meta["params"] = params
+        value = Value(producer, params=params, time=event.time)
+        flow.track(outputs, value, [tensor for tensor, _ in event.inputs], several)
+        flow.note_writes(schema, event.args, event.kwargs, value)
+
+    def _describe(self, event: Event, deps: list[tuple[Tensor, Value, list[Value]]]) -> Operation:
+        inside = self.group.producer if self.group is not None else None
+        operands = tuple(
+            Operand(
+                tuple(tensor.shape),
+                value.params,
+                inside is not None and value.producer is inside,
+                tensor.dim() >= 2 and tensor.stride(-1) > tensor.stride(-2),
+            )
+            for tensor, value, _ in deps
+        )
+        plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in event.args)
+        name = event.func._schema.name.removeprefix("aten::").rstrip("_")
+        return Operation(name, operands, plain, first_shape(event.result))
+
+    # -- the fx graph --------------------------------------------------------------------------------------------
 
     def _annotate(
-        self, node: fx.Node, inputs: Iterable[fx.Node], operations: list[Operation], in_shape: Any, result: Any
+        self, node: fx.Node, inputs: dict[fx.Node, None], operations: list[Operation], in_shape: Any, result: Any
     ) -> None:
-        seen = set(node.all_input_nodes)
+        seen = node.all_input_nodes
         node.meta["hidden_inputs"] = [other for other in inputs if other not in seen]
         node.meta["operations"] = operations
         node.meta["in_shape"] = in_shape
         node.meta["shape"] = first_shape(result)
 
-    def _multiplies_weight(self, args: Any) -> bool:
-        weights = [bool(self._value(arg).params) for arg in args if isinstance(arg, Tensor)]
-        return any(weights) and not all(weights)
-
-    # -- operations ----------------------------------------------------------------------------------------------
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.clock += 1
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise TimeoutError("the time limit of the forward pass ended")
-        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
-        inputs = [(tensor, self._value(tensor)) for tensor in tensors]
-        deps = [(tensor, value, self._writers(tensor, value)) for tensor, value in inputs]
-        result = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
-        if not outputs and not func._schema.is_mutable:
-            return result
-
-        several = False
-        data = func._schema.name not in SHAPE_ONLY
-        if not (data and any(value.producer or value.params or writers for _, value, writers in deps)):
-            self._track(outputs, None, frozenset(), [], several=False)
-            return result
-        if self.group is not None:
-            producer = self.group.producer
-            for tensor, value, writers in deps:
-                for origin in (value, *writers):
-                    if origin.producer is not None and origin.producer is not producer:
-                        self.group.inputs[self._node(tensor, origin)] = None
-            self.group.operations.append(self._describe(func, args, deps, result))
-        else:
-            node = self.graph.create_node("call_function", func, self._arguments(args), self._arguments(kwargs))
-            writing = [w.producer.node for _, _, ws in deps for w in ws if w.producer and w.producer.node]
-            operation = self._describe(func, args, deps, result)
-            self._annotate(node, writing, [operation], first_shape((args, kwargs)), result)
-            producer = Producer(node)
-            several = isinstance(result, (tuple, list))
-
-        activations = any(v.producer is not None and not v.params for _, value, ws in deps for v in (value, *ws))
-        params = frozenset() if activations else frozenset().union(*(value.params for _, value, _ in deps))
-        if producer.node is not None:
-            producer.node.meta["params"] = params
-        self._track(outputs, producer, params, tensors, several=several)
-        self._note_writes(func, args, kwargs, producer, params)
-        return result
-
-    def _describe(self, func: Any, args: Any, deps: Any, result: Any) -> Operation:
-        operands = tuple(
-            Operand(
-                tuple(tensor.shape),
-                value.params,
-                self.group is not None and value.producer is self.group.producer,
-                tensor.dim() >= 2 and tensor.stride(-1) > tensor.stride(-2),
-            )
-            for tensor, value, _ in deps
-        )
-        plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in args)
-        return Operation(func._schema.name.removeprefix("aten::").rstrip("_"), operands, plain, first_shape(result))
-
-    # -- tensors -------------------------------------------------------------------------------------------------
-
-    def _value(self, tensor: Tensor) -> Value:
-        key = self.parameter_keys.get(id(tensor))
-        if key is not None:
-            return Value(None, params=frozenset({key}))
-        value = self.values.get(tensor)
-        if value is None:
-            return Value(None)
-        if value.params and value.producer is not None and value.producer.layer:
-            return replace(value, params=frozenset())
-        return value
-
-    def _writers(self, tensor: Tensor, value: Value) -> list[Value]:
-        """In-place writes to the tensor's storage since the tensor was last recorded."""
-        if not self.writes:
-            return []
-        return [w for w in self.writes.get(storage_of(tensor), ()) if w.time > value.time]
-
-    def _track(
-        self,
-        outputs: list[Tensor],
-        producer: Producer | None,
-        params: frozenset[str],
-        inputs: list[Tensor],
-        several: bool,
-    ) -> None:
-        shared = {storage_of(tensor) for tensor in inputs} if self.writes else set()
-        for index, tensor in enumerate(outputs):
-            if id(tensor) in self.parameter_keys:
-                continue  # `weight.detach_()` and the like: a parameter stays a parameter
-            self.values[tensor] = Value(producer, index if several else None, params, self.clock)
-            if self.writes and (storage := storage_of(tensor)) not in shared:
-                self.writes.pop(storage, None)  # a new tensor where a freed one was
-
-    def _note_writes(self, func: Any, args: Any, kwargs: Any, producer: Producer, params: frozenset[str]) -> None:
-        if not func._schema.is_mutable:
-            return
-        named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        for argument in func._schema.arguments:
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for tensor in tree_iter(named.get(argument.name)):
-                if isinstance(tensor, Tensor) and id(tensor) not in self.parameter_keys:
-                    write = Value(producer, None, params, self.clock)
-                    self.values[tensor] = write
-                    self.writes.setdefault(storage_of(tensor), []).append(write)
-
-    # -- the fx graph --------------------------------------------------------------------------------------------
-
-    def _arguments(self, structure: Any) -> Any:
+    def _arguments(self, structure: Any, known: dict[int, Value] | None = None) -> Any:
         """``structure`` with nodes for tensors, plain data as it is, and a name for the rest."""
-        return tree_map(self._argument, as_plain(structure))
 
-    def _argument(self, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return self._node(leaf, self._value(leaf))
-        if leaf is None or isinstance(leaf, (int, float, bool, str, complex, slice, torch.dtype, torch.device)):
-            return leaf
-        if isinstance(leaf, (torch.memory_format, torch.layout)):
-            return leaf
-        return repr(type(leaf))
+        def argument(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                value = known.get(id(leaf)) if known else None
+                return self._node(leaf, value or self.flow.value(leaf))
+            return leaf if leaf is None or isinstance(leaf, PLAIN) else repr(type(leaf))
+
+        return map_leaves(argument, structure)
 
     def _node(self, tensor: Tensor, value: Value) -> fx.Node:
-        key = self.parameter_keys.get(id(tensor)) or self.buffer_keys.get(id(tensor))
+        key = self.flow.key(tensor)
         if key is not None and (value.producer is None or value.producer.node is None):
-            if key not in self.parameter_nodes:
-                self.parameter_nodes[key] = self._attribute(key, tensor)
-            return self.parameter_nodes[key]
+            if key not in self.attributes:
+                self.attributes[key] = self._attribute(key, tensor)
+            return self.attributes[key]
         if value.producer is not None and value.producer.node is not None:
             if value.output is None:
                 return value.producer.node
             return self._item(value.producer.node, value.output, tensor)
         if tensor not in self.constants:
             self.constants[tensor] = self._attribute(f"constant_{len(self.constants)}", tensor)
-        return self.constants[tensor]
+        node: fx.Node = self.constants[tensor]
+        return node
 
     def _attribute(self, key: str, tensor: Tensor) -> fx.Node:
         node = self.graph.create_node("get_attr", key)
         node.meta["shape"] = tuple(tensor.shape)
-        node.meta["params"] = frozenset({key}) if id(tensor) in self.parameter_keys else frozenset()
+        node.meta["params"] = frozenset({key}) if id(tensor) in self.flow.parameter_keys else frozenset()
         return node
 
     def _item(self, node: fx.Node, index: int, tensor: Tensor) -> fx.Node:
@@ -343,25 +335,6 @@ class Recorder(TorchDispatchMode):
         return items[index]
 
 
-def is_one_layer(module: nn.Module) -> bool:
-    """Whether one call of ``module`` is one layer: it owns parameters, at most one kernel, and no child owns any.
-
-    Parametrizations (weight norm, spectral norm) are part of the layer. A module with several kernels of its own runs
-    several layers, unless it is recurrent: one call of an RNN is one layer.
-    """
-    own = dict(module.named_parameters(recurse=False))
-    for name, child in module.named_children():
-        originals = dict(child.named_parameters())
-        if name == "parametrizations":
-            own |= originals
-        elif originals:
-            return False
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return True
-    kernels = [name for name, p in own.items() if sum(n > 1 for n in p.shape) >= 2]
-    return bool(own) and (len(kernels) <= 1 or "parametrizations" in dict(module.named_children()))
-
-
 @contextmanager
 def patch(owner: Any, name: str, replacement: Any) -> Iterator[None]:
     """Have ``owner.name`` be ``replacement`` for a while."""
@@ -371,29 +344,3 @@ def patch(owner: Any, name: str, replacement: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Identity of the memory behind a tensor, shared by its views (on the meta device too)."""
-    return tensor.untyped_storage()._cdata
-
-
-def first_shape(structure: Any) -> tuple[int, ...]:
-    """Shape of the first tensor in a structure, () without one."""
-    for leaf in tree_iter(as_plain(structure)):
-        if isinstance(leaf, Tensor):
-            return tuple(leaf.shape)
-    return ()
-
-
-def as_plain(structure: Any) -> Any:
-    """Model outputs such as dataclasses as dictionaries, so that the tensors in them are found."""
-    if hasattr(structure, "__dataclass_fields__") and not isinstance(structure, type):
-        return {name: as_plain(getattr(structure, name)) for name in structure.__dataclass_fields__}
-    if isinstance(structure, dict):
-        return {str(key): as_plain(value) for key, value in structure.items()}
-    if isinstance(structure, (tuple, list)):
-        return (
-            [as_plain(item) for item in structure] if isinstance(structure, list) else tuple(map(as_plain, structure))
-        )
-    return structure

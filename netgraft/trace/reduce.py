@@ -41,18 +41,6 @@ def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
     return _Reducer(graph, module).run(rung)
 
 
-def not_layers(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
-    """Paths of module calls in ``graph`` that are no layer, so their operations should be recorded one by one."""
-    _, canonical = state_slots(module)
-    own = {path: frozenset(canonical.get(key, key) for _, key in own_keys(module, path)) for path in _called(graph)}
-    return frozenset(
-        str(node.target)
-        for node in graph.nodes
-        if node.op == "call_module"
-        and classify(node.meta["operations"], own[node.target], module.get_submodule(node.target)) is None
-    )
-
-
 @dataclass(frozen=True)
 class _Functional:
     """A layer whose weights the model's code hands to a function itself."""
@@ -344,10 +332,6 @@ def users_behind_reshapes(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         found += users_behind_reshapes(user) if operation_name(user) in RESHAPES | {"unsqueeze"} else [user]
     return found
-
-
-def _called(graph: fx.Graph) -> set[str]:
-    return {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
 
 def _some(names: list[str]) -> str:

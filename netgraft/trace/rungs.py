@@ -22,8 +22,9 @@ from netgraft.errors import BuildError, ForwardError, NetgraftError, TraceError
 from netgraft.graph import LayerGraph
 from netgraft.load.construct import brief, user_line
 from netgraft.trace.forward import build_on, record, run
-from netgraft.trace.inputs import Example, Traceable, dashed, examples_for, given_examples, needed_inputs
+from netgraft.trace.inputs import Example, Traceable, examples_for, given_examples, needed_inputs
 from netgraft.trace.reduce import reduce_graph
+from netgraft.trace.structure import dashed
 
 SECONDS = 120.0
 """How long forward passes on real values may take, over all inputs that are tried."""

@@ -37,6 +37,11 @@ Shortcut = Callable[..., Any]
 class Shortcuts(TorchDispatchMode):
     """Takes shortcuts in everything that runs inside, such as the initialisation of weights that do not exist."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False keeps PyTorch from importing its compiler, which takes longer than all of tracing."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return call(func, args, kwargs or {})
 
@@ -63,6 +68,22 @@ def _shortcuts() -> dict[Any, Shortcut]:
         "bmm": _bmm,
         "cat": _cat,
         "clone": _clone,
+        "convolution": _convolution,
+        "mean.dim": _reduction,
+        "sum.dim_IntList": _reduction,
+        "linalg_vector_norm": lambda x, _order=2, dims=None, keepdim=False, **kw: _reduction(x, dims, keepdim, **kw),
+        "avg_pool2d": _avg_pool,
+        "max_pool2d_with_indices": _max_pool,
+        "_adaptive_avg_pool2d": _resize,
+        "upsample_nearest2d": _resize,
+        "upsample_bilinear2d": _resize,
+        "upsample_bicubic2d": _resize,
+        "_upsample_bilinear2d_aa": _resize,
+        "_upsample_bicubic2d_aa": _resize,
+        "_unsafe_view": _unsafe_view,
+        "empty.memory_format": _new,
+        "zeros": _new,
+        "ones": _new,
     }
     table = {
         **dict.fromkeys(UNARY, _unary),
@@ -186,6 +207,101 @@ def _clone(x: Any, *, memory_format: Any = None) -> Any:
     return _like(x) if memory_format in (None, torch.preserve_format) else NotImplemented
 
 
+def _reduction(x: Any, dims: Any, keepdim: bool = False, **kwargs: Any) -> Any:
+    if not _plain(x) or not dims or kwargs or any(not -x.dim() <= d < x.dim() for d in dims):
+        return NotImplemented
+    gone = {d % x.dim() for d in dims}
+    return _empty([1 if i in gone else n for i, n in enumerate(x.shape) if keepdim or i not in gone], x)
+
+
+def _convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    if not (_plain(x) and _plain(weight) and x.dtype == weight.dtype and x.dim() == weight.dim() >= 3):
+        return NotImplemented
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    if x.shape[1] != (weight.shape[0] if transposed else weight.shape[1] * groups) or not _vectors(channels, bias):
+        return NotImplemented
+    n = x.dim() - 2
+    if any(len(given) != n for given in (stride, padding, dilation, output_padding)) or channels % groups:
+        return NotImplemented
+    shape = [x.shape[0], channels]
+    for size, kernel, s, p, d, extra in zip(
+        x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
+    ):
+        span = d * (kernel - 1) + 1
+        shape.append((size - 1) * s - 2 * p + span + extra if transposed else (size + 2 * p - span) // s + 1)
+    return _in_format(shape, x) if min(shape) >= 1 else NotImplemented
+
+
+def _avg_pool(
+    x: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil: bool = False,
+    *_: Any,
+) -> Any:
+    return _pooled(x, kernel, stride, padding, (1,), ceil)
+
+
+def _max_pool(
+    x: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil: bool = False,
+) -> Any:
+    values = _pooled(x, kernel, stride, padding, dilation, ceil)
+    if values is NotImplemented:
+        return NotImplemented
+    return values, torch.empty_strided(values.shape, values.stride(), dtype=torch.int64, device="meta")
+
+
+def _pooled(
+    x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], ceil: bool
+) -> Any:
+    if not _plain(x) or x.dim() != 4:
+        return NotImplemented
+    shape = list(x.shape[:2])
+    for i, size in enumerate(x.shape[2:]):
+        k, s, p, d = (given[i % len(given)] for given in (kernel, stride or kernel, padding, dilation))
+        if p * 2 > k or s < 1:
+            return NotImplemented
+        length = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        shape.append(length - 1 if ceil and (length - 1) * s >= size + p else length)
+    return _in_format(shape, x) if min(shape) >= 1 else NotImplemented
+
+
+def _resize(x: Any, size: Any, *_: Any) -> Any:
+    if not _plain(x) or x.dim() != 4 or size is None or len(size) != 2 or min(*size, *x.shape) < 1:
+        return NotImplemented
+    return _in_format([*x.shape[:2], *size], x)
+
+
+def _unsafe_view(x: Any, shape: Sequence[int]) -> Any:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return _empty(shape, x) if _plain(x) and numel == x.numel() and min(shape, default=1) >= 0 else NotImplemented
+
+
+def _new(size: Sequence[int], *, device: Any = None, dtype: Any = None, **others: Any) -> Any:
+    plain = all(value is None or value is False or value is torch.strided for value in others.values())
+    if device is None or device.type != "meta" or not plain or min(size, default=0) < 0:
+        return NotImplemented
+    return torch.empty_strided(tuple(size), _strides(size), dtype=dtype or torch.get_default_dtype(), device="meta")
+
+
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -208,10 +324,24 @@ def _like(x: Tensor) -> Any:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
+def _in_format(shape: Sequence[int], like: Tensor) -> Any:
+    """A feature map that lies in memory as the one it was computed from."""
+    if like.is_contiguous():
+        return _empty(shape, like)
+    if len(shape) == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        _, c, h, w = shape
+        return torch.empty_strided(tuple(shape), (c * h * w, 1, w * c, c), dtype=like.dtype, device="meta")
+    return NotImplemented
+
+
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty_strided(tuple(shape), _strides(shape), dtype=like.dtype, device="meta")
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
     strides: list[int] = []
     step = 1
     for size in reversed(shape):
         strides.append(step)
         step *= max(size, 1)
-    return torch.empty_strided(tuple(shape), strides[::-1], dtype=like.dtype, device="meta")
+    return strides[::-1]

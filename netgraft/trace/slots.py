@@ -63,3 +63,29 @@ def product(shape: Iterable[int]) -> int:
     for length in shape:
         product *= length
     return product
+
+
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of the parameters that belong to ``module`` alone, parametrizations included."""
+    own = list(module.named_parameters(recurse=False))
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None:
+        own += [(f"parametrizations.{name}", p) for name, p in parametrizations.named_parameters()]
+    return own
+
+
+def is_one_layer(module: nn.Module) -> bool:
+    """Whether one call of ``module`` may be one layer: it owns parameters, at most one kernel, and no child owns any.
+
+    Parametrizations (weight norm, spectral norm) are part of the layer. A module with several kernels of its own runs
+    several layers, unless it is recurrent: one call of an RNN is one layer.
+    """
+    own = own_parameters(module)
+    if not own:
+        return False
+    for name, child in module.named_children():
+        if name != "parametrizations" and next(child.parameters(), None) is not None:
+            return False
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or "parametrizations" in module._modules:
+        return True
+    return sum(sum(n > 1 for n in p.shape) >= 2 for _, p in own) <= 1

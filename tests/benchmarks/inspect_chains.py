@@ -1,4 +1,4 @@
-"""CPU time of ``inspect-chains`` beside that of the imports it cannot do without: ``python tests/benchmarks/inspect_chains.py``.
+"""CPU time of ``inspect-chains`` beside that of the imports it cannot do without.
 
 Each process starts afresh; the two sides of a pair alternate, so that both see the same state of the machine. Printed
 are the medians and the median of the ratios of neighbours.
@@ -50,7 +50,9 @@ def main() -> int:
         ours, theirs, ratio = measure(arguments, statement, rounds)
         verdict = "ok" if ratio <= limit else "TOO SLOW"
         late += ratio > limit
-        print(f"inspect-chains {name}: {ours:.2f} s, {statement}: {theirs:.2f} s, ratio {ratio:.2f} <= {limit}: {verdict}")
+        print(
+            f"inspect-chains {name}: {ours:.2f} s, {statement}: {theirs:.2f} s, ratio {ratio:.2f} <= {limit}: {verdict}"
+        )
     return 1 if late else 0
 
 

@@ -1,4 +1,4 @@
-"""CPU time of the commands that must be quick, beside what Python and typer take: ``python tests/benchmarks/startup.py``.
+"""CPU time of the commands that must be quick, beside Python and typer: ``python tests/benchmarks/startup.py``.
 
 Each command runs in a process of its own, several times; the median of user and system time counts. Exit code 1 if one
 takes more than the 0.35 seconds that are allowed.

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from netgraft import plugins
 from netgraft.plan import Pairing
 
-every = pytest.mark.parametrize(
-    "matcher", [plugins.create("matchers", name, {}) for name in plugins.listing("matchers")]
-)
+MATCHERS = {name: plugins.create("matchers", name, {}) for name in plugins.listing("matchers")}
+every = pytest.mark.parametrize("matcher", MATCHERS.values(), ids=MATCHERS)
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
@@ -78,6 +77,5 @@ def test_the_same_graph_gives_identity_whatever_it_is(matcher, graph):
 
 @every
 def test_documented(matcher):
-    assert plugins.listing("matchers")
     assert all(option.doc for option in plugins.options(type(matcher)))
     assert isinstance(getattr(matcher, "ablation", False), bool)

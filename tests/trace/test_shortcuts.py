@@ -112,6 +112,59 @@ def test_products_and_cat(sizes: list[int], dim: int, count: int) -> None:
     check(aten.clone.default, torch.rand(b, n, m).transpose(0, 2), memory_format=torch.contiguous_format)
 
 
+@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("dims", [[2, 3], [-1], [0], [1, -1], []])
+def test_reductions(x: Tensor, dims: list[int]) -> None:
+    for keepdim in (False, True):
+        check(aten.mean.dim, x, dims, keepdim, strides=x.is_contiguous())
+        check(aten.sum.dim_IntList, x, dims, keepdim, strides=x.is_contiguous())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 3), st.integers(1, 3), st.integers(0, 1), st.integers(1, 2), st.booleans(), st.integers(6, 9))
+def test_pools(kernel: int, stride: int, padding: int, dilation: int, ceil: bool, side: int) -> None:
+    for x in (torch.rand(2, 3, side, side + 1), LAST):
+        flat = x.is_contiguous()
+        if (x.shape[-1] - 1) // dilation + 1 >= kernel:
+            check(
+                aten.max_pool2d_with_indices.default, x, [kernel], [stride], [padding], [dilation], ceil, strides=flat
+            )
+        check(aten.avg_pool2d.default, x, [kernel, 2], [stride], [padding], ceil, strides=flat)
+        check(aten.avg_pool2d.default, x, [kernel], strides=flat)
+
+
+@pytest.mark.parametrize("x", [X, LAST], ids=["plain", "channels last"])
+def test_sizes_that_are_given(x: Tensor) -> None:
+    check(aten._adaptive_avg_pool2d.default, x, [3, 2])
+    check(aten.upsample_nearest2d.default, x, [7, 8])
+    check(aten.upsample_bilinear2d.default, x, [7, 8], False)
+    check(aten.upsample_bicubic2d.default, x, [7, 8], True)
+    check(aten.linalg_vector_norm.default, x, 2, [1, 2], True, strides=False)
+    check(aten._unsafe_view.default, X, [2, 6, 20])
+    for make in (torch.empty, torch.zeros, torch.ones):
+        with shortcuts.Shortcuts():
+            made = make(2, 3, device="meta"), make((2, 3), device="meta", dtype=torch.int64)
+        assert [(t.shape, t.dtype) for t in made] == [((2, 3), torch.float32), ((2, 3), torch.int64)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 3), st.booleans())
+def test_convolutions(data: st.DataObject, rank: int, transposed: bool) -> None:
+    def draw(low: int, high: int) -> list[int]:
+        return data.draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank))
+
+    groups, inp, out = (data.draw(st.integers(1, 3)) for _ in range(3))
+    x = torch.rand(2, inp * groups, *draw(7, 9))
+    if rank == 2 and data.draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    kernel, stride = draw(1, 3), draw(1, 3)
+    weight = torch.rand(*((inp * groups, out) if transposed else (out * groups, inp)), *kernel)
+    bias = torch.rand(out * groups) if data.draw(st.booleans()) else None
+    extra = [data.draw(st.integers(0, s - 1)) if transposed else 0 for s in stride]
+    args = (x, weight, bias, stride, draw(0, 2), draw(1, 2), transposed, extra, groups)
+    check(aten.convolution.default, *args, strides=x.is_contiguous())
+
+
 @pytest.mark.parametrize(
     ("func", "args"),
     [
@@ -125,6 +178,14 @@ def test_products_and_cat(sizes: list[int], dim: int, count: int) -> None:
 def test_mistakes_are_left_to_pytorch(func: Any, args: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(RuntimeError):
         shortcuts.call(func, [torch.empty(shape, device="meta") for shape in args], {})
+
+
+@pytest.mark.parametrize(("channels", "side"), [(3, 8), (4, 2)])
+def test_mistakes_in_convolutions_are_left_to_pytorch(channels: int, side: int) -> None:
+    x, weight = torch.empty(1, channels, side, side, device="meta"), torch.empty(5, 4, 3, 3, device="meta")
+    args = [x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1]
+    with pytest.raises(RuntimeError):
+        shortcuts.call(aten.convolution.default, args, {})
 
 
 def test_in_place_operations_return_their_argument() -> None:

@@ -1,0 +1,91 @@
+"""Axes that are not channels: kernels, image channels, tables of positions, classes."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import NamedTuple
+
+from netgraft import index_map
+from netgraft.errors import UsageError
+from netgraft.graph import Layer, LayerGraph, Slot
+from netgraft.plan import Step
+
+MOST_PREFIX_TOKENS = 9  # class, distillation and register tokens in front of a grid of positions
+
+
+class Resized(NamedTuple):
+    """Steps for some axes of a tensor, which axes they took care of, and what is not exact about them."""
+
+    steps: tuple[Step, ...] = ()
+    dims: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def resize(source: LayerGraph, target: LayerGraph, there: Layer, here: Layer, partner: Slot, slot: Slot) -> Resized:
+    """What to do about the axes of a tensor that hold positions; nothing where they agree."""
+    if here.kind == "parameter":
+        return _positions(partner, slot)
+    if not here.kind.startswith("conv") or slot.shape != here.shape:
+        return Resized()
+    steps: list[Step] = []
+    dims: tuple[int, ...] = ()
+    notes: list[str] = []
+    if partner.shape[2:] != slot.shape[2:]:
+        patches = here.stride == here.shape[2:] and there.stride == there.shape[2:]
+        steps.append(Step("pi-resize" if patches else "centre", {"size": list(slot.shape[2:])}))
+        if patches:
+            notes.append(f"{slot.key}: patches of {list(partner.shape[2:])} become patches of {list(slot.shape[2:])}")
+        elif not _padding_grows(there, here):
+            sizes = f"from {list(there.shape[2:])} to {list(here.shape[2:])}"
+            notes.append(f"{here.name}: the padding does not grow with the kernel {sizes}")
+    if (
+        here.groups == 1
+        and partner.shape[1] != slot.shape[1]
+        and _reads_input(target, here)
+        and _reads_input(source, there)
+    ):
+        steps.append(Step("in-chans", {"size": slot.shape[1]}))
+        notes.append(f"{slot.key}: images of {partner.shape[1]} channels become images of {slot.shape[1]}")
+        dims = (1,)
+    return Resized(tuple(steps), dims, tuple(notes))
+
+
+def labels(index: tuple[int, ...], partner: Slot, slot: Slot) -> Step:
+    """The head's rows by label. Raises UsageError unless ``index`` has an entry per class, -1 or a source class."""
+    if len(index) != slot.shape[0] or not all(-1 <= label < partner.shape[0] for label in index):
+        raise UsageError(
+            f"The label map has {len(index)} entries from {min(index, default=-1)} to {max(index, default=-1)}.",
+            where=f"the target has {slot.shape[0]} classes, the source's head {partner.shape[0]}",
+            hint="Give one source class, or -1, for each class of the target.",
+        )
+    return Step("labels", {"index": [list(run) for run in index_map.runs(index)]})
+
+
+def _positions(partner: Slot, slot: Slot) -> Resized:
+    """A table of absolute positions [1, prefix + h w, width], or of relative ones [(2h - 1)(2w - 1), heads]."""
+    if len(slot.shape) == 3 and slot.shape[0] == partner.shape[0] == 1 and partner.shape[1] != slot.shape[1]:
+        before, after = partner.shape[1], slot.shape[1]
+        for prefix in range(min(before, after, MOST_PREFIX_TOKENS)):
+            old, new = isqrt(before - prefix), isqrt(after - prefix)
+            if old**2 == before - prefix and new**2 == after - prefix:
+                grids = {"size_from": [old, old], "size_to": [new, new], "prefix": prefix}
+                note = f"{slot.key}: positions of a {old} x {old} grid become those of {new} x {new}"
+                return Resized((Step("positions", grids),), (1,), (note,))
+    if len(slot.shape) == 2 and partner.shape[0] != slot.shape[0]:
+        old, new = isqrt(partner.shape[0]), isqrt(slot.shape[0])
+        if old**2 == partner.shape[0] and new**2 == slot.shape[0] and old % 2 and new % 2:
+            window = (new + 1) // 2
+            note = f"{slot.key}: relative positions of a window of {(old + 1) // 2} become those of {window}"
+            return Resized((Step("relative-table", {"size": [window, window]}),), (0,), (note,))
+    return Resized()
+
+
+def _padding_grows(there: Layer, here: Layer) -> bool:
+    """Whether a kernel padded with zeros reads the same pixels: its padding grows by dilation * (k_t - k_s) / 2."""
+    sides = zip(here.padding, there.padding, here.dilation, there.shape[2:], here.shape[2:], strict=True)
+    return there.dilation == here.dilation and all(2 * (new - old) == d * (b - a) for new, old, d, a, b in sides)
+
+
+def _reads_input(graph: LayerGraph, layer: Layer) -> bool:
+    images = {node.id for node in graph.nodes if node.op == "input"}
+    return any(node.layer == layer.name and set(node.inputs) & images for node in graph.nodes)
