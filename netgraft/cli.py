@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from netgraft import __version__, plugins
-from netgraft.errors import UnknownName, UsageError
+from netgraft.errors import CheckFailed, UnknownName, UsageError
 from netgraft.report import streams
 from netgraft.report.progress import progress
 from netgraft.report.text import safe, size_text
@@ -65,6 +65,11 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Option of the recipe (netgraft recipes NAME); repeatable."),
 ]
 Head = Annotated[bool, typer.Option("--head", help="Move the classifier head even where its size differs.")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="JSON label map that moves the head's rows: source class of each target class."),
+]
+Exact = Annotated[bool, typer.Option("--exact", help="Refuse unless the target computes exactly what the source does.")]
 FailUnder = Annotated[
     float,
     typer.Option(
@@ -141,6 +146,8 @@ def transfer(
     matcher: Matcher = None,
     settings: Settings = None,
     head: Head = False,
+    labels: Labels = None,
+    exact: Exact = False,
     source_weights: SourceWeights = None,
     random_source: RandomSource = False,
     source_arg: SourceArg = None,
@@ -157,6 +164,14 @@ def transfer(
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace an existing output.")] = False,
     fail_under: FailUnder = 0.0,
     allow_nonfinite: AllowNonfinite = False,
+    receipt: Annotated[
+        bool | None,
+        typer.Option(
+            "--receipt/--no-receipt",
+            show_default=False,
+            help="Run both models once and record how far apart they are; by default where that takes seconds.",
+        ),
+    ] = None,
     every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
@@ -178,7 +193,7 @@ def transfer(
         random_source,
         allow_nonfinite,
     )
-    options = _recipe_options(settings, matcher, head)
+    options = _recipe_options(recipe, settings, matcher, head, labels, exact)
     if dry_run or output is None:
         _plan(sides, recipe, options, fail_under, every_tensor, format)
         return
@@ -193,6 +208,7 @@ def transfer(
             seed=seed,
             force=force,
             fail_under=fail_under,
+            receipt=receipt,
             progress=say,
         )
     _show_result(planned, sides[1], output, every_tensor, format)
@@ -210,6 +226,8 @@ def plan(
     matcher: Matcher = None,
     settings: Settings = None,
     head: Head = False,
+    labels: Labels = None,
+    exact: Exact = False,
     source_arg: SourceArg = None,
     target_arg: TargetArg = None,
     input_size: InputSize = None,
@@ -223,7 +241,9 @@ def plan(
     Weights are neither read nor downloaded: both architectures are only traced.
     """
     sides = _sides(source, target, source_arg, target_arg, source_input_size, input_size)
-    _plan(sides, recipe, _recipe_options(settings, matcher, head), fail_under, every_tensor, format)
+    _plan(
+        sides, recipe, _recipe_options(recipe, settings, matcher, head, labels, exact), fail_under, every_tensor, format
+    )
 
 
 class ChainFormat(StrEnum):
@@ -325,15 +345,62 @@ def show(
     """
     from netgraft.checkpoint import read_provenance
     from netgraft.report import ledger
+    from netgraft.report.receipt import recorded_receipt
 
     provenance = read_provenance(file)
     plan = ledger.recorded_plan(provenance, file)
+    receipt = recorded_receipt(provenance, file)
     if format is Format.JSON:
         _print_json(provenance | {"coverage": plan.coverage()})
         return
     _print(ledger.origin_lines(provenance))
+    _print(receipt)
     _print([""])
     _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+
+
+@command(
+    "netgraft verify init.safetensors --offline",
+    "netgraft verify init.safetensors --target examples/my_arch.py",
+    "netgraft verify init.safetensors --target examples/my_arch.py --format json",
+)
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint written by netgraft.")],
+    source: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the source is now, if elsewhere or a Python file.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Where the target is now, if elsewhere or a Python file.")
+    ] = None,
+    source_weights: SourceWeights = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """Check a written checkpoint against its ledger.
+
+    Its tensors have the keys and shapes of the plan and finite values; both architectures are still the recorded ones,
+    and the target loads the file; the source's weights have the recorded sha256; every tensor made again from them is
+    the same bit for bit; the parity receipt measured again agrees. What cannot be checked is said. Python files and
+    modules are executed only where --source and --target name them. Exit code: 0 all checks pass, 1 one fails.
+    """
+    from netgraft.checkpoint import read_provenance
+    from netgraft.report import ledger
+    from netgraft.report.receipt import checks_document, checks_lines, recorded_receipt
+
+    provenance = read_provenance(file)
+    plan = ledger.recorded_plan(provenance, file)
+    recorded_receipt(provenance, file)
+    from netgraft.rebuild import Whereabouts
+    from netgraft.verify import verify as check
+
+    with progress() as say:
+        checks = check(file, provenance, plan, Whereabouts(source, target, source_weights, offline), progress=say)
+    if format is Format.JSON:
+        _print_json(checks_document(file, checks))
+    else:
+        _print(checks_lines(checks))
+    if failed := [check.name for check in checks if check.outcome == "failed"]:
+        raise CheckFailed(f"{file} is not what its ledger says: {', '.join(failed)}.")
 
 
 @command("netgraft models", "netgraft models 'resnet*'", "netgraft models 'resnet18.*'")
@@ -400,6 +467,15 @@ def matchers(
     _listing("matchers", name, format)
 
 
+@command("netgraft operators", "netgraft operators share")
+def operators(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this operator's options.")] = None,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """List the operators: what the steps of a plan do to a tensor."""
+    _listing("resize", name, format)
+
+
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -436,12 +512,24 @@ def _size(text: str | None) -> tuple[int, ...] | None:
     return parse_input_size(text) if text is not None else None
 
 
-def _recipe_options(settings: list[str] | None, matcher: str | None, head: bool) -> dict[str, object]:
+def _recipe_options(
+    recipe: str, settings: list[str] | None, matcher: str | None, head: bool, labels: Path | None, exact: bool
+) -> dict[str, object]:
     options = _args(settings)
+    known = {option.name for option in plugins.options(plugins.load("recipes", recipe))}
+    for name, given in (("labels", labels is not None), ("exact", exact)):
+        if given and name not in known:
+            raise UsageError(f"The recipe {recipe} has no option --{name}.", hint="Add --recipe grow, which has it.")
     if matcher is not None:
         options["matcher"] = matcher
     if head:
         options["head"] = "always"
+    if labels is not None:
+        from netgraft.labels import read_labels
+
+        options["labels"] = read_labels(labels)
+    if exact:
+        options["exact"] = True
     return options
 
 
@@ -468,6 +556,7 @@ def _plan(
 def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
     from netgraft.checkpoint import file_sha256, read_provenance
     from netgraft.report import ledger
+    from netgraft.report.receipt import receipt_lines
 
     plan, provenance = planned.plan, read_provenance(output)
     if format is Format.JSON:
@@ -477,7 +566,8 @@ def _show_result(planned: Planned, target: Side, output: Path, every_tensor: boo
     _print(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
     _print(ledger.notes(provenance))
     size = size_text(output.stat().st_size)
-    _print(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}"), ""])
+    _print(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}")])
+    _print([*receipt_lines(provenance), ""])
     _print(ledger.how_to_load(str(output), planned.target.reference, target.args))
 
 

@@ -7,7 +7,7 @@ of channels in agreement. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from netgraft import index_map
@@ -15,17 +15,26 @@ from netgraft.graph import Layer, Slot
 from netgraft.groups import Groups
 from netgraft.groups.axes import Axis, Concat, Fixed, Product, Var, normal, positions
 
-Shrink = Literal["uniform", "first", "fold"]
+Shrink = Literal["uniform", "first", "importance", "fold"]
+Norms = Callable[[str, int], Sequence[float]]  # squared norms of the slices of a source tensor along an axis
 
 
 class Correspondence:
     """Maps between the channel runs of a source and a target architecture.
 
-    ``pairs`` are layers (source, target); where two pairs disagree about a run, the earlier one decides.
+    ``pairs`` are layers (source, target); where two pairs disagree about a run, the earlier one decides. ``norms`` rank
+    the source's channels where ``shrink`` keeps the most important ones; without them they are spread evenly.
     """
 
-    def __init__(self, theirs: Groups, ours: Groups, pairs: Iterable[tuple[Layer, Layer]], shrink: Shrink) -> None:
-        self.theirs, self.ours, self.shrink = theirs, ours, shrink
+    def __init__(
+        self,
+        theirs: Groups,
+        ours: Groups,
+        pairs: Iterable[tuple[Layer, Layer]],
+        shrink: Shrink,
+        norms: Norms | None = None,
+    ) -> None:
+        self.theirs, self.ours, self.shrink, self.norms = theirs, ours, shrink, norms
         self.runs: dict[int, tuple[Var, Var]] = {}  # id of a target run -> that run and the source's run behind it
         self.mirrored: set[int] = set()  # target runs whose second half repeats the first
         for there, here in pairs:
@@ -39,10 +48,11 @@ class Correspondence:
         theirs, ours = normal(theirs), normal(ours)
         if isinstance(ours, Var) and isinstance(theirs, Var):
             self.runs.setdefault(id(ours), (ours, theirs))
-        elif isinstance(ours, (Product, Concat)) and isinstance(theirs, type(ours)):
-            if len(ours.parts) == len(theirs.parts):
-                for a, b in zip(theirs.parts, ours.parts, strict=True):
-                    self._connect(a, b)
+            return
+        parts = [axis.parts if isinstance(axis, (Product, Concat)) else () for axis in (theirs, ours)]
+        if type(theirs) is type(ours) and len(parts[0]) == len(parts[1]):
+            for a, b in zip(*parts, strict=True):
+                self._connect(a, b)
 
     def source_size(self, run: Var) -> int | None:
         """Number of source channels behind a target run; None where nothing corresponds to it."""
@@ -55,9 +65,24 @@ class Correspondence:
             return index_map.identity(run.size)
         if id(run) in self.mirrored:
             return index_map.runs(index_map.indices(index_map.cyclic(before, run.size))[: run.size // 2] * 2)
-        if run.size < before and self.shrink == "uniform":
+        if run.size < before and self.shrink == "importance" and self.norms is not None:
+            scores = self._importance(self.runs[id(run)][1], self.norms)
+            best = sorted(range(before), key=lambda channel: (-scores[channel], channel))[: run.size]
+            return index_map.runs(sorted(best))
+        if run.size < before and self.shrink in ("uniform", "importance"):
             return index_map.uniform(before, run.size)
         return index_map.cyclic(before, run.size)
+
+    def _importance(self, run: Var, norms: Norms) -> list[float]:
+        """Score of each channel of a source run: its share of the weights it goes through, summed over the tensors."""
+        scores = [0.0] * run.size
+        for key, sides in self.theirs.axes.items():
+            for number, axis in enumerate(sides):
+                if normal(axis) is run:
+                    squares = norms(key, number)
+                    total = sum(squares) or 1.0
+                    scores = [score + square / total for score, square in zip(scores, squares, strict=True)]
+        return scores
 
     def index(self, theirs: Axis, ours: Axis) -> list[int] | None:
         """The source position of each position of an axis; None where the two axes are not built alike."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netgraft.chain import Chain, Weight, all_longest_chains, longest_chain
-from netgraft.errors import CheckFailed, NetgraftError, OutputError, UsageError
+from netgraft.errors import CheckFailed, NetgraftError, OutputError, TraceError, UsageError
 from netgraft.graph import LayerGraph, Shape
 from netgraft.load import parse_arg, parse_reference
 from netgraft.lock import Change, Entry, Settings, compare, entry, read_lock, write_lock
@@ -123,10 +123,7 @@ def _inspect_one(model: str, request: Request, entries: Mapping[str, Entry]) -> 
     settings = _settings(request, before.settings if before else Settings())
     args = dict(parse_arg(text) for text in settings.args)
 
-    from netgraft.load.model import load_model
-    from netgraft.trace import trace
-
-    graph = trace(load_model(model, role="target", args=args, input_size=settings.input_size))
+    graph = _trace(model, args, settings.input_size)
     gates, weight = settings.gates, settings.weight
     chain = longest_chain(graph, gates=gates, weight=weight)
     found = entry(graph, chain, settings)
@@ -142,6 +139,18 @@ def _inspect_one(model: str, request: Request, entries: Mapping[str, Entry]) -> 
         missing=request.check is not None and before is None,
         wanted=request.fail_under if len(chain) < request.fail_under else 0,
     )
+
+
+def _trace(model: str, args: dict[str, object], input_size: Shape | None) -> LayerGraph:
+    from netgraft.load.model import load_model
+    from netgraft.trace import trace
+
+    try:
+        return trace(load_model(model, role="target", args=args, input_size=input_size))
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of the user's own making, or pytest's: Python would exit with 1 for it
+        raise TraceError(f"{model} raised {type(error).__name__}: {error}", where=_user_file(model) or "") from error
 
 
 def _settings(request: Request, locked: Settings) -> Settings:

@@ -115,8 +115,9 @@ def compare(was: Entry, now: Entry) -> tuple[Change, ...]:
     for name in [name for name in now.layers if name in was.layers]:
         old, new = was.layers[name], now.layers[name]
         for fact in dict.fromkeys([*new, *old]):
-            if old.get(fact) != new.get(fact):
-                changes.append(Change("layer changed", name, fact, old.get(fact), new.get(fact)))
+            default = 1 if fact == "calls" else None
+            if old.get(fact, default) != new.get(fact, default):
+                changes.append(Change("layer changed", name, fact, old.get(fact, default), new.get(fact, default)))
     changes += [Change("edge removed", f"{a} -> {b}", was=[a, b]) for a, b in _sorted(was.edges - now.edges)]
     changes += [Change("edge added", f"{a} -> {b}", now=[a, b]) for a, b in _sorted(now.edges - was.edges)]
     changes += [Change("parameter unused", key, now=key) for key in now.unused if key not in was.unused]

@@ -140,6 +140,7 @@ def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None
                 return None
             whole = graph.by_id[before.inputs[0]].shape
             part, parts = current.facts["args"][1], numel(whole) // numel(current.shape)
+            current = before
         elif current.op not in PASSING or len(current.inputs) != 1:
             return None
         current = graph.by_id[current.inputs[0]]

@@ -1,6 +1,6 @@
 """Source model in, target architecture in, checkpoint for the target out.
 
-    load  ->  trace  ->  plan (chain, match, steps)  ->  graft  ->  write
+    load  ->  trace  ->  plan (chain, match, steps)  ->  graft  ->  measure  ->  write
 
 Every refusal comes before the first tensor is touched, and nothing is written before everything has succeeded.
 """
@@ -20,7 +20,9 @@ from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer
 from netgraft.graft import graft
 from netgraft.graph import LayerGraph
 from netgraft.load import Model, load_model, read_weights
+from netgraft.parity import Party
 from netgraft.plan import KEPT, Plan
+from netgraft.receipt import check_exact, make_receipt
 from netgraft.trace import trace
 
 
@@ -45,6 +47,15 @@ class Side:
             weights_file=self.weights,
             random_weights=self.random,
         )
+
+    def recorded(self, model: Model) -> dict[str, Any]:
+        """What a written checkpoint tells of this side beside the reference, so that ``verify`` can load it again."""
+        given = "file" if self.weights or model.reference.weights else "pretrained" if model.weights else "none"
+        return {
+            "args": [f"{name}={literal(self.args[name])}" for name in sorted(self.args)],
+            "input_size": self.input_size,
+            "weights": "random" if self.random else given,
+        }
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,15 @@ def transfer(
     seed: int = 0,
     force: bool = False,
     fail_under: float = 0.0,
+    receipt: bool | None = None,
     progress: Progress = lambda _: None,
 ) -> Planned:
     """Write to ``output`` a checkpoint of the target, made from the source's weights, and return the plan behind it.
 
     What the plan keeps is the target's own initialisation drawn with ``seed``. The same arguments give the same bytes.
-    Raises CheckFailed, with nothing written, if less than ``fail_under`` percent of the target comes from the source.
+    ``receipt`` says whether both models run once for the parity receipt; None: if they run in about a second. Raises
+    CheckFailed, with nothing written, if less than ``fail_under`` percent of the target comes from the source, or if
+    the recipe was told to be exact and the receipt is against it.
     """
     check_output(output, force=force)
     planned = make_plan(source, target, recipe=recipe, options=options, progress=progress)
@@ -138,11 +152,26 @@ def transfer(
     result = graft(planned.plan, theirs.tensors, ours)
     if not source.allow_nonfinite:
         check_finite(result, target.reference)
+    progress(f"measuring {target.reference}")
+    measured = make_receipt(
+        planned.plan,
+        Party(planned.source, planned.source_graph, theirs.tensors),
+        Party(planned.target, planned.target_graph, result),
+        wanted=receipt,
+    )
+    check_exact(planned.plan, measured)
     progress(f"writing {output}")
     document = {
         "version": __version__,
         "source": asdict(theirs.origin),
         "kept": kept_from,
+        "request": {
+            "source": source.recorded(planned.source),
+            "target": target.recorded(planned.target),
+            "seed": seed,
+            "allow_nonfinite": source.allow_nonfinite,
+        },
+        "receipt": measured,
         "plan": planned.plan.to_json(),
     }
     write_checkpoint(output, result, document, force=force, inputs=inputs)
@@ -186,3 +215,19 @@ def source_share(plan: Plan) -> float:
     coverage = plan.coverage()
     total = sum(coverage.values())
     return (total - coverage[KEPT]) / total if total else 0.0
+
+
+def literal(value: object) -> str:
+    """The Python literal of an argument, the same in every process; <type> for what has none."""
+    match value:
+        case list():
+            return f"[{', '.join(map(literal, value))}]"
+        case tuple():
+            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+        case set() if value:
+            return f"{{{', '.join(sorted(map(literal, value)))}}}"
+        case dict():
+            return f"{{{', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items())}}}"
+        case None | bool() | int() | float() | complex() | str() | bytes():
+            return repr(value)
+    return f"<{type(value).__name__}>"

@@ -191,7 +191,7 @@ def test_github_says_nothing_but_workflow_commands():
     result = inspect("./net.py", "netgraft:vgg11-glyphs", "--format", "github")
     assert result.stdout.splitlines() == [
         "::notice file=net.py,title=./net.py::the longest chain has 6 of 7 layers",
-        "::notice title=netgraft%3Avgg11-glyphs::the longest chain has 11 of 11 layers",
+        "::notice title=netgraft%3Avgg11-glyphs::the longest chain has 9 of 9 layers",
     ]
 
 
@@ -201,7 +201,7 @@ def test_github_points_at_the_file_that_changed():
     lines = inspect("--check", "l.json", "--format", "github", code=1).stdout.splitlines()
     assert lines == [
         "::error file=net.py,title=net.py changed::layer reshaped: head: 5x8 -> 7x8",
-        "::notice file=l.json,title=netgraft%3Avgg11-glyphs::unchanged, the longest chain has 11 of 11 layers",
+        "::notice file=l.json,title=netgraft%3Avgg11-glyphs::unchanged, the longest chain has 9 of 9 layers",
     ]
 
 
@@ -499,6 +499,8 @@ RAISING = {
     "syntax": NET + "def (",
     "no model": "x = 1",
     "shapes": NET.replace("nn.Linear(width, classes)", "nn.Linear(width + 1, classes)"),
+    "base exception at import": "class Stop(BaseException): pass\nraise Stop",
+    "base exception": NET.replace("y = self.block(x)", "raise BaseException('no')"),
     "memory": NET.replace("y = self.block(x)", "raise MemoryError"),
     "recursion": NET.replace("y = self.block(x)", "return self(x)"),
 }

@@ -4,6 +4,8 @@ An axis is a tree. A ``Var`` is a run of channels that may be permuted (or copie
 a ``Fixed`` run may not (pixels, classes, batch). A ``Product`` is an axis made by flattening several, outermost first
 (heads x head dim; channels x height x width); a ``Concat`` one made by putting several behind one another.
 
+A ``Fixed`` run remembers ``why``: what was being looked at when it was made.
+
 Operations of a network make axes equal. ``unify`` records that, splitting runs where the two structures differ, as
 unification does in logic programming; where no common structure exists both become ``Fixed``, which is always safe.
 Nothing here imports torch.
@@ -13,11 +15,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
 Axis: TypeAlias = "Var | Fixed | Product | Concat"
+because: ContextVar[str] = ContextVar("because", default="")
+"""What is being looked at: the reason of every run fixed meanwhile. Explains, and decides nothing."""
 _numbers = itertools.count()
 
 
@@ -35,6 +40,7 @@ class Fixed:
     """A run of positions with a meaning of their own."""
 
     size: int
+    why: str = field(default_factory=because.get, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class Concat:
         return sum(part.size for part in self.parts)
 
 
+def run(size: int) -> Axis:
+    """A new run of exchangeable channels."""
+    return Var(size) if size > 1 else Fixed(size)
+
+
 def normal(axis: Axis) -> Axis:
     """The axis with bound names replaced, nesting removed, and neighbouring fixed runs merged."""
     if isinstance(axis, Var):
@@ -79,7 +90,7 @@ def normal(axis: Axis) -> Axis:
             continue
         if isinstance(part, Fixed) and merged and isinstance(merged[-1], Fixed):
             size = merged[-1].size * part.size if kind is Product else merged[-1].size + part.size
-            merged[-1] = Fixed(size)
+            merged[-1] = Fixed(size, merged[-1].why or part.why)
         else:
             merged.append(part)
     if not merged:
@@ -171,11 +182,11 @@ def split_product(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     if len(sizes) == 1:
         return [axis]
     if isinstance(axis, Var):
-        parts: list[Axis] = [Fixed(1) if size == 1 else Var(size) for size in sizes]
+        parts = [run(size) for size in sizes]
         axis.bound = Product(tuple(parts))
         return parts
     if isinstance(axis, Fixed):
-        return [Fixed(size) for size in sizes]
+        return [Fixed(size, axis.why) for size in sizes]
     if isinstance(axis, Concat):
         chunks = split_concat(axis, [axis.size // sizes[0]] * sizes[0])
         for chunk in chunks[1:]:
@@ -211,11 +222,11 @@ def split_concat(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     if len(sizes) == 1:
         return [axis]
     if isinstance(axis, Var):
-        parts: list[Axis] = [Var(size) for size in sizes]
+        parts = [run(size) for size in sizes]
         axis.bound = Concat(tuple(parts))
         return parts
     if isinstance(axis, Fixed):
-        return [Fixed(size) for size in sizes]
+        return [Fixed(size, axis.why) for size in sizes]
     if isinstance(axis, Concat):
         return _split_segments(axis, list(sizes))
     first, *rest = axis.parts

@@ -69,7 +69,7 @@ class Contained:
 def _align(
     source: LayerGraph, target: LayerGraph, theirs: tuple[Unit, ...], ours: tuple[Unit, ...]
 ) -> list[tuple[int | None, int | None]]:
-    """The best monotone alignment: (i, j) for a match, (None, j) for an extra target unit, (i, None) for a dropped one."""
+    """The best monotone alignment: (i, j) a match, (None, j) an extra target unit, (i, None) a dropped source unit."""
     kinds = [[signature(graph, unit) for unit in units] for graph, units in ((source, theirs), (target, ours))]
     m, n = len(theirs), len(ours)
     drop = [_drop_cost(source, unit) for unit in theirs]

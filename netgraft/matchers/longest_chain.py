@@ -22,26 +22,26 @@ class LongestChain:
 def pair_along(
     source: LayerGraph, target: LayerGraph, there: Chain, here: Chain, positions: Sequence[int | None]
 ) -> Pairing:
-    """Pair position ``l`` of the target's chain ``here`` with position ``positions[l]`` of the source's chain ``there``.
+    """Pair place i of the target's chain ``here`` with place ``positions[i]`` of the source's chain ``there``.
 
     None, or a list that ends early, leaves a target layer alone. Departs from the paper: layers of unlike kind are not
     paired, and a layer that stands on the chain twice (shared weights) is paired once.
     """
     pairs: list[Pair] = []
     unpaired: dict[str, str] = {}
-    for l, name in enumerate(here.layers):
-        position = positions[l] if l < len(positions) else None
+    for i, name in enumerate(here.layers):
+        position = positions[i] if i < len(positions) else None
         if any(pair.target == name for pair in pairs):
             continue
         if position is None:
-            unpaired[name] = f"layer {l + 1} of the chain has no partner on the source's chain of {len(there)}"
+            unpaired[name] = f"layer {i + 1} of the chain has no partner on the source's chain of {len(there)}"
             continue
         other = source.layers[there.layers[position]]
         if reason := unlike(other, target.layers[name]):
-            unpaired[name] = f"layer {l + 1} of the chain: {reason}"
+            unpaired[name] = f"layer {i + 1} of the chain: {reason}"
         else:
             unpaired.pop(name, None)
-            pairs.append(Pair(other.name, name, f"layers {position + 1} and {l + 1} of the longest chains"))
+            pairs.append(Pair(other.name, name, f"layers {position + 1} and {i + 1} of the longest chains"))
     for layer in target.kernels():
         if layer.name not in here.layers:
             unpaired[layer.name] = "not on the longest chain"

@@ -32,7 +32,12 @@ def resize(source: LayerGraph, target: LayerGraph, there: Layer, here: Layer, pa
     notes: list[str] = []
     if partner.shape[2:] != slot.shape[2:]:
         patches = here.stride == here.shape[2:] and there.stride == there.shape[2:]
-        steps.append(Step("pi-resize" if patches else "centre", {"size": list(slot.shape[2:])}))
+        if patches:
+            steps.append(Step("pi-resize", {"size": list(slot.shape[2:])}))
+        elif all(size == 1 for size in slot.shape[2:]):  # one tap for all: their sum answers a constant as they did
+            steps.append(Step("tap-sum", {"axes": len(slot.shape) - 2}))
+        else:
+            steps.append(Step("centre", {"size": list(slot.shape[2:])}))
         if patches:
             notes.append(f"{slot.key}: patches of {list(partner.shape[2:])} become patches of {list(slot.shape[2:])}")
         elif not _padding_grows(there, here):

@@ -8,14 +8,16 @@ from math import sqrt
 from typing import Literal
 
 from netgraft import index_map, plugins
-from netgraft.correspondence import Correspondence, Shrink, axes_of, outermost
+from netgraft.correspondence import Correspondence, Norms, Shrink, axes_of, outermost
 from netgraft.errors import CheckFailed
 from netgraft.graph import Layer, LayerGraph, Slot, same_wiring
 from netgraft.groups import find_groups
-from netgraft.groups.axes import Axis, Var
+from netgraft.groups.axes import Axis, Var, normal
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._norms import with_norms
 from netgraft.spine import query_rows
+from netgraft.stream import stretch
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Grow:
         default="break", metadata={"help": "share weights among copies unequally, or equally"}
     )
     shrink: Shrink = field(
-        default="uniform", metadata={"help": "where the target is narrower: spread-out channels, the first, or means"}
+        default="uniform",
+        metadata={
+            "help": "where the target is narrower: channels spread out, the first, those of large weights, or means"
+        },
     )
     head: Literal["same-size", "always", "never"] = field(
         default="same-size", metadata={"help": "when the classifier's weights move"}
@@ -44,7 +49,14 @@ class Grow:
     )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
 
-    def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
+    @property
+    def reads_weights(self) -> bool:
+        """Whether ``plan`` wants the ``norms`` of the source's weights."""
+        return self.shrink == "importance"
+
+    def plan(
+        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
+    ) -> tuple[Pairing, list[Move], list[Kept]]:
         """Pairs, moves and kept keys, one fate for every key of ``target``; ``Pairing.notes`` says what is lossy.
 
         Raises CheckFailed if anything is, and ``exact`` was asked for; UsageError for labels that do not fit.
@@ -53,8 +65,8 @@ class Grow:
         if self.matcher == "contained" and _found(pairing, source) < 0.5:
             chain: Pairing = plugins.create("matchers", "longest-chain", {})(source, target)
             note = "the target does not contain the source: layers are paired along the longest chains"
-            pairing = replace(chain, notes=(note,))
-        planner = _Planner(self, source, target, pairing)
+            pairing = replace(with_norms(chain, source, target), notes=(note,))
+        planner = _Planner(self, source, target, pairing, norms)
         moves, kept = planner.run()
         notes = tuple(dict.fromkeys((*pairing.notes, *planner.notes)))
         if self.exact and notes:
@@ -69,7 +81,9 @@ def _found(pairing: Pairing, source: LayerGraph) -> float:
 
 
 class _Planner:
-    def __init__(self, options: Grow, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> None:
+    def __init__(
+        self, options: Grow, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
+    ) -> None:
         self.options = options
         self.source, self.target, self.pairing = source, target, pairing
         self.notes: list[str] = []
@@ -78,7 +92,11 @@ class _Planner:
         # What runs through an inserted block takes the maps of its surroundings, so the others come first.
         ordered = sorted(self.pairs, key=lambda pair: pair[2].name in self.inserted)
         self.maps = Correspondence(
-            find_groups(source), find_groups(target), [(there, here) for _, there, here in ordered], options.shrink
+            find_groups(source),
+            find_groups(target),
+            [(there, here) for _, there, here in ordered],
+            options.shrink,
+            norms,
         )
         self.places = {key: place for place, key in enumerate(target.slots)}
         owners = {slot.key: layer.name for layer in target.layers.values() for slot in layer.tensors.values()}
@@ -87,6 +105,7 @@ class _Planner:
             for group in self.maps.ours.groups
             if all(owners[key] in self.inserted for key, _ in group.members)
         }
+        self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
         self.queries: dict[str, Step] = {}  # layers whose query rows need another scale
 
     def run(self) -> tuple[list[Move], list[Kept]]:
@@ -105,10 +124,9 @@ class _Planner:
                 partner = there.tensors.get(role)
                 steps = None if partner is None else self._steps(there, here, partner, slot, here.name in heads)
                 if partner is None or steps is None:
-                    shape = "no such tensor" if partner is None else f"shape {list(partner.shape)}"
-                    reasons[slot.key] = (
-                        f"{role} of {there.name} in the source: {shape}, and no operator leads from there"
-                    )
+                    missing = f"{there.name} in the source has no {role}"
+                    misfit = "" if partner is None else f"no operator makes it of {partner.key} {list(partner.shape)}"
+                    reasons[slot.key] = misfit or missing
                     self._note(f"{slot.key} keeps its own initialisation: {reasons[slot.key]}")
                 else:
                     moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
@@ -132,6 +150,11 @@ class _Planner:
                 continue
             if run.size < before:
                 self._note(f"{group.name}: {run.size} channels cannot hold the source's {before}")
+                continue
+            if run.size % before and (norm := stretch(self.target, self.maps.ours, run)) is not None:
+                self.stretched[id(run)] = norm
+                eps = "eps is not in a state_dict: the target keeps its own, an error of about eps over the variance"
+                self._note(f"{group.name}: {before} channels grow to {run.size} under {norm}, whose {eps}")
                 continue
             for how, node in group.mixed:
                 whole = run.size % before == 0
@@ -210,7 +233,17 @@ class _Planner:
         )
         clusters = self.maps.clusters(a, b) if self.options.shrink == "fold" and len(index) < a.size else None
         runs = [list(run) for run in index_map.runs(index if clusters is None else clusters)]
-        if clusters is not None:
+        if id(normal(b)) in self.stretched:
+            norm = self.stretched[id(normal(b))]
+            rest = "mean" if norm == "layer_norm" else "zero"
+            if reads:
+                yield Step("stretch-columns", {"dim": dim, "size": len(index)} | self._seed(slot))
+            elif here.kind == norm:
+                role = "bias" if slot is here.tensors.get("bias") else "weight"
+                yield Step("stretch-norm", {"size": len(index), "role": role, "dim": dim})
+            else:
+                yield Step("stretch-rows", {"dim": dim, "size": len(index), "rest": rest})
+        elif clusters is not None:
             yield Step("fold", {"dim": dim, "index": runs, "reduce": "sum" if reads else "mean"})
         elif not reads:
             yield Step("gather", {"dim": dim, "index": runs})
@@ -219,14 +252,15 @@ class _Planner:
             yield Step("gather", {"dim": dim, "index": runs})
             yield Step("scale-part", {"dim": dim, "start": half, "count": half, "factor": -1.0})
         elif len(set(index)) == a.size:
-            seed = self.places[slot.key]  # any number that differs from tensor to tensor
-            yield Step(
-                "share", {"dim": dim, "index": runs} | ({"seed": seed} if self.options.symmetry == "break" else {})
-            )
+            yield Step("share", {"dim": dim, "index": runs} | self._seed(slot))
         else:
             # Fewer inputs: independent ones keep the output's variance with the root of the ratio (OPERATORS D3).
             yield Step("gather", {"dim": dim, "index": runs})
             yield Step("scale", {"factor": sqrt(a.size / len(index))})
+
+    def _seed(self, slot: Slot) -> dict[str, int]:
+        """What makes shares unequal: a number that differs from tensor to tensor, whatever their names."""
+        return {"seed": self.places[slot.key]} if self.options.symmetry == "break" else {}
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

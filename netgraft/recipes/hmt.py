@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.chain import Chain, longest_chain
 from netgraft.graph import Layer, LayerGraph, Shape, Slot, same_wiring
 from netgraft.plan import Kept, Move, Pair, Pairing, Step, keep_rest, moves_to
+from netgraft.recipes._norms import with_norms
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
@@ -45,7 +45,9 @@ class Hmt:
         if pairing is not None:
             loose = list(zip(source.loose.values(), target.loose.values(), strict=True))
         else:
-            pairing = self._with_norms(matcher(source, target), source, target)
+            pairing = with_norms(
+                matcher(source, target), source, target, NORMS_LEFT_OUT if self.norms == "none" else ""
+            )
         heads = {layer.name for layer in target.heads()}
         source_heads = {layer.name for layer in source.heads()}
         moves: list[Move] = []
@@ -86,30 +88,6 @@ class Hmt:
         left_out = [ours for ours in same if self.norms == "none" and target.layers[ours].is_norm]
         pairs = (Pair(theirs, ours, "same architecture") for ours, theirs in same.items() if ours not in left_out)
         return Pairing(tuple(pairs), dict.fromkeys(left_out, NORMS_LEFT_OUT))
-
-    def _with_norms(self, pairing: Pairing, source: LayerGraph, target: LayerGraph) -> Pairing:
-        """The matcher's pairs, plus the norms that follow both layers of a pair on their chains."""
-        theirs, ours = (_followers(longest_chain(graph)) for graph in (source, target))
-        taken = {pair.target for pair in pairing.pairs}
-        pairs, unpaired = [], dict(pairing.unpaired)
-        for pair in pairing.pairs:
-            pairs.append(pair)
-            followers = theirs.get(pair.source, ())
-            for i, name in enumerate(ours.get(pair.target, ())):
-                if name in taken:
-                    continue
-                if self.norms == "none":
-                    unpaired[name] = NORMS_LEFT_OUT
-                elif i >= len(followers):
-                    unpaired[name] = f"no norm follows {pair.source} in the source"
-                elif source.layers[followers[i]].kind != target.layers[name].kind:
-                    kind = source.layers[followers[i]].kind
-                    unpaired[name] = f"{kind} {followers[i]} does not fit {target.layers[name].kind}"
-                else:
-                    taken.add(name)
-                    unpaired.pop(name, None)
-                    pairs.append(Pair(followers[i], name, f"norm that follows {pair.target}"))
-        return Pairing(tuple(pairs), unpaired)
 
     def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
         if self.head == "always":
@@ -172,10 +150,3 @@ def _flattened_steps(source: Shape, target: Shape, there: Shape, here: Shape) ->
     if there[0] != here[0]:
         steps.append(Step("cyclic", {"dim": 1, "size": here[0]}))
     return (*steps, Step("flatten", {"dim": 1, "ndim": spatial + 1}))
-
-
-def _followers(chain: Chain) -> dict[str, tuple[str, ...]]:
-    followers: dict[str, tuple[str, ...]] = {}
-    for name, norms in zip(chain.layers, chain.followers, strict=True):
-        followers.setdefault(name, norms)
-    return followers

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from netgraft.load import Reference
 
 
+MOST_NOTES = 8
+
+
 def ledger(plan: Plan) -> Iterator[str]:
     """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings."""
     yield f"{safe(plan.source)} -> {safe(plan.target)}   (recipe {plan.recipe}{_options(plan)})"
@@ -23,6 +26,7 @@ def ledger(plan: Plan) -> Iterator[str]:
     yield ""
     yield from _shares(plan)
     yield from _kept(plan)
+    yield from _lossy(plan)
     for warning in plan.warnings:
         yield f"warning: {safe(warning)}"
 
@@ -103,15 +107,19 @@ def _how(move: Move) -> str:
 
 
 def _step(step: Step, move: Move) -> str:
+    """A step in a few words; sizes are those of the whole tensor, before and after."""
     options = dict(step.options)
     unflattened = [s.options["shape"] for s in move.steps if s.operator == "unflatten"]
     folded = unflattened[0] if unflattened else move.source_shape[1:]  # channels and kernel of the input side
-    if step.operator == "bilinear":
+    if step.operator in ("bilinear", "bicubic", "centre", "pi-resize") and "size" in options:
         return f"{step.operator} {shape_text(tuple(folded[1:]))} to {shape_text(tuple(options['size']))}"
-    if step.operator == "cyclic":
-        axis = {0: "out", 1: "in"}.get(options["dim"], f"axis {options['dim']}")
-        length = folded[0] if options["dim"] == 1 else move.source_shape[options["dim"]]
-        return f"{step.operator} {axis} {length} to {options['size']}"
+    if isinstance(options.get("dim"), int):
+        dim = options["dim"]
+        axis = {0: "out", 1: "in"}.get(dim, f"axis {dim}") if len(move.shape) != 1 else ""
+        before = folded[0] if dim == 1 else move.source_shape[dim]
+        after = options.get("size") if isinstance(options.get("size"), int) else move.shape[dim]
+        words = [step.operator, axis, "" if before == after else f"{before} to {after}"]
+        return " ".join(filter(None, words))
     return " ".join([step.operator, *(f"{k}={v}" for k, v in options.items())])
 
 
@@ -129,6 +137,17 @@ def _shares(plan: Plan) -> Iterator[str]:
     fates = (fate for fate in FATES if fate != SET or coverage[SET])  # few recipes set anything
     shares = "   ".join(f"{fate} {percent(coverage[fate], total)}" for fate in fates)
     yield f"{total:,} numbers in {len(plan.moves) + len(plan.kept)} tensors of the target:   {shares}"
+
+
+def _lossy(plan: Plan) -> Iterator[str]:
+    notes = plan.pairing.notes
+    if notes:
+        yield "not exact:"
+        yield from (f"  {safe(note)}" for note in notes[:MOST_NOTES])
+        if len(notes) > MOST_NOTES:
+            yield f"  and {len(notes) - MOST_NOTES} more (--format json has them all)"
+    elif plan.recipe == "grow":
+        yield "exact: the target computes what the source computes"
 
 
 def _kept(plan: Plan) -> Iterator[str]:

@@ -15,7 +15,8 @@ def plugins_text(folder: str, found: Mapping[str, plugins.Plugin]) -> Iterator[s
     yield from table(("name", "what it does"), [(name, _plain(plugin.summary)) for name, plugin in found.items()])
     yield ""
     kind = plugins.noun(folder)
-    yield f"More about one: netgraft {folder} NAME. A {kind} of your own: --{kind} ./own_{kind}.py."
+    more = f"More about one: netgraft {kind}s NAME."
+    yield more if folder == "resize" else f"{more} A {kind} of your own: --{kind} ./own_{kind}.py."
 
 
 def plugins_document(found: Mapping[str, plugins.Plugin]) -> list[dict[str, str]]:

@@ -39,6 +39,7 @@ class Operand:
     params: frozenset[str]  # parameter keys, if it was computed from nothing but parameters and constants
     inside: bool  # made earlier in the same group
     flipped: bool  # a matrix whose columns, not rows, lie together in memory
+    constant: bool = False  # made from neither data nor parameters, or a buffer
 
 
 @dataclass(frozen=True)

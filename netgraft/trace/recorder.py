@@ -276,8 +276,9 @@ class Recorder(TorchDispatchMode):
                 value.params,
                 inside is not None and value.producer is inside,
                 tensor.dim() >= 2 and tensor.stride(-1) > tensor.stride(-2),
+                value.producer is None and not value.params and not writers,
             )
-            for tensor, value, _ in deps
+            for tensor, value, writers in deps
         )
         plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in event.args)
         name = event.func._schema.name.removeprefix("aten::").rstrip("_")

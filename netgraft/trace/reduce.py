@@ -8,16 +8,17 @@ standardisation) is part of the layer.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
 from netgraft.graph import Layer, LayerGraph, Node, Shape, Slot
 from netgraft.trace.classify import Verdict, classify
-from netgraft.trace.slots import has_parametrised_child, own_keys, product, state_slots, weight_shape
+from netgraft.trace.details import details
+from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name
+from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
 
-RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "_reshape_copy", "flatten", "squeeze", "alias"})
 ELEMENTWISE = frozenset(
     {
         "relu",
@@ -41,17 +42,6 @@ def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
     return _Reducer(graph, module).run(rung)
 
 
-@dataclass(frozen=True)
-class _Functional:
-    """A layer whose weights the model's code hands to a function itself."""
-
-    name: str
-    tensors: dict[str, Slot]
-    verdict: Verdict
-    keys: frozenset[str]
-    own: frozenset[str]  # the same keys as the recorder names them
-
-
 class _Reducer:
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         self.graph = graph
@@ -64,9 +54,9 @@ class _Reducer:
         self.weight_only: dict[str, bool] = {}
         self.calls: Counter[str] = Counter()
         self.parameters: dict[str, Layer] = {}  # node id -> a parameter that may turn out to be used by itself
-        self.functional = self._find_functional()
+        found = FunctionalLayers(graph, module, self.slots, self.canonical)
+        self.functional, self.biases, self.readers = found.layers, found.biases, found.readers
         self.functional_names = {found.name for found in self.functional.values()}
-        self.biases = self._find_biases()
 
     def run(self, rung: str) -> LayerGraph:
         for node in self.graph.nodes:
@@ -102,6 +92,8 @@ class _Reducer:
         roles = own_keys(self.module, path)
         own = frozenset(self.canonical.get(key, key) for _, key in roles)
         verdict = classify(node.meta["operations"], own, module) or Verdict("other")
+        if verdict.kind == "linear" and not isinstance(module, nn.Linear) and is_position_table(node, self.readers):
+            verdict = Verdict("other")
         keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
         tensors = {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
         self._add_layer(node, path or "(model)", verdict, keys, tensors, own)
@@ -161,7 +153,10 @@ class _Reducer:
         self.calls[name] += 1
         call = self.calls[name]
         id = name if call == 1 else f"{name}@{call}"
-        self._add(node, Node(id, "layer", self._inputs(node, own), name, node.meta["shape"]))
+        facts = details(node, verdict.kind, own)
+        if node.op == "call_function":
+            facts |= {"function": operation_name(node), "args": self._plain(node.args), **self._plain(node.kwargs)}
+        self._add(node, Node(id, "layer", self._inputs(node, own), name, node.meta["shape"], facts))
 
     def _inputs(self, node: fx.Node, own: frozenset[str]) -> tuple[str, ...]:
         """Ids of the nodes whose data ``node`` reads, without what only carries the weights ``own``."""
@@ -188,76 +183,6 @@ class _Reducer:
                 return ()
             data = list(current.all_input_nodes)
         return ()
-
-    # -- layers whose weights the model's code hands to a function itself ------------------------------------------
-
-    def _find_functional(self) -> dict[fx.Node, _Functional]:
-        found = {}
-        for node in self.graph.nodes:
-            if node.op != "call_function" or node.meta.get("params"):
-                continue
-            own = frozenset().union(*(o.params for op in node.meta.get("operations", ()) for o in op.operands))
-            keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
-            verdict = classify(node.meta["operations"], None, None) if keys else None
-            if verdict is None:
-                continue
-            name, tensors = self._name_functional(keys, verdict)
-            kept = frozenset(slot.key for slot in tensors.values())
-            own = frozenset(key for key in own if self.canonical.get(key) in kept)
-            found[node] = _Functional(name, tensors, verdict, keys & kept, own)
-        return found
-
-    def _name_functional(self, keys: frozenset[str], verdict: Verdict) -> tuple[str, dict[str, Slot]]:
-        """Name and tensors of the layer that uses ``keys``; a bias that several layers share stays a parameter."""
-        kernel = max(sorted(keys), key=lambda key: len(self.slots[key].shape))
-        owner = kernel.rpartition(".")[0].split(".parametrizations")[0]
-        roles = own_keys(self.module, owner)
-        kernels = [key for _, key in roles if key in self.slots and len(self.slots[key].shape) >= 2]
-        if (
-            owner
-            and {key for _, key in roles} >= keys
-            and len(kernels) == 1
-            and not has_parametrised_child(self.module, owner)
-        ):
-            return owner, {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
-        lengths = {verdict.matrix[1], self.slots[kernel].shape[0]} if verdict.kind == "linear" else set()
-        rest = [key for key in sorted(keys - {kernel}) if not lengths or product(self.slots[key].shape) in lengths]
-        roles = [("weight", kernel)] + [("bias" if len(rest) == 1 else key, key) for key in rest]
-        return kernel, {role: self.slots[key] for role, key in roles}
-
-    def _find_biases(self) -> dict[fx.Node, tuple[fx.Node, str]]:
-        """Additions that are the bias of a functional layer: node -> (the layer's node, the parameter's key).
-
-        The parameter must be as long as the layer's output has channels, and serve no other purpose.
-        """
-        found: dict[fx.Node, tuple[fx.Node, str]] = {}
-        serves: dict[str, set[str]] = {}
-        for node in self.graph.nodes if self.functional else ():
-            if node.op != "get_attr" or not node.meta["params"]:
-                continue
-            for user in users_behind_reshapes(node):
-                kernel = None
-                if user.op == "call_function" and operation_name(user) == "add" and len(user.args) == 2:
-                    others = [n for n in user.all_input_nodes if not n.meta.get("params")]
-                    kernel = behind_reshapes(others[0]) if len(others) == 1 else None
-                layer = self.functional.get(kernel) if kernel is not None else None
-                key = str(node.target)
-                fits = layer is not None and "bias" not in layer.tensors and self._is_bias(key, layer)
-                serves.setdefault(key, set()).add(layer.name if layer is not None and fits else "")
-                if kernel is not None and fits:
-                    found[user] = (kernel, self.canonical[key])
-        return {
-            node: (kernel, key)
-            for node, (kernel, key) in found.items()
-            if serves[key] == {self.functional[kernel].name}
-        }
-
-    def _is_bias(self, key: str, layer: _Functional) -> bool:
-        out = layer.verdict.matrix[1]
-        if layer.verdict.kind.startswith("conv"):
-            shape = weight_shape(layer.tensors, layer.verdict.kind)
-            out = shape[1] * layer.verdict.groups if "transpose" in layer.verdict.kind else shape[0]
-        return product(self.slots[self.canonical[key]].shape) == out
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -297,14 +222,6 @@ class _Reducer:
         return str(value)
 
 
-def operation_name(node: fx.Node) -> str:
-    """The name of what a call_function node calls: "add", "cat", "scaled_dot_product_attention"."""
-    target: Any = node.target
-    if hasattr(target, "_schema"):
-        return str(target._schema.name.removeprefix("aten::").rstrip("_"))
-    return str(getattr(target, "__name__", target)).strip("_")
-
-
 def orient(shape: Shape, verdict: Verdict) -> tuple[str, bool]:
     """The kind of a layer with a weight of ``shape``, and whether a linear layer's weight is [in, out]."""
     if verdict.kind != "linear" or not shape:
@@ -315,23 +232,6 @@ def orient(shape: Shape, verdict: Verdict) -> tuple[str, bool]:
     if not (usual or swapped):
         return "contraction", False
     return "linear", swapped and (not usual or verdict.in_first)
-
-
-def behind_reshapes(node: fx.Node) -> fx.Node:
-    """The node whose result, reshaped only and read by nobody else, is ``node``'s."""
-    while (
-        len(node.all_input_nodes) == 1 and operation_name(node) in RESHAPES and len(node.all_input_nodes[0].users) == 1
-    ):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def users_behind_reshapes(node: fx.Node) -> list[fx.Node]:
-    """Who reads ``node``'s result, itself or reshaped."""
-    found = []
-    for user in node.users:
-        found += users_behind_reshapes(user) if operation_name(user) in RESHAPES | {"unsqueeze"} else [user]
-    return found
 
 
 def _some(names: list[str]) -> str:

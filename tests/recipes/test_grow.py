@@ -10,6 +10,7 @@ from torch import nn
 
 from netgraft.errors import CheckFailed, UsageError
 from netgraft.graft import graft
+from netgraft.importance import channel_norms
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.recipes.grow import Grow
 from netgraft.trace import trace
@@ -69,14 +70,21 @@ def timm_net(name, **kwargs):
 
 def wide_resnet18():
     """ResNet-18, half as wide again, with 5x5 kernels for 3x3."""
-    from timm.models.resnet import BasicBlock, ResNet
+    net = timm_net("resnet18")()
 
-    net = ResNet(BasicBlock, [2, 2, 2, 2], channels=(96, 192, 384, 768))
+    def wide(width):
+        return width if width == 3 else width * 3 // 2
+
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
-                wider = nn.Conv2d(child.in_channels, child.out_channels, 5, child.stride, 2, bias=False)
-                setattr(module, name, wider)
+            if isinstance(child, nn.Conv2d):
+                kernel = 5 if child.kernel_size == (3, 3) else child.kernel_size
+                padding = 2 if kernel == 5 else child.padding
+                widths = wide(child.in_channels), wide(child.out_channels)
+                setattr(module, name, nn.Conv2d(*widths, kernel, child.stride, padding, bias=False))
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.BatchNorm2d(wide(child.num_features)))
+    net.fc = nn.Linear(768, 1000)
     return net
 
 
@@ -106,9 +114,9 @@ EXACT = {
         (3, 224, 224),
     ),
     "gated token mixing: gmlp_ti16 to gmlp_s16": (
-        timm_net("gmlp_ti16_224", depth=4, img_size=64),
-        timm_net("gmlp_s16_224", depth=6, img_size=64),
-        IMAGE,
+        timm_net("gmlp_ti16_224"),
+        timm_net("gmlp_s16_224"),
+        (3, 224, 224),
     ),
 }
 
@@ -143,8 +151,8 @@ def test_what_cannot_be_exact_is_named_with_its_reason():
 
 
 def test_a_whole_multiple_under_layer_norm_is_exact():
-    source = timm_net("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
-    target = timm_net("convnext_atto", depths=(1, 2, 1, 1), dims=(16, 48, 24, 64))
+    source = timm_net("convnext_atto", depths=(1, 1, 1, 1), dims=(12, 20, 28, 36))
+    target = timm_net("convnext_atto", depths=(1, 2, 1, 1), dims=(24, 60, 28, 72))
     plan, there, here = grown(source, target, IMAGE)
     assert plan.pairing.notes == ()
     assert error(there, here, IMAGE) <= 1e-12
@@ -206,14 +214,17 @@ def test_copies_part_ways_in_training_unless_symmetry_is_kept(symmetry, alike):
 
 
 def test_inserted_blocks_train_at_once():
-    """The end of an inserted transformer block cancels instead of being zero, so every weight gets a gradient."""
+    """The end of an inserted transformer block cancels instead of being zero, so its kernels get gradients at once.
+
+    (Its norms do not: the two halves send them opposite gradients.)
+    """
     source = timm_net("vit_tiny_patch16_224", img_size=64, depth=1, num_heads=4, embed_dim=32)
     target = timm_net("vit_tiny_patch16_224", img_size=64, depth=2, num_heads=4, embed_dim=32)
     _, there, here = grown(source, target, IMAGE)
     assert error(there, here, IMAGE) <= 1e-12
     here.train()(torch.randn(2, *IMAGE, dtype=torch.float64)).square().mean().backward()
     for name, parameter in here.blocks[1].named_parameters():
-        if name.endswith("weight"):
+        if name.endswith("weight") and "norm" not in name:
             assert parameter.grad.abs().max() > 1e-9, name
 
 
@@ -233,6 +244,20 @@ def test_shrinking_undoes_growing():
     back = narrow().double().eval()
     back.load_state_dict(graft(plan, here.state_dict(), back.state_dict()))
     assert error(there, back, (3, 16, 16)) <= 1e-12
+
+
+@pytest.mark.parametrize("width", [48, 80])
+def test_a_residual_stream_stretches_by_any_ratio(width):
+    """Exact but for eps, which no state_dict holds: with the eps that the theory asks for, exact."""
+    source = timm_net("vit_tiny_patch16_224", img_size=64, depth=2, num_heads=2, embed_dim=32)
+    target = timm_net("vit_tiny_patch16_224", img_size=64, depth=3, num_heads=width // 16, embed_dim=width)
+    plan, there, here = grown(source, target, IMAGE)
+    assert any("eps is not in a state_dict" in note for note in plan.pairing.notes)
+    assert error(there, here, IMAGE) <= 1e-4
+    for module in here.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps *= (width // 32) * 32 / width
+    assert error(there, here, IMAGE) <= 1e-12
 
 
 def test_another_image_size_resizes_the_positions():
@@ -275,6 +300,33 @@ def test_another_number_of_classes_keeps_the_head_only():
     images = torch.randn(2, *IMAGE, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(here.forward_features(images), there.forward_features(images))
+
+
+def test_the_most_important_channels_stay():
+    """Half the channels of every layer zero in the source: a target of half the width computes the same."""
+
+    class Plain(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, width, 3), nn.Linear(width, 4)
+
+        def forward(self, x):
+            return self.last(F.relu(self.first(x)).mean((2, 3)))
+
+    wide = Plain(8).double()
+    with torch.no_grad():
+        for dead in (0, 3, 4, 6):
+            wide.first.weight[dead] = wide.first.bias[dead] = wide.last.weight[:, dead] = 0
+    graphs = [trace(Net(lambda width=width: Plain(width), (3, 8, 8))) for width in (8, 4)]
+    norms = channel_norms(wide.state_dict())
+    pairing, moves, kept = Grow(shrink="importance").plan(*graphs, norms=norms)
+    plan = Plan("s", "t", "", "", "grow", {}, pairing, tuple(moves), tuple(kept))
+    (move,) = [move for move in moves if move.key == "first.weight"]
+    assert move.steps[0].options == {"dim": 0, "index": [[1, 2], [5, 1], [7, 1]]}
+    narrow = Plain(4).double()
+    narrow.load_state_dict(graft(plan, wide.state_dict(), narrow.state_dict()))
+    narrow.last.weight.data /= 2**0.5  # fewer inputs were scaled up as if they were independent
+    assert error(wide, narrow, (3, 8, 8)) <= 1e-12
 
 
 ANY = [

@@ -19,7 +19,7 @@ from typing import Any
 WRITE_EVERY = 5.0  # seconds
 
 
-def sweep(names: list[str], out: Path, limit: float) -> dict[str, Any]:
+def sweep(names: list[str], out: Path, limit: float, check: bool) -> dict[str, Any]:
     """Trace ``names`` and return what ``out`` then holds; models that ``out`` has already are left alone."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,7 +33,7 @@ def sweep(names: list[str], out: Path, limit: float) -> dict[str, Any]:
             progress.update(task, description=name, advance=1)
             if name in found["models"]:
                 continue
-            row = found["models"][name] = trace_one(name, limit)
+            row = found["models"][name] = trace_one(name, limit, check)
             gc.collect()
             row["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # the most so far
             found["rss_mb"] = max(found.get("rss_mb", 0), row["rss_mb"])
@@ -44,28 +44,32 @@ def sweep(names: list[str], out: Path, limit: float) -> dict[str, Any]:
     return found
 
 
-def trace_one(name: str, limit: float) -> dict[str, Any]:
+def trace_one(name: str, limit: float, check: bool = False) -> dict[str, Any]:
     """What tracing one model costs and gives; with "error" if it fails."""
     from netgraft.chain import longest_chain
     from netgraft.errors import NetgraftError
     from netgraft.load import load_model
     from netgraft.trace import trace
+    from netgraft.trace.cross_check import cross_check
 
     start = time.process_time()
     try:
-        graph = trace(load_model(name, role="target"), seconds=limit)
+        model = load_model(name, role="target")
+        graph = trace(model, seconds=limit)
         chain = longest_chain(graph)
+        cpu = time.process_time() - start
+        doubts = cross_check(model, graph) if check else []
     except NetgraftError as error:
         return {"cpu": round(time.process_time() - start, 3), "error": f"{type(error).__name__}: {error}"}
     return {
-        "cpu": round(time.process_time() - start, 3),
+        "cpu": round(cpu, 3),
         "rung": graph.rung,
         "nodes": len(graph.nodes),
         "layers": len(graph.layers),
         "kernels": len(graph.kernels()),
         "chain": len(chain),
         "ties": chain.ties,
-        "warnings": list(graph.warnings),
+        "warnings": [*graph.warnings, *doubts],
     }
 
 
@@ -90,9 +94,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("sweep.json"))
     parser.add_argument("--seconds", type=float, default=120, help="limit of a forward pass on real values")
+    parser.add_argument("--cross-check", action="store_true", help="compare with symbolic tracing (time not counted)")
     parser.add_argument("patterns", nargs="*", help="only models whose reference fits, e.g. 'resnet*'")
     options = parser.parse_args()
-    found = sweep(all_names(options.patterns), options.out, options.seconds)
+    found = sweep(all_names(options.patterns), options.out, options.seconds, options.cross_check)
     rows = found["models"]
     failed = [name for name, row in rows.items() if "error" in row]
     cpu = sum(row["cpu"] for row in rows.values())

@@ -6,7 +6,7 @@ And layers are rightly called dead: the gradient of the output reaches exactly t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ SLOW = """
     cspresnet50@32 darknet17@32 selecsls42@64 ese_vovnet19b_slim_dw@32 convnextv2_atto@32 fastvit_t8@64
     mobilevit_xxs@64 rexnetr_100@32 mobilevitv2_050@64 mobilenetv4_conv_small@32 efficientvit_b0@64 repvit_m0_9@64
     hgnetv2_b0@32 repghostnet_050@32 poolformer_s12@64 caformer_s18@64 nextvit_small@64 mambaout_femto@64
-    lambda_resnet26t@64 gcresnet33ts@32 tresnet_m@64 ghostnetv2_100@32 focalnet_tiny_srf@64 shvit_s1@64
+    lambda_resnet26t@64 gcresnet33ts@64 tresnet_m@64 ghostnetv2_100@64 focalnet_tiny_srf@64 shvit_s1@64
     swiftformer_xs@64 starnet_s1@32 inception_next_atto@64 eca_resnet33ts@32 resnet26d@32 legacy_seresnet18@32
     xception41@64 gernet_s@32 coatnet_pico_rw_224@224 levit_128s@224 efficientformer_l1@224 efficientvit_m0@224
     deit_tiny_distilled_patch16_224@=32 xcit_nano_12_p16_224@64 resmlp_12_224@=64 gmlp_ti16_224@=64
@@ -50,6 +50,15 @@ SLOW = """
     torchvision:googlenet@64 torchvision:swin_t@64 torchvision:lraspp_mobilenet_v3_large@64
 """
 """Architectures and the side of their input; with "=" the model is told of it."""
+
+
+PARTS = {
+    "cait_xxs24_224@=32": {"blocks_token_only.0.attn.q"},
+    "xcit_nano_12_p16_224@64": {"cls_attn_blocks.0.attn.q"},
+    "coat_lite_tiny@=64": {"head"},
+}
+"""Layers that read a part of a tensor (the class token) that some layers before it leave alone: the graph knows tensors,
+not parts of them, and shows an edge."""
 
 
 def known_net(text: str) -> Net:
@@ -68,18 +77,19 @@ def known_net(text: str) -> Net:
     return Net(name, functools.partial(timm.create_model, name, num_classes=10, **told), (3, size, size))
 
 
-QUICK_POKES = 12
-"""How many layers of a network are changed in every run; the slow run changes all."""
+QUICK_POKES, SLOW_POKES = 12, 24
+"""About how many layers of a network are changed."""
 
 
-def check_edges(specimen: Specimen, pokes: int | None) -> None:
+def check_edges(specimen: Specimen, pokes: int | None, parts: Set[str] = frozenset()) -> None:
+    """All edges; those into ``parts`` may be there in vain."""
     assert specimen.nodes
     ids = list(specimen.nodes)
     step = max(1, len(ids) // pokes) if pokes else 1
     wrong = {}
     for id in ids[::step]:
         expected, found = specimen.descendants(id), specimen.changed_by(id)
-        if found != expected:
+        if found - expected or expected - found - parts:
             wrong[id] = {"missing edges": sorted(found - expected), "false edges": sorted(expected - found)}
     assert not wrong
 
@@ -99,7 +109,7 @@ def check_gradient(specimen: Specimen) -> None:
 def test_known_architectures(text: str) -> None:
     net = known_net(text)
     specimen = Specimen(net, trace(net))
-    check_edges(specimen, QUICK_POKES if text in QUICK.split() else None)
+    check_edges(specimen, QUICK_POKES if text in QUICK.split() else SLOW_POKES, PARTS.get(text, set()))
     check_gradient(specimen)
 
 

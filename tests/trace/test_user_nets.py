@@ -19,7 +19,15 @@ from netgraft.trace.forward import run
 from netgraft.trace.inputs import examples_for, given_examples
 
 WITHOUT_MODULES = (
-    *("FunctionalLayers", "BareMatmuls", "AnotherModulesWeight", "BatchedExperts", "ParameterLists", "CrossAttention"),
+    *(
+        "FunctionalLayers",
+        "BareMatmuls",
+        "AnotherModulesWeight",
+        "BatchedExperts",
+        "ParameterLists",
+        "CrossAttention",
+        "Router",
+    ),
 )
 """Cases in which no layer is the call of a module, so that hooks see nothing."""
 

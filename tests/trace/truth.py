@@ -6,6 +6,7 @@ of norms are made unlike their initialisation, which leaves many paths without e
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from netgraft.graph import LayerGraph
 from netgraft.trace.forward import build_on, calm
@@ -28,10 +30,12 @@ class Specimen:
 
     def __init__(self, model: Traceable, graph: LayerGraph) -> None:
         self.graph = graph
-        self.module = build_on(model.build, "cpu").eval()
-        self.example = self._example(model)
-        with calm("cpu"):
-            self.module(*self.example[0], **self.example[1])  # lazy layers
+        with double():
+            self.example = self._example(model)
+            self.module = build_on(model.build, "cpu").eval()  # afresh: some keep tensors of a forward pass
+            if any(is_lazy(p) for p in self.module.parameters()):
+                with calm("cpu"):
+                    self.module(*self.example[0], **self.example[1])
         self.module.double()
         torch.manual_seed(1)
         with torch.no_grad():
@@ -43,9 +47,7 @@ class Specimen:
                     buffer.normal_(0, 0.1)
                 elif name.endswith("running_var"):
                     buffer.uniform_(0.5, 1.5)
-        self.example = map_tensors(
-            lambda t: torch.randn(t.shape, dtype=torch.float64) if t.is_floating_point() else t, self.example
-        )
+        self.untouched = copy.deepcopy(self.module)
         self.plain = self._watch()
         self.nodes = self._nodes()
 
@@ -72,12 +74,13 @@ class Specimen:
     def with_gradient(self) -> set[str]:
         """Names of the layers with a parameter that the gradient of the output reaches."""
         torch.manual_seed(2)
-        for parameter in self.module.parameters():
+        module = self.untouched
+        for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         args, kwargs = map_tensors(torch.clone, self.example)
         with double():
-            outputs = [t for t in tensors_in(self.module(*args, **kwargs)) if t.requires_grad]
-        named = dict(self.module.named_parameters())
+            outputs = [t for t in tensors_in(module(*args, **kwargs)) if t.requires_grad]
+        named = dict(module.named_parameters())
         loss = sum((t * torch.randn_like(t)).sum() for t in outputs)
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         reached = {key for key, grad in zip(named, grads, strict=True) if grad is not None and bool(grad.ne(0).any())}
@@ -88,12 +91,15 @@ class Specimen:
         }
 
     def _example(self, model: Traceable) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        examples: list[Example] = given_examples(model) or list(examples_for(model, self.module))
+        module = build_on(model.build, "cpu").eval()
+        examples: list[Example] = given_examples(model) or list(examples_for(model, module))
         for example in examples:
-            args, kwargs = example.on("cpu")
+            args, kwargs = map_tensors(
+                lambda t: torch.randn(t.shape, dtype=torch.float64) if t.is_floating_point() else t, example.on("cpu")
+            )
             try:
                 with calm("cpu"):
-                    self.module(*example.on("cpu")[0], **example.on("cpu")[1])
+                    module(*args, **kwargs)
             except Exception:  # e.g. real numbers where tokens are meant
                 continue
             return args, kwargs

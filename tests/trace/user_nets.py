@@ -589,6 +589,46 @@ class RelativePositionBias(nn.Module):
 
 
 @case(
+    "qkv:linear",
+    "in>qkv qkv>out",
+    chain="qkv",
+    input_size=(4, 6),
+    others="rows:parameter",
+)
+class RelativePositionTable(nn.Module):
+    """A table multiplied with the queries, whose product is added to the scores: no layer, though it is a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+        self.rows = nn.Parameter(torch.zeros(7, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        index = torch.arange(4, device=x.device)
+        shifted = (q @ self.rows.t()).gather(-1, (index[:, None] - index + 3).expand(len(x), -1, -1))
+        return (q @ k.transpose(1, 2) / 6**0.5 + shifted).softmax(-1) @ v
+
+
+@case(
+    "gate:linear head:linear",
+    "in>gate gate>head in>head head>out",
+    chain="gate head",
+    input_size=(4, 6),
+    facts={"gate": {"shape": (6, 4), "transposed": True}},
+)
+class Router(nn.Module):
+    """A bare matrix whose product goes to a softmax, but is added to nothing: a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Parameter(torch.randn(6, 4)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x @ self.gate).softmax(-1) @ x)
+
+
+@case(
     "lstm:rnn gru:rnn cell:rnn cell@2:rnn cell@3:rnn head:linear",
     "in>lstm lstm>gru gru>cell gru>cell@2 gru>cell@3 cell>cell@2 cell@2>cell@3 cell@3>head head>out",
     chain="lstm gru cell cell cell head",

@@ -1,0 +1,44 @@
+"""Norms carried along with the layers they follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from netgraft.chain import Chain, longest_chain
+from netgraft.graph import LayerGraph
+from netgraft.plan import Pair, Pairing
+
+
+def with_norms(pairing: Pairing, source: LayerGraph, target: LayerGraph, left_out: str = "") -> Pairing:
+    """``pairing``, plus the norms that follow both layers of a pair on the longest chains.
+
+    With ``left_out``, the reason for it, no norm is added and those of the target get this reason.
+    """
+    theirs, ours = (_followers(longest_chain(graph)) for graph in (source, target))
+    taken = {pair.target for pair in pairing.pairs}
+    pairs, unpaired = [], dict(pairing.unpaired)
+    for pair in pairing.pairs:
+        pairs.append(pair)
+        followers = theirs.get(pair.source, ())
+        for i, name in enumerate(ours.get(pair.target, ())):
+            if name in taken:
+                continue
+            if left_out:
+                unpaired[name] = left_out
+            elif i >= len(followers):
+                unpaired[name] = f"no norm follows {pair.source} in the source"
+            elif source.layers[followers[i]].kind != target.layers[name].kind:
+                kind = source.layers[followers[i]].kind
+                unpaired[name] = f"{kind} {followers[i]} does not fit {target.layers[name].kind}"
+            else:
+                taken.add(name)
+                unpaired.pop(name, None)
+                pairs.append(Pair(followers[i], name, f"norm that follows {pair.target}"))
+    return replace(pairing, pairs=tuple(pairs), unpaired=unpaired)
+
+
+def _followers(chain: Chain) -> dict[str, tuple[str, ...]]:
+    followers: dict[str, tuple[str, ...]] = {}
+    for name, norms in zip(chain.layers, chain.followers, strict=True):
+        followers.setdefault(name, norms)
+    return followers
