@@ -212,11 +212,11 @@ def _followers(graph: LayerGraph, chain: tuple[str, ...], output: str) -> Iterat
 def _between(graph: LayerGraph, position: dict[str, int], start: str, end: str, *, forwards: bool) -> set[str]:
     """Nodes reached from ``start`` before ``end`` in execution order, without passing another kernel layer."""
     low, high = sorted((position[start], position[end]))
-    neighbours = graph.dag.successors if forwards else graph.dag.predecessors
     seen: set[str] = set()
     stack = [start]
     while stack:
-        for other in neighbours(stack.pop()):
+        id = stack.pop()
+        for other in graph.readers[id] if forwards else graph.by_id[id].inputs:
             if other not in seen and low < position[other] < high and not _is_kernel(graph, graph.by_id[other]):
                 seen.add(other)
                 stack.append(other)

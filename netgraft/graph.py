@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 Shape = tuple[int, ...]
 
@@ -101,12 +103,23 @@ class LayerGraph:
 
     @cached_property
     def dag(self) -> nx.DiGraph[str]:
-        """Data flow between node ids."""
+        """Data flow between node ids, for graph algorithms; networkx is imported when it is first asked for."""
+        import networkx as nx
+
         dag: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             dag.add_node(node.id)
             dag.add_edges_from((source, node.id) for source in node.inputs)
         return dag
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """For every node id the nodes that read it, in execution order."""
+        found: dict[str, list[str]] = {node.id: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.inputs):
+                found[source].append(node.id)
+        return {id: tuple(readers) for id, readers in found.items()}
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -130,9 +143,9 @@ class LayerGraph:
     def _reach(self, starts: Any, *, forwards: bool) -> frozenset[str]:
         seen: set[str] = set(starts)
         stack = list(seen)
-        neighbours = self.dag.successors if forwards else self.dag.predecessors
         while stack:
-            for other in neighbours(stack.pop()):
+            id = stack.pop()
+            for other in self.readers[id] if forwards else self.by_id[id].inputs:
                 if other not in seen:
                     seen.add(other)
                     stack.append(other)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from netgraft.graph import LayerGraph
 from netgraft.load import Model
 from netgraft.plan import Plan
 from netgraft.trace.forward import build_on, run
-from netgraft.trace.inputs import Example, given_examples
+from netgraft.trace.inputs import Example, fixed_chance, given_examples
 from netgraft.trace.structure import dashed, first_shape, map_tensors, tensors_in
 
 BATCH = 2
+MOST = 4
+"""How many times more numbers than its own a model may be fed for the sake of equal inputs."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,17 @@ class _Seen:
 def measure(plan: Plan, source: Party, target: Party, *, seed: int, precision: str) -> Parity:
     """Run both models once in eval mode, on one thread, and compare them.
 
-    ``precision`` is "float64" or "float32". Layers of inserted blocks are left out: they correspond to nothing in the
-    source. Whatever a model's forward pass raises is raised.
+    ``precision`` is "float64" or "float32". Layers of inserted blocks are left out, since they correspond to nothing in
+    the source, and so are those that kept their own initialisation. Whatever a model's forward pass raises is raised.
     """
-    inserted = set(plan.pairing.inserted)
-    pairs = [(pair.source, pair.target) for pair in plan.pairing.pairs if pair.target not in inserted]
+    moved = {move.key for move in plan.moves}
+    own = {
+        name for name, layer in target.graph.layers.items() if moved.isdisjoint(s.key for s in layer.tensors.values())
+    }
+    own.update(plan.pairing.inserted)
+    pairs = [(pair.source, pair.target) for pair in plan.pairing.pairs if pair.target not in own]
     with _one_thread():
-        inputs = draw_inputs(source, target, seed)
-        theirs = _run(source, inputs[0], precision, (name for name, _ in pairs))
-        ours = _run(target, inputs[1], precision, (name for _, name in pairs))
+        inputs, theirs, ours = _run_both(source, target, seed, precision, pairs)
         comparison = _compare(plan, source.graph, target.graph, theirs, ours, inputs)
     ratios = {}
     for pair in pairs:
@@ -82,8 +87,8 @@ def measure(plan: Plan, source: Party, target: Party, *, seed: int, precision: s
 def draw_inputs(source: Party, target: Party, seed: int) -> tuple[Example, Example]:
     """What each model is fed: normal random numbers of the traced shape, or token numbers that both models know.
 
-    The two are equal where the models take the same shapes. What ``example_inputs()`` of a user's file gives keeps its
-    structure, its shapes, and what is not a number to be drawn.
+    The two are equal where the models were traced with the same shapes. What ``example_inputs()`` of a user's file
+    gives keeps its structure, its shapes, and what is not a number to be drawn.
     """
     layers = [layer for party in (source, target) for layer in party.graph.layers.values()]
     vocabulary = min((layer.shape[0] for layer in layers if layer.kind == "embedding"), default=0)
@@ -137,12 +142,55 @@ def _mapped(function: Any, example: Example) -> Example:
 # ------------------------------------------------------------------------------------------------------------- running
 
 
+def _run_both(
+    source: Party, target: Party, seed: int, precision: str, pairs: list[tuple[str, str]]
+) -> tuple[tuple[Example, Example], _Seen, _Seen]:
+    """Both on inputs of one size, the smaller first, if both take it; else each on inputs of its own."""
+    there, here = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    own = draw_inputs(source, target, seed)
+    sizes = [sum(tensor.numel() for tensor in tensors_of(example)) for example in own]
+    shared = sorted(own, key=lambda example: sizes[own.index(example)]) if _differ_in_size(*own) else []
+    for example in shared[: 2 if max(sizes) <= MOST * min(sizes) else 1]:
+        with suppress(Exception, SystemExit):
+            ours = _run(target, example, precision, here)
+            return (example, example), _run(source, example, precision, there), ours
+    return own, _run(source, own[0], precision, there), _run(target, own[1], precision, here)
+
+
+def _differ_in_size(one: Example, other: Example) -> bool:
+    """Whether two inputs differ, and only in height, width and the like."""
+    shapes = [[(t.dtype, t.dim(), t.shape[:2], t.shape[2:]) for t in tensors_of(example)] for example in (one, other)]
+    return shapes[0] != shapes[1] and [shape[:3] for shape in shapes[0]] == [shape[:3] for shape in shapes[1]]
+
+
 def _run(party: Party, example: Example, precision: str, names: Iterable[str]) -> _Seen:
     """One forward pass of the party's model with the party's weights, and what its layers gave."""
-    dtype = getattr(torch, precision)
-    module = build_on(party.model.build, "cpu").eval()
+    if (module := _laid_in(party)) is not None:
+        with suppress(Exception, SystemExit):
+            return _watch(party, module, example, precision, names)
+    module = build_on(party.model.build, "cpu")
     module.load_state_dict(dict(party.tensors), strict=False)
-    module.to(dtype)
+    return _watch(party, module, example, precision, names)
+
+
+def _laid_in(party: Party) -> nn.Module | None:
+    """The party's model built without drawing its initial values, which takes longer than running it.
+
+    None if it has tensors that are not in its state_dict, or reads values in its constructor.
+    """
+    try:
+        with torch.device("meta"), fixed_chance():
+            module = party.model.build()
+        module.load_state_dict({key: t.clone() for key, t in party.tensors.items()}, strict=False, assign=True)
+    except Exception:  # it shows again, and counts, when the model is built on the CPU
+        return None
+    left = (tensor for part in module.modules() for tensor in tensors_in(vars(part)))
+    return None if any(tensor.is_meta or is_lazy(tensor) for tensor in left) else module
+
+
+def _watch(party: Party, module: nn.Module, example: Example, precision: str, names: Iterable[str]) -> _Seen:
+    dtype = getattr(torch, precision)
+    module.eval().to(dtype)
     seen = _Seen([])
 
     def watch_output(name: str, output: Any) -> None:

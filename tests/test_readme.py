@@ -58,7 +58,7 @@ def test_commands(monkeypatch):
     installing = [block for block in blocks("sh") if "pip install" in block]
     commands = [line for block in blocks("sh") if block not in installing for line in block.splitlines()]
     commands.append(installing[0].split("&&")[-1].strip())
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         program, *args = shlex.split(command)
         assert program == "netgraft"

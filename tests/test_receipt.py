@@ -135,7 +135,7 @@ def test_a_head_of_its_own_is_left_out():
     found = receive(width=6, classes=7)
     why = "the heads differ; the source's reads 2x8, the target's 2x12"
     assert found["output"] == {"compared": "features", "skipped": why}
-    assert len(found["layers"]) == 3  # the head's own initialisation is compared with nothing, but stands in a pair
+    assert len(found["layers"]) == 3  # the head's own initialisation is compared with nothing
     assert found["derived"] == found["parameters"] - 7 * 12 - 7
 
 
@@ -145,6 +145,47 @@ def test_inputs_of_another_shape():
     assert found["output"] == {"compared": "features", "skipped": "the source takes 2x3x16x16, the target 2x1x16x16"}
     assert found["inputs"] == {"source": [[2, 3, 16, 16]], "target": [[2, 1, 16, 16]]}
     assert found["layers"]
+
+
+def test_a_size_that_both_take(folder):
+    write_net(folder, "larger.py", NET.replace("(3, 16, 16)", "(3, 20, 24)"))
+    for names in (("net", "larger"), ("larger", "net")):
+        found = receive(source=f"./{names[0]}.py=w.safetensors", target=f"./{names[1]}.py")
+        assert found["inputs"] == {"source": [[2, 3, 16, 16]], "target": [[2, 3, 16, 16]]}  # the smaller
+        assert found["output"]["error"] == 0.0
+    flat = NET.replace("x.mean((2, 3))", "nn.functional.adaptive_avg_pool2d(x[:, :, 10:20], 1).flatten(1)[:, :8]")
+    rigid = flat.replace("x = self.body", "assert x.shape[2:] == (20, 24); x = self.body")
+    write_net(folder, "rigid.py", rigid.replace("(3, 16, 16)", "(3, 20, 24)"))
+    found = receive(target="./rigid.py")  # it does not take the source's size, and the source takes its
+    assert found["inputs"] == {"source": [[2, 3, 20, 24]], "target": [[2, 3, 20, 24]]}
+    write_net(folder, "square.py", NET.replace("x = self.body", "assert x.shape[2:] == (16, 16); x = self.body"))
+    found = receive(source="./square.py=w.safetensors", target="./rigid.py")
+    assert found["output"]["skipped"] == "the source takes 2x3x16x16, the target 2x3x20x24"
+    assert len(found["layers"]) == 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.register_buffer('factor', torch.arange(1.0, 5).reshape(4, 1, 1), persistent=False)",
+        "self.factor = torch.arange(1.0, 5).reshape(4, 1, 1)",
+        "self.factor = (torch.ones(2) * 1.5).sum().item()",
+        "self.factor = [[torch.full((), 3.0)]]",
+    ],
+)
+def test_what_is_not_in_the_state_dict_has_its_value(line, folder):
+    text = NET.replace("self.stem = ", f"{line}; self.stem = ")
+    text = text.replace("self.stem(x)", "self.stem(x) * (self.factor if not isinstance(self.factor, list) else 3.0)")
+    write_net(folder, "factor.py", text)
+    found = receive(target="./factor.py")
+    assert found["output"]["error"] > 0.05
+    model = net(text)
+    model.load_state_dict(safetensors.torch.load_file("out.safetensors"))
+    theirs = net()
+    theirs.load_state_dict(safetensors.torch.load_file("w.safetensors"))
+    x = inputs(2, 3, 16, 16).double()
+    y, z = theirs.double().eval()(x), model.double().eval()(x)
+    assert found["output"]["error"] == float(f"{((y - z).norm() / y.norm()).item():.1e}")
 
 
 @pytest.mark.parametrize(("value", "why"), [(0.0, "the source's output is zero"), (float("inf"), "NaN or infinity")])
@@ -188,11 +229,8 @@ class Net(nn.Module):
 
 def test_inserted_blocks_correspond_to_nothing(folder):
     write_net(folder, "deep.py", DEEP)
-    found = (
-        receive(source="./deep.py=d.safetensors", target="./deep.py", recipe="grow", blocks=3)
-        if (write_weights("d.safetensors", trained(net(DEEP)).state_dict()))
-        else None
-    )
+    write_weights("d.safetensors", trained(net(DEEP)).state_dict())
+    found = receive(source="./deep.py:Net=d.safetensors", target="./deep.py:Net", recipe="grow", blocks=3)
     assert found["output"]["error"] < 1e-6
     assert found["exact"] == {"claimed": True, "tolerance": 1e-4, "holds": True}
     assert {layer["target"] for layer in found["layers"]} == {
@@ -215,14 +253,14 @@ SPECIAL = {
             def forward(self, tokens):
                 return self.head(self.table(tokens).mean(1))
     """,
-    "keywords": """
+    "several inputs": """
         def example_inputs():
-            return {"image": torch.zeros(3, 6), "mask": torch.tensor([True, False, True])}
+            return torch.zeros(3, 6), torch.tensor([True, False, True])
         class Net(nn.Module):
             def __init__(self, width=4):
                 super().__init__()
                 self.hidden, self.head = nn.Linear(6, width), nn.Linear(width, 3)
-            def forward(self, *, mask, image):
+            def forward(self, image, mask):
                 return {"logits": self.head(self.hidden(image).relu()) * mask[:, None]}
     """,
     "single precision": """
@@ -244,7 +282,7 @@ SPECIAL = {
                 return self.head(self.hidden(x.reshape(6)).relu())
     """,
 }
-SHAPES = {"tokens": [[2, 7]], "keywords": [[3, 6], [3]], "single precision": [[2, 6]], "a batch of one": [[1, 6]]}
+SHAPES = {"tokens": [[2, 7]], "several inputs": [[3, 6], [3]], "single precision": [[2, 6]], "a batch of one": [[1, 6]]}
 
 
 @pytest.mark.parametrize("name", SPECIAL)
@@ -254,7 +292,7 @@ def test_models_with_special_inputs(name, folder):
     write_weights("s.safetensors", net(text).state_dict())
     found = receive(source="./special.py=s.safetensors", target="./special.py", recipe="grow", width=8)
     assert found["inputs"]["source"] == found["inputs"]["target"] == SHAPES[name]
-    assert found["output"]["error"] < 1e-5
+    assert found["output"]["error"] <= 1e-5
     assert found["precision"] == ("float32" if name == "single precision" else "float64")
 
 
@@ -292,7 +330,7 @@ def test_a_size_that_was_guessed(folder):
     write_net(folder, "sizeless.py", NET.replace("input_size = (3, 16, 16)", ""))
     found = receive(target="./sizeless.py")
     assert found["skipped"] == "the input size of the target is not known (--input-size C,H,W, or --receipt)"
-    assert receive(target="./sizeless.py", receipt=True)["inputs"]["target"] == [[2, 3, 224, 224]]
+    assert receive(target="./sizeless.py", receipt=True)["inputs"]["target"] == [[2, 3, 16, 16]]
 
 
 # ------------------------------------------------------------------------------------------------------- cost and share
@@ -385,27 +423,26 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
     script = """if True:
         import sys, hashlib
         from pathlib import Path
+        import torch
         from netgraft import receipt
         from netgraft.transfer import Side, transfer
-        import torch
-        receipt.DOUBLE_BELOW = float(sys.argv[1])
-        torch.set_num_threads(int(sys.argv[2]))
-        sides = Side("netgraft:resnet20-glyphs", "source"), Side("netgraft:resnet20-glyphs", "target")
-        out = Path(sys.argv[3])
-        transfer(*sides, out, recipe="hmt", options={"matcher": "shuffled-chain"})
-        assert torch.get_num_threads() == int(sys.argv[2])
-        print(hashlib.sha256(out.read_bytes()).hexdigest())
+        threads = int(sys.argv[1])
+        torch.set_num_threads(threads)
+        net = "netgraft:resnet20-glyphs"
+        for bound in ("0", "1e12"):
+            receipt.DOUBLE_BELOW = float(bound)
+            out = Path(sys.argv[2]) / f"{threads}-{bound}.safetensors"
+            transfer(Side(net, "source"), Side(net, "target"), out, options={"matcher": "shuffled-chain"})
+            assert torch.get_num_threads() == threads
     """
-    for bound in ("0", "1e12"):
-        digests = set()
-        for i, threads in enumerate(("1", "4")):
-            out = tmp_path / f"{bound}-{i}.safetensors"
-            env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, "-c", script, bound, threads, str(out)]
-            digests.add(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
-            assert read_provenance(out)["receipt"]["precision"] == ("float32" if bound == "0" else "float64")
-            assert read_provenance(out)["receipt"]["output"]["error"] > 0
-        assert len(digests) == 1
+    for threads in ("1", "4"):
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", script, threads, str(tmp_path)], env=env, check=True)
+    for bound, precision in (("0", "float32"), ("1e12", "float64")):
+        files = [tmp_path / f"{threads}-{bound}.safetensors" for threads in ("1", "4")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        found = read_provenance(files[0])["receipt"]
+        assert (found["precision"], found["output"]["error"] > 0.01) == (precision, True)
 
 
 @pytest.mark.usefixtures("folder")
@@ -443,8 +480,9 @@ def test_the_receipt_is_printed_and_shown():
     result = run(*args)
     assert (result.exit_code, result.stderr) == (0, "")
     found = read_provenance("out.safetensors")["receipt"]
+    count = sum(parameter.numel() for parameter in net(width=6).parameters())
     lines = [
-        "parity receipt: 100.0 % of the target's 911 parameters come from the source",
+        f"parity receipt: 100.0 % of the target's {count} parameters come from the source",
         f"  output: relative error {found['output']['error']:.2g}, random inputs 2x3x16x16, float64",
         "  activations: standard deviation target / source after 4 paired layers: "
         "median {median:.3g}, {min:.3g} to {max:.3g}".format(**found["ratios"]),

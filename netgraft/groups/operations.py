@@ -72,6 +72,7 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": reshaping.pixel_unshuffle,
     "channel_shuffle": reshaping.channel_shuffle,
     "native_channel_shuffle": reshaping.channel_shuffle,
+    "as_strided": reshaping.as_strided,
     "im2col": reshaping.im2col,
     "col2im": reshaping.col2im,
     "unfold": reshaping.unfold,

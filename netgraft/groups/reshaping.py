@@ -117,8 +117,9 @@ def slice_(call: Call) -> Axes:
     length = call.shape[d]
     if length == size:
         return axes
-    if step != 1:
-        fix(axes[d])
+    if step != 1 or not length:
+        if length:
+            fix(axes[d])
         axes[d] = Fixed(length)
         return axes
     sizes = [start, length, size - start - length]
@@ -200,6 +201,16 @@ def pixel_unshuffle(call: Call) -> Axes:
     for axis in axes[-2:]:
         fix(axis)
     return [*axes[:-3], normal(Product((axes[-3], Fixed(r * r)))), *map(Fixed, call.shape[-2:])]
+
+
+def as_strided(call: Call) -> Axes:
+    """Other strides for axes of length one, which is how a pooled map is stored; nothing else."""
+    axes, shape, strides = call.tensors()[0], call.shape, call.argument(2, "stride")
+    long = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n > 1]
+    plain = len(long) <= 2 and [stride for _, stride in long] == [long[-1][0], 1][-len(long) :] if long else True
+    if not plain or call.argument(3, "storage_offset") or [axis.size for axis in axes] != list(shape):
+        raise NoRule
+    return list(axes)
 
 
 def channel_shuffle(call: Call) -> Axes:

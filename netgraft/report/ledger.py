@@ -88,7 +88,8 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 
 def _options(plan: Plan) -> str:
-    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()))
+    """The options that say something: switched off and absent ones do not."""
+    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False))
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
@@ -97,7 +98,10 @@ def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
         reasons = [kept.why for kept in plan.kept if kept.key == target or kept.key.startswith(f"{target}.")]
         return (source, "", target, "", f"kept: {reasons[0]}" if reasons else "kept")
     main = max(moves, key=lambda move: numel(move.shape))
-    return (source, shape_text(main.source_shape), target, shape_text(main.shape), _how(main))
+    how = _how(main)
+    if target in plan.pairing.inserted:
+        how += ", in an inserted block" + (" that it ends" if target in plan.pairing.zeroed else "")
+    return (source, shape_text(main.source_shape), target, shape_text(main.shape), how)
 
 
 def _how(move: Move) -> str:

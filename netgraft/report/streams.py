@@ -34,7 +34,7 @@ def run(work: Callable[[], None]) -> int:
             return error.exit_code
         except KeyboardInterrupt as error:
             return interrupted(error)
-        except (Exception, SystemExit) as error:  # no sys.exit() of a user's model may pass for success
+        except BaseException as error:  # no sys.exit() of a user's model may pass for success or a failed check
             return crashed(error)
     return 0
 

@@ -7,6 +7,7 @@ channel must know the rest: the axis a norm works on, arithmetic on the weight, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -36,6 +37,10 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     may treat channels unlike one another.
     """
     operations: Sequence[Operation] = node.meta.get("operations", ())
+    if kind == "rnn":
+        return {}
+    if not any(_is_data(o, own) for op in operations for o in op.operands):  # fed by a constant
+        operations = [replace(op, operands=tuple(replace(o, constant=False) for o in op.operands)) for op in operations]
     shape = tuple(node.meta.get("in_shape", ()))
     norm = kind.endswith("norm")
     found: dict[str, Any] = {}

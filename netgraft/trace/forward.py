@@ -56,9 +56,12 @@ def record(
 
 def build_on(build: Callable[[], nn.Module], device: str) -> nn.Module:
     """A fresh model on ``device``; the same one each time."""
-    shortcuts = Shortcuts() if device == "meta" else nullcontext()
-    with torch.device(device), fixed_chance(), shortcuts:
-        return build()
+    shortcuts = Shortcuts() if device == "meta" else None
+    with torch.device(device), fixed_chance(), shortcuts or nullcontext():
+        module = build()
+    if shortcuts is not None and isinstance(module, nn.Module):
+        shortcuts.fills.remember(module)
+    return module
 
 
 def run(module: nn.Module, example: Example, device: str) -> Any:

@@ -18,6 +18,7 @@ from netgraft.trace.classify import Verdict, classify
 from netgraft.trace.details import details
 from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name
 from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
+from netgraft.trace.uniform import uniform_buffers
 
 ELEMENTWISE = frozenset(
     {
@@ -47,6 +48,7 @@ class _Reducer:
         self.graph = graph
         self.module = module
         self.slots, self.canonical = state_slots(module)
+        self.uniform = uniform_buffers(module)
         self.layers: dict[str, Layer] = {}
         self.names: dict[frozenset[str], str] = {}  # weight keys -> layer name
         self.nodes: list[Node] = []
@@ -208,10 +210,14 @@ class _Reducer:
         return layer if calls == 1 else replace(layer, calls=calls)
 
     def _plain(self, value: Any) -> Any:
-        """fx arguments as plain data; "%id" stands for a node, {"constant": shape} for a tensor that is not data."""
+        """fx arguments as plain data; "%id" stands for a node, {"constant": shape} for a tensor that is not data.
+
+        A constant that is one number everywhere is "uniform".
+        """
         if isinstance(value, fx.Node):
             if value not in self.ids:
-                return {"constant": list(value.meta.get("shape", ()))}
+                facts = {"constant": list(value.meta.get("shape", ()))}
+                return facts | {"uniform": True} if str(value.target) in self.uniform else facts
             return f"%{self.ids[value]}"
         if isinstance(value, dict):
             return {str(k): self._plain(v) for k, v in value.items()}

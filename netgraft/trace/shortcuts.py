@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from netgraft.trace.uniform import Fills
+
 UNARY = (
     *("relu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish"),
     *("softplus", "exp", "log", "neg", "abs", "sqrt", "rsqrt", "square", "erf", "sin", "cos", "reciprocal", "roll"),
@@ -37,13 +39,19 @@ Shortcut = Callable[..., Any]
 class Shortcuts(TorchDispatchMode):
     """Takes shortcuts in everything that runs inside, such as the initialisation of weights that do not exist."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.fills = Fills()
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """False keeps PyTorch from importing its compiler, which takes longer than all of tracing."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return call(func, args, kwargs or {})
+        result = call(func, args, kwargs or {})
+        self.fills.note(func, args, result)
+        return result
 
 
 def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

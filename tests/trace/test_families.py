@@ -25,10 +25,19 @@ FILE = Path(__file__).parent / "families.json"
 GOLDEN: dict[str, dict[str, Any]] = json.loads(FILE.read_text()) if FILE.exists() else {}
 KERNELS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
 KNOWN = {
-    **{"resnet18": (18, 21), "resnet50": (50, 54), "vgg11": (11, 11), "densenet121": (121, 121)},
-    **{"inception_v3": (48, 95), "efficientnet_b0": (82, 82), "vit_tiny_patch16_224": (50, 50)},
-    **{"swin_tiny_patch4_window7_224": (53, 53), "convnext_tiny": (59, 59), "nfnet_f0": (78, 82)},
-    **{"hrnet_w18": (101, 326), "cait_xxs24_224": (154, 158), "tf_efficientnet_cc_b0_4e": (90, 90)},
+    "resnet18": (18, 21),
+    "resnet50": (50, 54),
+    "vgg11": (11, 11),
+    "densenet121": (121, 121),
+    "inception_v3": (48, 95),
+    "efficientnet_b0": (82, 82),
+    "vit_tiny_patch16_224": (50, 50),
+    "swin_tiny_patch4_window7_224": (53, 53),
+    "convnext_tiny": (59, 59),
+    "nfnet_f0": (78, 82),
+    "hrnet_w18": (101, 326),
+    "cait_xxs24_224": (154, 158),
+    "tf_efficientnet_cc_b0_4e": (90, 90),
 }
 """(chain, kernel layers) as known from elsewhere."""
 

@@ -57,8 +57,8 @@ PARTS = {
     "xcit_nano_12_p16_224@64": {"cls_attn_blocks.0.attn.q"},
     "coat_lite_tiny@=64": {"head"},
 }
-"""Layers that read a part of a tensor (the class token) that some layers before it leave alone: the graph knows tensors,
-not parts of them, and shows an edge."""
+"""Layers that read a part of a tensor, the class token, which some layers before it leave alone. The graph knows
+tensors, not parts of them, and shows an edge."""
 
 
 def known_net(text: str) -> Net:

@@ -6,14 +6,13 @@ of norms are made unlike their initialisation, which leaves many paths without e
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from netgraft.graph import LayerGraph
@@ -32,24 +31,29 @@ class Specimen:
         self.graph = graph
         with double():
             self.example = self._example(model)
-            self.module = build_on(model.build, "cpu").eval()  # afresh: some keep tensors of a forward pass
-            if any(is_lazy(p) for p in self.module.parameters()):
+        self.module, self.untouched = self._make(model), self._make(model)
+        self.plain = self._watch()
+        self.nodes = self._nodes()
+
+    def _make(self, model: Traceable) -> nn.Module:
+        """The model afresh (some keep tensors of a forward pass), with weights that are nowhere neutral."""
+        with double():
+            module = build_on(model.build, "cpu").eval()
+            if any(is_lazy(p) for p in module.parameters()):
                 with calm("cpu"):
-                    self.module(*self.example[0], **self.example[1])
-        self.module.double()
+                    module(*self.example[0], **self.example[1])
+        module.double()
         torch.manual_seed(1)
         with torch.no_grad():
-            for parameter in self.module.parameters():
+            for parameter in module.parameters():
                 spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
                 parameter.add_(0.1 * (spread or 1.0) * torch.rand_like(parameter))
-            for name, buffer in self.module.named_buffers():
+            for name, buffer in module.named_buffers():
                 if name.endswith("running_mean"):
                     buffer.normal_(0, 0.1)
                 elif name.endswith("running_var"):
                     buffer.uniform_(0.5, 1.5)
-        self.untouched = copy.deepcopy(self.module)
-        self.plain = self._watch()
-        self.nodes = self._nodes()
+        return module
 
     def changed_by(self, id: str) -> set[str]:
         """Ids of the watched nodes whose input changes with the result of node ``id``."""

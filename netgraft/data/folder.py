@@ -1,0 +1,98 @@
+"""A folder of images: one folder per class, below ``train`` and ``val`` or ``test`` where these exist."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netgraft.data.pictures import Pictures, Split, needed, part
+from netgraft.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+TRAIN = ("train", "training")
+TEST = ("val", "valid", "validation", "test")  # in this order: a test folder often has no labels
+TEST_SHARE = 0.25
+ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: the class of every file in val/images
+
+
+def open_folder(name: str, path: Path, split: Split) -> Pictures:
+    """The images of a split; without ``train`` and ``val`` a quarter of each class, always the same, is for tests.
+
+    Class names are the training folders', sorted. Raises UsageError for folders that are not so, or empty.
+    """
+    training = _first(path, TRAIN)
+    classes = _classes(training or path)
+    testing = _first(path, TEST) if training else None
+    if testing is None:
+        return part(_gather(name, training or path, classes, split), TEST_SHARE)
+    if split == "train":
+        return _gather(name, training or path, classes, split)
+    if (testing / ANNOTATIONS).is_file():
+        return _annotated(name, testing, classes, split)
+    if unknown := sorted(set(_classes(testing, 1)) - set(classes)):
+        where = f"{testing / unknown[0]}"
+        raise UsageError(f"The class {unknown[0]!r} has no folder to train with.", where=where)
+    return _gather(name, testing, tuple(c for c in classes if (testing / c).is_dir()), split, classes)
+
+
+def _first(path: Path, names: tuple[str, ...]) -> Path | None:
+    return next((path / name for name in names if (path / name).is_dir()), None)
+
+
+def _classes(path: Path, least: int = 2) -> tuple[str, ...]:
+    found = tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(found) < least:
+        loose = any(p.suffix.lower() in SUFFIXES for p in path.iterdir())
+        what = "The images lie in no class folders." if loose and not found else "The data have too few classes."
+        hint = "Each class is a folder of images: DIR/cat/1.png, DIR/dog/1.png."
+        raise UsageError(what, where=f"{path}: {len(found)} folders", hint=hint)
+    return found
+
+
+def _gather(
+    name: str, path: Path, present: tuple[str, ...], split: Split, classes: tuple[str, ...] | None = None
+) -> Pictures:
+    """The images in the class folders ``present``; ``classes`` are all classes."""
+    classes = classes or present
+    items, labels = [], []
+    for label in (classes.index(c) for c in present):
+        files = sorted(_images(path / classes[label]))
+        if not files:
+            hint = f"Put images into it ({', '.join(SUFFIXES)}), or remove it."
+            raise UsageError("A class folder has no images.", where=str(path / classes[label]), hint=hint)
+        items += [file.relative_to(path).as_posix() for file in files]
+        labels += [label] * len(files)
+    return Pictures(name, split, classes, tuple(labels), tuple(items), lambda item: read_picture(path / item))
+
+
+def _images(folder: Path) -> list[Path]:
+    walked = os.walk(folder, followlinks=True)
+    return [Path(p, f) for p, _, files in walked for f in files if f.lower().endswith(SUFFIXES) and f[0] != "."]
+
+
+def _annotated(name: str, path: Path, classes: tuple[str, ...], split: Split) -> Pictures:
+    items, labels = [], []
+    for number, line in enumerate((path / ANNOTATIONS).read_text(encoding="utf-8").splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0]
+        if label not in classes:
+            raise UsageError(f"Unknown class {label!r}.", where=f"{path / ANNOTATIONS}:{number}")
+        items.append(f"images/{file}")
+        labels.append(classes.index(label))
+    return Pictures(name, split, classes, tuple(labels), tuple(items), lambda item: read_picture(path / item))
+
+
+def read_picture(file: Path) -> Image:
+    """The decoded image; UsageError naming the file for one that cannot be read."""
+    module = needed("PIL.Image", "Pillow", "Reading images")
+    try:
+        with module.open(file) as picture:
+            picture.load()
+            return picture
+    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
+        hint = "Remove the file, or write it again."
+        raise UsageError(f"The image cannot be read: {error}", where=str(file), hint=hint) from error

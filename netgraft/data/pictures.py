@@ -1,0 +1,163 @@
+"""Labelled pictures that are decoded when they are asked for, and as batches that a network reads."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netgraft.data.normalisation import Normalisation
+from netgraft.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Split = Literal["train", "test"]
+SPLIT_SEED = 0
+"""Which images are for testing where the data do not say; the same ones always, so that no draw of few sees them."""
+MEMORY = 2**30  # bytes of decoded pictures that are kept
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One split of a data set. Works as a ``torch.utils.data.Dataset`` of (PIL image, label)."""
+
+    name: str  # as typed
+    split: Split
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    items: tuple[str, ...]  # what each picture is called: its file, or its number in the data set
+    read: Callable[[str], Image]  # decodes the picture of that item
+    drawn: dict[str, int] = field(default_factory=dict)  # how few were drawn, and the seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        return self.read(self.items[index]), self.labels[index]
+
+    def take(self, indices: Iterable[int]) -> Pictures:
+        """Some of the pictures, in that order."""
+        indices = list(indices)
+        return replace(self, labels=tuple(self.labels[i] for i in indices), items=tuple(self.items[i] for i in indices))
+
+    def record(self) -> dict[str, Any]:
+        """Which pictures these are, as JSON: ``sha256`` is that of their names and labels, in order."""
+        listed = "\n".join(
+            f"{item}\t{self.classes[label]}" for item, label in zip(self.items, self.labels, strict=True)
+        )
+        digest = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
+        counts = {"images": len(self), "classes": len(self.classes)}
+        return {"data": self.name, "split": self.split, **counts, **self.drawn, "sha256": digest}
+
+
+def few(pictures: Pictures, count: int, seed: int) -> Pictures:
+    """``count`` pictures of each class, drawn with ``seed``, in their old order; fewer are always a part of more.
+
+    Raises UsageError for a class that has not so many.
+    """
+    if count < 1:
+        raise UsageError("At least one image per class is needed.", where=f"samples per class: {count}")
+    chosen: list[int] = []
+    for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
+        if len(members) < count:
+            raise UsageError(
+                f"The class {pictures.classes[label]!r} has {len(members)} images to train with, not {count}.",
+                where=pictures.name,
+                hint="Take fewer with --samples-per-class, or leave it out to take all.",
+            )
+        order = np.random.default_rng([seed, label]).permutation(len(members))
+        chosen += [members[i] for i in order[:count]]
+    return replace(pictures.take(sorted(chosen)), drawn={"samples_per_class": count, "seed": seed})
+
+
+def part(pictures: Pictures, share: float) -> Pictures:
+    """The training or the test part of undivided data: of each class a ``share``, at least one, is for tests.
+
+    Raises UsageError for a class with a single picture.
+    """
+    testing: set[int] = set()
+    for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
+        if len(members) < 2:
+            what = f"The class {pictures.classes[label]!r} has one image; training and tests need one each."
+            raise UsageError(what, where=pictures.name)
+        order = np.random.default_rng([SPLIT_SEED, label]).permutation(len(members))
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        testing.update(members[i] for i in order[:count])
+    return pictures.take(i for i in range(len(pictures)) if (i in testing) == (pictures.split == "test"))
+
+
+def by_class(labels: Sequence[int], classes: int) -> list[list[int]]:
+    """The indices of each class."""
+    members: list[list[int]] = [[] for _ in range(classes)]
+    for i, label in enumerate(labels):
+        members[label].append(i)
+    return members
+
+
+class Pixels:
+    """Pictures as normalised tensors of one size; decoded once where a gigabyte holds them all."""
+
+    def __init__(self, pictures: Pictures, size: Sequence[int], normalisation: Normalisation) -> None:
+        if len(size) != 3 or size[0] not in (1, 3):
+            shape = ",".join(map(str, size))
+            hint = "Images have 1 or 3 channels: --input-size 3,224,224."
+            raise UsageError("The network does not read images.", where=f"input size {shape}", hint=hint)
+        if not len(pictures):
+            raise UsageError(f"There are no images to {pictures.split} with.", where=pictures.name)
+        self.pictures = pictures
+        self.size = tuple(size)
+        self.labels = torch.tensor(pictures.labels, dtype=torch.int64)
+        self.mean, self.std = normalisation.tensors(size[0])
+        self._kept: Tensor | None = None  # uint8 [N, C, H, W]
+        self._keeps = len(pictures) * math.prod(size) <= MEMORY
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:  # float32 [n, C, H, W]
+        """These pictures, normalised."""
+        if self._keeps and self._kept is None:
+            self._kept = self._decode(range(len(self)))
+        raw = self._decode(indices) if self._kept is None else self._kept[list(indices)]
+        return (raw.float() / 255 - self.mean) / self.std
+
+    def all(self) -> Tensor:
+        return self.batch(range(len(self)))
+
+    def _decode(self, indices: Iterable[int]) -> Tensor:
+        items = [self.pictures.items[i] for i in indices]
+        return torch.stack([torch.from_numpy(as_array(self.pictures.read(item), self.size)) for item in items])
+
+
+def as_array(picture: Image, size: Sequence[int]) -> np.ndarray:  # uint8 [C, H, W]
+    """A picture in grey (C = 1) or RGB (C = 3), scaled until it covers H x W, and the middle of it."""
+    image_module = needed("PIL.Image", "Pillow", "Reading images")
+    channels, height, width = size
+    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16 bits, which Pillow would clip
+        picture = image_module.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (width, height):
+        zoom = max(height / picture.height, width / picture.width)
+        scaled = max(width, round(zoom * picture.width)), max(height, round(zoom * picture.height))
+        picture = picture.resize(scaled, image_module.Resampling.BICUBIC)
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    array = np.array(picture)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1).copy()
+
+
+def needed(module: str, package: str, what: str, *, hint: str = "Type pip install 'netgraft[train]'") -> ModuleType:
+    """A module of an optional package; UsageError saying what to install without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{what} needs {package}, which is not installed.", where=str(error), hint=hint) from error

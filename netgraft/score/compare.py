@@ -1,0 +1,49 @@
+"""Which recipe makes the best initialisation of a target, on its own task, without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from netgraft import plugins
+from netgraft.errors import NetgraftError, UsageError
+from netgraft.score import Bench, Progress, Scores, Settings
+from netgraft.transfer import Side, transfer
+
+
+def compare(
+    source: Side,
+    target: Side,
+    settings: Settings,
+    *,
+    recipes: Sequence[str] | None = None,  # None: all of them
+    progress: Progress = lambda _: None,
+) -> Scores:
+    """The scores of the target as each recipe initialises it with its defaults; recipes that refuse are listed apart.
+
+    The initialisations are written to a temporary folder. Raises what the recipes raise if they all refuse.
+    """
+    names = list(dict.fromkeys(recipes)) if recipes is not None else list(plugins.listing("recipes"))
+    if not names:
+        raise UsageError("No recipe is named.", hint="For example --recipes hmt,grow.")
+    for name in names:
+        plugins.load("recipes", name)
+    bench = Bench(target, settings, [source.reference], progress)
+    probes, refused = {}, {}
+    errors: list[NetgraftError] = []
+    with tempfile.TemporaryDirectory(prefix="netgraft-") as folder:
+        for number, name in enumerate(names):
+            file = Path(folder, f"{number}.safetensors")
+            progress(f"making the initialisation {name}")
+            try:
+                transfer(source, target, file, recipe=name, receipt=False, progress=progress)
+            except NetgraftError as error:
+                refused[name] = error.what
+                errors.append(error)
+                continue
+            progress(f"scoring {name}")
+            probes[name] = bench.probe(bench.weights(target, file))
+    if not probes:
+        raise errors[0]
+    return bench.result(bench.scratch(), probes, refused=refused, source=source.reference)

@@ -1,0 +1,112 @@
+"""What a frozen network makes of images: the input of its head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netgraft.data import Pixels
+from netgraft.errors import ForwardError, NonFiniteWeights, UsageError
+from netgraft.graph import Layer, LayerGraph
+from netgraft.load import Model
+from netgraft.load.construct import brief, user_line
+from netgraft.trace.structure import tensors_in
+
+
+class Frozen:
+    """A network that does not train, and the heads whose input is taken as its features."""
+
+    def __init__(self, model: Model, graph: LayerGraph, tensors: Mapping[str, Tensor], device: str, batch: int) -> None:
+        """``tensors`` are the whole state_dict. Raises UsageError where no head can be watched."""
+        self.model, self.device, self.size = model, device, batch
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            self.module = model.build()
+        self.module.load_state_dict(dict(tensors), strict=False)  # what is no tensor is missing
+        self.module.to(device).eval().requires_grad_(False)
+        self.heads = [(layer, self._find(layer)) for layer in graph.heads()]
+        if not self.heads:
+            raise UsageError(f"{model.name} has no layer before its output.", hint="A network with a head is needed.")
+
+    def recalibrate(self, pixels: Pixels) -> int:
+        """Set the running statistics of every BatchNorm to their mean over batches of these images; how many it has.
+
+        Labels are not used. The order is drawn, so that each batch has all classes; batches differ by one at most.
+        """
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not norms:
+            return 0
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        for indices in order.tensor_split(-(-len(pixels) // self.size)):
+            self._forward(pixels.batch(indices.tolist()))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+        return len(norms)
+
+    def features(self, pixels: Pixels) -> Tensor:  # [N, p] float32 on the CPU
+        """What the heads read, side by side; feature maps and tokens are averaged over their places."""
+        found: list[Tensor] = []
+        seen: list[Tensor | None] = [None] * len(self.heads)
+
+        def watch(index: int, arguments: Any) -> None:
+            given = next((t for t in tensors_in(arguments) if t.is_floating_point()), None)
+            if seen[index] is None and given is not None:
+                seen[index] = pooled(given, self.heads[index][0]).float().cpu()
+
+        handles = [
+            module.register_forward_pre_hook(lambda _, args, kwargs, i=i: watch(i, (args, kwargs)), with_kwargs=True)
+            for i, (_, module) in enumerate(self.heads)
+        ]
+        try:
+            for indices in torch.arange(len(pixels)).split(self.size):
+                seen[:] = [None] * len(seen)
+                self._forward(pixels.batch(indices.tolist()))
+                read = [part for part in seen if part is not None]
+                if len(read) != len(seen) or any(len(part) != len(indices) for part in read):
+                    what = f"The head of {self.model.name} reads no features of each image."
+                    raise UsageError(what, where=", ".join(layer.name for layer, _ in self.heads))
+                found.append(torch.cat(read, 1))
+        finally:
+            for handle in handles:
+                handle.remove()
+        result = torch.cat(found)
+        if not bool(result.isfinite().all()):
+            raise NonFiniteWeights(f"The features of {self.model.name} hold NaN or infinity.")
+        return result
+
+    def _find(self, layer: Layer) -> nn.Module:
+        try:
+            return self.module if layer.name == "(model)" else self.module.get_submodule(layer.name)
+        except AttributeError as error:
+            what = f"The head of {self.model.name} is no module of its own, so that what it reads cannot be seen."
+            raise UsageError(what, where=layer.name, hint="Make it a torch.nn.Linear.") from error
+
+    def _forward(self, images: Tensor) -> None:
+        try:
+            with torch.no_grad():
+                self.module(images.to(self.device))
+        except Exception as error:  # it is the user's code that runs
+            raise ForwardError(
+                f"{self.model.name} failed on images of shape {'x'.join(map(str, images.shape))}: {brief(error)}",
+                where=user_line(error, self.model.file),
+                hint="If the images are of a size it does not take, add --input-size C,H,W.",
+            ) from error
+
+
+def pooled(given: Tensor, layer: Layer) -> Tensor:  # [n, p]
+    """One vector per image: the mean over all axes but the batch's and the channels'."""
+    axis = 1 if layer.kind.startswith("conv") else -1
+    if given.dim() < 2:
+        return given.reshape(len(given), -1) if given.dim() else given.reshape(1, 1)
+    given = given.movedim(axis, -1)
+    return given.flatten(1, -2).mean(1) if given.dim() > 2 else given
