@@ -445,8 +445,7 @@ def verify(
 
 @command(
     "netgraft score init.safetensors examples/my_arch.py --data netgraft:digits --samples-per-class 10",
-    "netgraft score init.safetensors examples/my_arch.py --data netgraft:digits-hard --fail-under-scratch",
-    "netgraft score init.safetensors examples/my_arch.py --data netgraft:digits --format json",
+    "netgraft score init.safetensors examples/my_arch.py --data netgraft:digits --fail-under-scratch --format json",
 )
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Weights of TARGET: .safetensors, .pth, .pt.")],
@@ -493,8 +492,7 @@ def score(
 
 
 @command(
-    "netgraft compare netgraft:resnet20-glyphs examples/my_arch.py --data netgraft:digits-hard --samples-per-class 10",
-    "netgraft compare netgraft:vgg11-glyphs examples/my_arch.py --data netgraft:digits --recipes hmt --format json",
+    "netgraft compare netgraft:resnet20-glyphs examples/my_arch.py --data netgraft:digits --recipes hmt,grow",
 )
 def compare(
     source: SourceRef,

@@ -148,13 +148,17 @@ def _run_both(
     """Both on inputs of one size, the smaller first, if both take it; else each on inputs of its own."""
     there, here = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     own = draw_inputs(source, target, seed)
-    sizes = [sum(tensor.numel() for tensor in tensors_of(example)) for example in own]
-    shared = sorted(own, key=lambda example: sizes[own.index(example)]) if _differ_in_size(*own) else []
-    for example in shared[: 2 if max(sizes) <= MOST * min(sizes) else 1]:
+    for example in sorted(own, key=_numbers) if _differ_in_size(*own) else ():
+        if _numbers(example) > MOST * min(map(_numbers, own)):
+            break
         with suppress(Exception, SystemExit):
             ours = _run(target, example, precision, here)
             return (example, example), _run(source, example, precision, there), ours
     return own, _run(source, own[0], precision, there), _run(target, own[1], precision, here)
+
+
+def _numbers(example: Example) -> int:
+    return sum(tensor.numel() for tensor in tensors_of(example))
 
 
 def _differ_in_size(one: Example, other: Example) -> bool:

@@ -21,7 +21,7 @@ def test_wilson_covers():
 
 
 def simulated(generator, gain, spread, total=300, seeds=3):
-    """One network and S others, right or wrong with correlated chances; the seeds' own accuracies vary by ``spread``."""
+    """One network and S others, right or wrong with correlated chances; the seeds' accuracies vary by ``spread``."""
     ease = torch.rand(total, generator=generator)
     levels = 0.5 + spread * torch.randn(seeds, 1, generator=generator)
     others = torch.rand(seeds, total, generator=generator) < levels + (ease - 0.5) * 0.6

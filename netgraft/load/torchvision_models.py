@@ -43,6 +43,9 @@ class TorchvisionModel:
         family = get_model_builder(self.name).__module__.split(".")[2]
         if family in ("detection", "optical_flow"):
             return None
+        if self.name.startswith("vit_"):  # takes one size only, whatever its weights were trained on
+            size = self.args.get("image_size", 224)
+            return (3, size, size) if isinstance(size, int) else None
         settings = getattr(getattr(self.weights, "transforms", None), "keywords", {})
         usual = 299 if self.name == "inception_v3" else 224
         size = settings.get("crop_size") or settings.get("resize_size") or usual
@@ -115,5 +118,7 @@ def find_torchvision_model(
         defaults = {
             k: v for prefix, known in _BUILT_WITH_WEIGHTS.items() if name.startswith(prefix) for k, v in known.items()
         }
+        if name.startswith("vit_") and weights is not None:
+            defaults["image_size"] = weights.meta["min_size"][0]
         args = {**defaults, **args}
     return TorchvisionModel(reference.text, name, weights, args, option)

@@ -121,16 +121,16 @@ def _remarks(rung: Rung, example: Example, made_up: bool) -> Iterator[str]:
 
 
 def _build(rung: Rung, model: Traceable) -> nn.Module:
-    if rung is not PARAMETERS:
-        module = build_on(model.build, rung.device)
-    else:
-        try:
-            with parameters_on_meta():
-                module = build_on(model.build, "cpu")
-        except (Exception, SystemExit):  # the constructor looks at the values of parameters too
-            module = build_on(model.build, "cpu")
-    if rung.device == "meta":
-        move_to_meta(module)
+    if rung is CPU:
+        return build_on(model.build, "cpu")
+    try:
+        with parameters_on_meta():  # on the first rung too: model.build may take to the CPU by itself
+            module = build_on(model.build, "cpu" if rung is PARAMETERS else "meta")
+    except (Exception, SystemExit):
+        if rung is META:
+            raise
+        module = build_on(model.build, "cpu")  # the constructor looks at the values of parameters too
+    move_to_meta(module)
     return module
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from netgraft.trace.flow import storage_of
 from netgraft.trace.structure import tensors_in
@@ -39,6 +40,8 @@ class Fills:
         """Keep the names of the uniform buffers of ``module``, which was just built."""
         names = set()
         for name, buffer in module.named_buffers():
+            if is_lazy(buffer):
+                continue
             known = self.filled.get(storage_of(buffer))
             if known is not None and known() is buffer:
                 names.add(name)

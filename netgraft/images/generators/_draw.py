@@ -61,7 +61,7 @@ def checked(images: object, shape: tuple[int, ...], name: str) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Threads would cut loops and sums at other places, and change last bits."""
+    """More threads cut loops and sums at other places, which may change last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -17,9 +17,8 @@ class Leaves:
     """Dead leaves: shapes of one colour each that cover one another, as objects in photographs do.
 
     Radii follow the power law r ** -3 up to half the image's side, which gives the scale invariance of photographs
-    (Lee, Mumford, Huang 2001); in each image from another least radius on, no less than 1.5
-    pixels. Shapes are diamonds, ellipses and boxes,
-    upright. Edges are smoothed over a pixel.
+    (Lee, Mumford, Huang 2001); in each image from another least radius on, no less than 1.5 pixels.
+    Shapes are diamonds, ellipses and boxes, upright. Edges are smoothed over a pixel.
     """
 
     leaves: int = field(default=200, metadata={"help": "how many leaves fall on an image, at most 255"})

@@ -1,0 +1,53 @@
+"""Stage by stage, each layer of the target to the source layer at the same share of the way through the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netgraft.chain import longest_chain
+from netgraft.graph import LayerGraph
+from netgraft.matchers._wiring import levels
+from netgraft.matchers.longest_chain import pair_along
+from netgraft.plan import Pairing
+
+Place = tuple[str, bool, float]  # kind, whether it is a head, halvings of the input's side rounded to tenths
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """Layer j of the n_t in a stage to layer floor(j n_s / n_t) of the n_s in the source's stage (OPERATORS D10).
+
+    A stage is what has one resolution on the longest chain, gates left out: the input's side over the layer's, by the
+    shapes recorded. A stage whose resolution the source lacks goes to the nearest that it has. Counted among layers of
+    like kind only, heads by themselves, so positions rise within a kind; a source layer may serve several targets.
+    """
+
+    def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        there, here = (longest_chain(graph, gates=False) for graph in (source, target))
+        theirs = _stages(_places(source, there.layers))
+        known = {(kind, head): [place[2] for place in theirs if place[:2] == (kind, head)] for kind, head, _ in theirs}
+        places: list[Place | None] = []
+        for kind, head, level in _places(target, here.layers):
+            near = min(known.get((kind, head), ()), key=lambda other: (abs(other - level), other), default=None)
+            places.append(None if near is None else (kind, head, near))
+        positions: list[int | None] = [None] * len(places)
+        for place, mine in _stages(places).items():
+            others = theirs[place]
+            for j, i in enumerate(mine):
+                positions[i] = others[j * len(others) // len(mine)]
+        return pair_along(source, target, there, here, positions)
+
+
+def _places(graph: LayerGraph, chain: Sequence[str]) -> list[Place]:
+    level, heads = levels(graph), {layer.name for layer in graph.heads()}
+    return [(graph.layers[name].kind, name in heads, round(level[name], 1)) for name in chain]
+
+
+def _stages(places: Sequence[Place | None]) -> dict[Place, list[int]]:
+    """Positions by place; of a layer that stands on the chain twice each counts."""
+    found: dict[Place, list[int]] = {}
+    for i, place in enumerate(places):
+        if place is not None:
+            found.setdefault(place, []).append(i)
+    return found

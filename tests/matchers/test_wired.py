@@ -1,0 +1,318 @@
+"""The matcher wired: cases drawn by hand with a known answer, and how much wiring it keeps between real networks."""
+
+import time
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from drawn import Drawing, plain
+
+from netgraft import plugins
+from netgraft.errors import UsageError
+from netgraft.groups import find_groups
+from netgraft.load import load_model
+from netgraft.matchers._flow import find_blocks
+from netgraft.matchers._wiring import Wiring
+from netgraft.matchers.longest_chain import LongestChain
+from netgraft.matchers.wired import Wired
+from netgraft.spine import is_identity_when_zero, spine
+from netgraft.trace import trace
+
+
+def resnet(blocks, width=8, convs=2, side=32, classes=10):
+    """A residual network with shapes: per stage so many blocks, the first of each but the first stage projected."""
+    d = Drawing()
+
+    def conv(x, out, into, kernel, size, name):
+        x = d.conv(x, shape=(out, into, kernel, kernel), bias=False, name=name, out_shape=(1, out, size, size))
+        return d.norm(x, channels=out, name=f"{name}.bn", out_shape=(1, out, size, size))
+
+    x = d.input()
+    d.nodes[-1] = replace(d.nodes[-1], shape=(1, 3, side, side))
+    x, into = conv(x, width, 3, 3, side, "stem"), width
+    for stage, count in enumerate(blocks):
+        out, size = width * 2**stage, side // 2**stage
+        for b in range(count):
+            name, branch, entry = f"{stage}.{b}", x, into
+            for c in range(convs):
+                branch = conv(branch, out, entry, 1 if convs == 3 and c != 1 else 3, size, f"{name}.conv{c}")
+                entry = out
+            shortcut = conv(x, out, into, 1, size, f"{name}.short") if stage and not b else x
+            x, into = d.op("relu", d.add(branch, shortcut)), out
+    d.output(d.linear(d.op("mean", x), shape=(classes, into), name="head", out_shape=(1, classes)))
+    return d.graph()
+
+
+def vgg(counts, width=8, side=32):
+    d = Drawing()
+    x, into = d.input(), 3
+    d.nodes[-1] = replace(d.nodes[-1], shape=(1, 3, side, side))
+    for stage, count in enumerate(counts):
+        out, size = width * 2**stage, side // 2**stage
+        for c in range(count):
+            x = d.conv(x, shape=(out, into, 3, 3), name=f"{stage}.{c}", out_shape=(1, out, size, size))
+            x, into = d.op("relu", x), out
+    d.output(d.linear(d.op("mean", x), shape=(10, into), name="head", out_shape=(1, 10)))
+    return d.graph()
+
+
+def pairs(pairing):
+    return {pair.target: pair.source for pair in pairing.pairs}
+
+
+def block(name):
+    return name.rpartition(".")[0]
+
+
+# --------------------------------------------------------------------------------------------------------- known answers
+
+
+def test_two_blocks_to_one_keeps_blocks_whole():
+    source, target = resnet([2, 2, 2]), resnet([1, 1, 1])
+    found = pairs(Wired()(source, target))
+    assert found.keys() == target.layers.keys()
+    assert found["stem"] == "stem"
+    assert found["head"] == "head"
+    for stage in "012":
+        assert block(found[f"{stage}.0.conv0"]) == block(found[f"{stage}.0.conv1"])
+        assert found[f"{stage}.0.conv0"].startswith(stage)
+        assert found[f"{stage}.0.conv1.bn"] == found[f"{stage}.0.conv1"] + ".bn"
+    for stage in "12":  # where the stage begins, the block that projects
+        assert found[f"{stage}.0.conv0"] == f"{stage}.0.conv0"
+        assert found[f"{stage}.0.short"] == f"{stage}.0.short"
+        assert found[f"{stage}.0.short.bn"] == f"{stage}.0.short.bn"
+
+
+def test_one_block_to_two_leaves_whole_blocks():
+    source, target = resnet([1, 1, 1]), resnet([2, 2, 2])
+    pairing = Wired()(source, target)
+    found = pairs(pairing)
+    assert sorted(found.values()) == sorted(source.layers)
+    left = {block(name) for name in pairing.unpaired}
+    assert len(left) == 3
+    assert not left & {block(name) for name in found}
+    assert all("residual block has no counterpart" in why for why in pairing.unpaired.values())
+    assert {"1.0.short", "2.0.short"} <= found.keys()
+
+
+@pytest.mark.parametrize(("there", "here"), [(8, 20), (20, 8), (8, 8)])
+@pytest.mark.parametrize("convs", [2, 3])
+def test_other_widths_of_the_same_depth_pair_one_to_one(there, here, convs):
+    source, target = resnet([2, 3, 2], there, convs), resnet([2, 3, 2], here, convs, classes=7)
+    assert pairs(Wired()(source, target)) == {name: name for name in target.layers}
+
+
+def test_bottlenecks_give_their_first_and_last_layer_to_shorter_blocks():
+    source, target = resnet([2, 2], convs=3), resnet([2, 2])
+    found = pairs(Wired()(source, target))
+    for name in ("0.0", "0.1", "1.0", "1.1"):
+        assert found[f"{name}.conv1"] == f"{name}.conv2"
+        assert block(found[f"{name}.conv0"]) == name
+
+
+def test_a_plain_target_reads_what_was_written_before():
+    source, target = resnet([3, 3, 3]), vgg([3, 2, 2])
+    found = pairs(Wired()(source, target))
+    names = [name for name in target.layers if name in found]
+    assert len(names) == len(target.layers)
+    assert reading(source, [found[name] for name in names]) == len(names) - 1
+    used = [found[name] for name in names[1:-1]]
+    assert all(first == f"{block(last)}.conv0" for first, last in zip(used[::2], used[1::2], strict=True))
+    assert [name[0] for name in used] == list("001122")
+
+
+def test_stem_to_stem_and_head_to_head_whatever_their_sizes():
+    source, target = resnet([2]), plain((64, 1, 11, 11), (64, 64, 3, 3), (1000, 64))
+    found = pairs(Wired()(source, target))
+    assert found["L1"] == "stem"
+    assert found["L3"] == "head"
+    found = pairs(Wired()(plain((8, 3, 3, 3), (10, 8)), plain((8, 3, 3, 3), (8, 8), (8, 8), (10, 8))))
+    assert found == {"L1": "L1", "L4": "L2"}
+
+
+def gated(gates=2, classes=10):
+    d = Drawing()
+    x = d.conv(d.input(), shape=(8, 3, 3, 3), name="stem")
+    for i in range(gates):
+        y = d.conv(x, name=f"{i}.conv")
+        z = d.conv(d.op("mean", y), shape=(2, 8, 1, 1), name=f"{i}.reduce")
+        z = d.op("sigmoid", d.conv(d.op("relu", z), shape=(8, 2, 1, 1), name=f"{i}.expand"))
+        d.nodes[-1] = replace(d.nodes[-1], shape=(1, 8, 1, 1))
+        y = d.op("mul", y, z)
+        d.nodes[-1] = replace(d.nodes[-1], shape=(1, 8, 4, 4))
+        x = d.add(x, y)
+    d.output(d.linear(d.op("mean", x), shape=(classes, 8), name="head"))
+    for i, node in enumerate(d.nodes):
+        if not node.shape:
+            d.nodes[i] = replace(node, shape=(1, 8, 1, 1) if "reduce" in node.id else (1, 8, 4, 4))
+    return d.graph()
+
+
+def test_gates_go_along_with_what_they_scale():
+    found = Wired()(gated(2), gated(1))
+    here = pairs(found)
+    kept = block(here["0.conv"])
+    assert here["0.reduce"] == f"{kept}.reduce"
+    assert here["0.expand"] == f"{kept}.expand"
+    without = Wired()(resnet([2], side=4), gated(1))
+    assert (
+        without.unpaired["0.reduce"].endswith("in the source has no gate") or "without" in without.unpaired["0.reduce"]
+    )
+
+
+def test_reuse_repeats_layers_and_whole_blocks():
+    source, target = resnet([1, 1]), resnet([3, 2])
+    pairing = Wired(reuse=True)(source, target)
+    assert not pairing.unpaired
+    for name, other in pairs(pairing).items():
+        assert name.rpartition(".")[2] == other.rpartition(".")[2]
+        assert name[0] == other[0]
+    chain = pairs(Wired(reuse=True)(plain(*[(8, 8, 3, 3)] * 3, (4, 8)), plain(*[(8, 8, 3, 3)] * 6, (4, 8))))
+    assert len(chain) == 7
+    assert chain["L7"] == "L4"
+
+
+@pytest.mark.parametrize("graph", [resnet([2, 2]), resnet([1, 3], convs=3), vgg([2, 2]), gated()])
+@pytest.mark.parametrize("options", [{}, {"reuse": True}, {"bonus": 0.0}, {"whole": 0.0}, {"bonus": 3.0}])
+def test_identity_under_all_options(graph, options):
+    assert pairs(Wired(**options)(graph, graph)) == {name: name for name in graph.layers}
+
+
+def test_each_source_layer_serves_once():
+    for source, target in [(resnet([1]), resnet([3, 3])), (vgg([1, 1]), resnet([2, 2])), (gated(1), gated(4))]:
+        found = list(pairs(Wired()(source, target)).values())
+        assert len(found) == len(set(found))
+
+
+def test_options():
+    assert plugins.create("matchers", "wired", {"reuse": "true", "bonus": "0.2"}) == Wired(bonus=0.2, reuse=True)
+    with pytest.raises(UsageError, match="must not be negative"):
+        plugins.create("matchers", "wired", {"whole": "-1"})
+
+
+# --------------------------------------------------------------------------------------------------------- real networks
+
+
+@cache
+def timm(name):
+    return trace(load_model(name, role="target"))
+
+
+@cache
+def read_and_written(graph_name):
+    """The channel groups that each kernel of a timm model reads and writes, by ``netgraft.groups``."""
+    graph = timm(graph_name)
+    members = [(group.name, set(group.members)) for group in find_groups(graph).groups]
+    return {
+        layer.name: [
+            {group for group, where in members if (layer.tensors["weight"].key, axis) in where} for axis in (1, 0)
+        ]
+        for layer in graph.kernels()
+    }
+
+
+def reading(graph, names):
+    """How many of the layers read channels that the one before in the list writes."""
+    spaces = Wiring(graph).spaces
+    return sum(bool({*spaces.of(b)[0]} & {*spaces.of(a)[1]}) for a, b in zip(names, names[1:], strict=False))
+
+
+def wires_kept(source, target, pairing):
+    """How many pairs of kernels of the target, one reading what the other writes, have partners that do too."""
+    there, here, found = read_and_written(source), read_and_written(target), pairs(pairing)
+    names = [name for name in here if name in found]
+    return sum(
+        bool(here[a][1] & here[b][0] and there[found[a]][1] & there[found[b]][0])
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    )
+
+
+REAL = [
+    ("resnet50", "mobilenetv3_large_100"),
+    ("resnet50", "resnet18"),
+    ("resnet34", "resnet18"),
+    ("resnet18", "resnet34"),
+    ("efficientnet_b0", "mobilenetv2_100"),
+    ("resnext50_32x4d", "regnety_004"),
+]
+
+
+@pytest.mark.parametrize(("source", "target"), REAL)
+def test_more_wires_than_the_longest_chain_keeps(source, target):
+    ours, chain = (matcher(timm(source), timm(target)) for matcher in (Wired(), LongestChain()))
+    assert wires_kept(source, target, ours) > wires_kept(source, target, chain)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "share"),
+    [
+        ("resnet50", "mobilenetv3_large_100", 1.0),
+        ("resnet18", "vgg11_bn", 1.0),
+        ("resnet18", "convnext_atto", 1.0),
+        ("resnet34", "resnet18", 1.0),
+        ("densenet121", "resnet50", 0.9),
+        ("hrnet_w18", "resnet50", 0.9),
+        ("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", 0.9),
+    ],
+)
+def test_paired_layers_follow_the_wiring(source, target, share):
+    found = pairs(Wired()(timm(source), timm(target)))
+    names = [found[name] for name in Wiring(timm(target)).chain if name in found]
+    assert reading(timm(source), names) >= share * (len(names) - 1)
+
+
+def test_stage_by_stage_between_resnet_and_mobilenet():
+    found = pairs(Wired()(timm("resnet50"), timm("mobilenetv3_large_100")))
+    for stage, there in {"2": "2", "3": "3", "4": "3", "5": "4"}.items():
+        for name in [name for name in found if name.startswith(f"blocks.{stage}.")]:
+            assert found[name].startswith(f"layer{there}.")
+    assert found["blocks.3.0.conv_dw"] == "layer3.0.conv2"
+    assert found["conv_stem"] == "conv1"
+    assert found["classifier"] == "fc"
+
+
+def test_attention_to_attention_and_mlp_to_mlp():
+    found = pairs(Wired()(timm("swin_tiny_patch4_window7_224"), timm("vit_tiny_patch16_224")))
+    kinds = {name.split(".", 2)[2]: set() for name in found if name.startswith("blocks.")}
+    for name, other in found.items():
+        if name.startswith("blocks."):
+            kinds[name.split(".", 2)[2]].add(other.split(".", 4)[4])
+    assert kinds == {kind: {kind} for kind in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")}
+    assert len({block(block(found[f"blocks.{i}.mlp.fc1"])) for i in range(12)}) == 12
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "mobilenetv3_large_100", "swin_tiny_patch4_window7_224", "hrnet_w18", "convnext_atto"]
+)
+def test_identity_covers_every_layer(name):
+    assert pairs(Wired()(timm(name), timm(name))) == {layer: layer for layer in timm(name).layers}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("resnet50", "mobilenetv3_large_100"),
+        ("densenet121", "resnet50"),
+        ("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"),
+        ("hrnet_w18", "resnet50"),
+    ],
+)
+def test_less_than_a_second(source, target):
+    graphs = timm(source), timm(target)
+    start = time.process_time()
+    Wired()(*graphs)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_100"])
+def test_blocks_are_the_residual_units_of_the_spine(name):
+    graph = timm(name)
+    residual = [
+        {layer for layer in unit.layers if graph.layers[layer].is_kernel}
+        for unit in spine(graph)
+        if unit.exit.op == "add" and unit.entry is not None
+    ]
+    assert [set(block.kernels) for block in find_blocks(graph)] == [kernels for kernels in residual if kernels]
+    plain_units = [unit for unit in spine(graph) if is_identity_when_zero(graph, unit)]
+    assert len(plain_units) <= len(residual)
