@@ -104,6 +104,17 @@ def batch_norm(call: Call) -> Axes:
 # ---------------------------------------------------------------------------------------------------------------- space
 
 
+def convolution(call: Call) -> Axes:
+    """A kernel that is no weight, channel by channel: a blur."""
+    data, kernel, *bias = call.tensors()
+    groups = call.argument(8 if call.node.op == "convolution" else 6, "groups", 1)
+    if bias or len(data) < 3 or groups != data[1].size or kernel[0].size != groups or kernel[1].size != 1:
+        raise NoRule
+    for axis in (*data[2:], *kernel[2:]):
+        fix(axis)
+    return [data[0], unify(data[1], kernel[0]), *map(Fixed, call.shape[2:])]
+
+
 def spatial(call: Call) -> Axes:
     """Pooling and resampling: every channel for itself, the positions in space keep their meaning."""
     axes, *others = call.tensors()

@@ -108,6 +108,16 @@ def variables(axis: Axis) -> Iterator[Var]:
             yield from variables(part)
 
 
+def reasons(axis: Axis) -> Iterator[str]:
+    """Why the fixed runs in an axis are fixed, in order, repeats included."""
+    axis = normal(axis)
+    if isinstance(axis, Fixed):
+        yield axis.why
+    elif not isinstance(axis, Var):
+        for part in axis.parts:
+            yield from reasons(part)
+
+
 def fix(axis: Axis) -> Fixed:
     """Give every position of the axis a meaning of its own."""
     for var in list(variables(axis)):

@@ -31,12 +31,13 @@ class Call:
     def tensor(self, value: Any) -> Axes | None:
         """The axes of an argument if it is a tensor.
 
-        A constant's positions all have a meaning of their own, unless it is the same number everywhere.
+        A constant's positions all have a meaning of their own, except along axes where it says the same everywhere.
         """
         if isinstance(value, str) and value.startswith("%"):
             return self.axes.get(value[1:])
         if isinstance(value, dict) and "constant" in value:
-            return [run(size) if value.get("uniform") else Fixed(size) for size in value["constant"]]
+            uniform = value.get("uniform", ())
+            return [run(size) if d in uniform else Fixed(size) for d, size in enumerate(value["constant"])]
         return None
 
     def tensors(self) -> list[Axes]:

@@ -31,10 +31,12 @@ def call_layer(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tens
     A layer without a rule, with several inputs or tensors it cannot place, or that does more than its kind says, is
     fixed.
     """
+    if kind := node.facts.get("kind"):  # a weight with two uses: the embedding that is the output layer, too
+        layer = replace(layer, kind=kind, in_shape=())
     inputs = [values[source] for source in node.inputs]
-    output = None
-    if not node.facts.get("others") and not set(node.facts.get("prepared", ())) - EQUIVARIANT:
-        output = _contraction(layer, node, values, known, mixed) or _by_kind(layer, node, values, known, mixed)
+    output = _contraction(layer, node, values, known)
+    if output is None and not node.facts.get("others") and not set(node.facts.get("prepared", ())) - EQUIVARIANT:
+        output = _by_kind(layer, node, values, known, mixed)
     if output is not None and [axis.size for axis in output] == list(node.shape):
         return output
     for axes in inputs:
@@ -60,7 +62,7 @@ def _by_kind(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensor
     if layer.kind.startswith("conv") and layer.kind != "conv_dynamic":
         output = _conv(layer, data, node.shape, known)
     elif layer.kind == "linear":
-        output = _linear(layer, node, data, known)
+        output = _linear(layer, data, known, sure=_is_left(node, values))
     elif layer.is_norm:
         output = _norm(layer, node, data, known, mixed)
     elif layer.kind == "embedding":
@@ -94,7 +96,7 @@ def _data(layer: Layer, node: Node, values: Mapping[str, Axes]) -> tuple[Axes | 
     return None, None
 
 
-def _contraction(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensors, mixed: Mixed) -> Axes | None:
+def _contraction(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensors) -> Axes | None:
     """A product that the model's code writes itself, weights as they are: a rule for the operation knows its axes."""
     if node.facts.get("function") not in CONTRACTIONS or node.facts.get("prepared"):
         return None
@@ -172,12 +174,20 @@ def _conv(layer: Layer, data: Axes, shape: tuple[int, ...], known: Tensors) -> A
     return [data[0], output, *space]
 
 
-def _linear(layer: Layer, node: Node, data: Axes, known: Tensors) -> Axes | None:
-    """The last axis of the input is multiplied with the weight."""
+def _is_left(node: Node, values: Mapping[str, Axes]) -> bool:
+    """Whether the data certainly stands left of the weight, so that its last axis is multiplied."""
+    function, args = node.facts.get("function", "linear"), node.facts.get("args", ())
+    if function in ("linear", "addmm"):
+        return True
+    return function in ("matmul", "mm", "bmm") and isinstance(args[0], str) and args[0].removeprefix("%") in values
+
+
+def _linear(layer: Layer, data: Axes, known: Tensors, *, sure: bool) -> Axes | None:
+    """The last axis of the input is multiplied with the weight; where it might be another one, it is not ``sure``."""
     inp, out = layer.shape[::-1] if not layer.transposed else layer.shape if len(layer.shape) == 2 else (0, 0)
     if len(layer.shape) != 2 or not data or data[-1].size != inp:
         return None
-    if node.facts.get("function", "linear") not in ("linear", "addmm") and len(data) > 1 and data[-2].size == inp:
+    if not sure and len(data) > 1 and data[-2].size == inp:
         return None  # either axis may be the one
     output = run(out)
     kernel = [data[-1], output] if layer.transposed else [output, data[-1]]

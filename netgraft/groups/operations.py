@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME.split(), arithmetic.same),
     **dict.fromkeys(_SPATIAL.split(), arithmetic.spatial),
     **dict.fromkeys("zeros_like ones_like full_like new_zeros new_ones new_full".split(), arithmetic.constant),
+    **dict.fromkeys(("convolution", "conv1d", "conv2d", "conv3d"), arithmetic.convolution),
     **dict.fromkeys(_RESHAPES.split(), reshaping.reshape),
     **dict.fromkeys(("transpose", "t"), reshaping.transpose),
     **dict.fromkeys(_REDUCTIONS.split(), arithmetic.reduction(1)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from torch import fx
@@ -37,7 +38,7 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     may treat channels unlike one another.
     """
     operations: Sequence[Operation] = node.meta.get("operations", ())
-    if kind == "rnn":
+    if kind in ("rnn", "instance_norm"):  # judged by the class, so it does what the class does
         return {}
     if not any(_is_data(o, own) for op in operations for o in op.operands):  # fed by a constant
         operations = [replace(op, operands=tuple(replace(o, constant=False) for o in op.operands)) for op in operations]
@@ -46,7 +47,7 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if prepared := [*_prepared(operations, own, kind), *_prepared_outside(node, own)]:
         found["prepared"] = prepared
-    if norm and kind not in ("batch_norm", "instance_norm"):
+    if norm and kind != "batch_norm":
         groups, axis = _norm(operations, own, shape)
         found |= {"groups": groups} if groups > 1 else {}
         found |= {"axis": axis} if axis is not None else {}
@@ -65,6 +66,8 @@ def _is_data(operand: Operand, own: frozenset[str]) -> bool:
 
 def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: str) -> Iterator[str]:
     """Names of the operations on nothing but weights and constants; "constant" for one that is no single number."""
+    if any(op.name in KERNELS for op in operations):
+        operations = list(takewhile(lambda op: op.name not in KERNELS, operations))
     known = {o.shape for op in operations for o in op.operands if _is_weight(o, own) and not o.inside}
     arithmetic = []
     for op in operations:
@@ -111,7 +114,7 @@ def _others(operations: Sequence[Operation], own: frozenset[str], kind: str, sha
             continue
         if op.name in KERNELS or (op.name in NORMS and norm):
             kernels += 1
-            folded = kind == "instance_norm" or kind in ("linear", "layer_norm", "rms_norm", "norm")
+            folded = kind in ("linear", "layer_norm", "rms_norm", "norm")
             if kernels > 1 or (op.name in NORMS and not folded and data[0].shape != shape):
                 yield op.name
         elif op.name in PLACING:

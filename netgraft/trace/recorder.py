@@ -27,6 +27,7 @@ from netgraft.trace.classify import Operand, Operation, classify
 from netgraft.trace.flow import Flow, Producer, Value
 from netgraft.trace.slots import is_one_layer, own_parameters
 from netgraft.trace.structure import first_shape, map_leaves, tensors_in
+from netgraft.trace.uniform import flat_axes
 
 GROUPED_FUNCTIONS = (
     *((F, name) for name in ("linear", "embedding", "interpolate", "scaled_dot_product_attention")),
@@ -325,6 +326,7 @@ class Recorder(TorchDispatchMode):
         node = self.graph.create_node("get_attr", key)
         node.meta["shape"] = tuple(tensor.shape)
         node.meta["params"] = frozenset({key}) if id(tensor) in self.flow.parameter_keys else frozenset()
+        node.meta["uniform"] = flat_axes(tensor) if key.startswith("constant_") else ()
         return node
 
     def _item(self, node: fx.Node, index: int, tensor: Tensor) -> fx.Node:

@@ -156,6 +156,8 @@ class _Reducer:
         call = self.calls[name]
         id = name if call == 1 else f"{name}@{call}"
         facts = details(node, verdict.kind, own)
+        if call > 1 and (kind := orient(self.layers[name].shape, verdict)[0]) != self.layers[name].kind:
+            facts["kind"] = kind
         if node.op == "call_function":
             facts |= {"function": operation_name(node), "args": self._plain(node.args), **self._plain(node.kwargs)}
         self._add(node, Node(id, "layer", self._inputs(node, own), name, node.meta["shape"], facts))
@@ -212,12 +214,13 @@ class _Reducer:
     def _plain(self, value: Any) -> Any:
         """fx arguments as plain data; "%id" stands for a node, {"constant": shape} for a tensor that is not data.
 
-        A constant that is one number everywhere is "uniform".
+        "uniform" are the axes along which such a constant says the same everywhere.
         """
         if isinstance(value, fx.Node):
             if value not in self.ids:
                 facts = {"constant": list(value.meta.get("shape", ()))}
-                return facts | {"uniform": True} if str(value.target) in self.uniform else facts
+                axes = self.uniform.get(str(value.target)) or value.meta.get("uniform")
+                return facts | {"uniform": list(axes)} if axes else facts
             return f"%{self.ids[value]}"
         if isinstance(value, dict):
             return {str(k): self._plain(v) for k, v in value.items()}

@@ -1,5 +1,8 @@
 """Small networks as users write them, each with one thing that couples channels, or gives them a meaning."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,11 +11,21 @@ from torch.nn.utils import parametrizations
 CASES = {}
 
 
-def case(fixed=(), groups=None, size=(3, 8, 8), inputs=None):
-    """Register a network: parameters that must stand in no group, how many groups there are, its input."""
+class Case(NamedTuple):
+    """A network, the sizes of its groups, the parameters that stand in none of them, and its input."""
+
+    build: Callable[[], nn.Module]
+    sizes: tuple[int, ...]
+    fixed: frozenset[str]
+    size: tuple[int, ...] | None
+    inputs: Callable[[], tuple] | None
+
+
+def case(*sizes, fixed="", size=(3, 8, 8), inputs=None):
+    """Register a network with the sizes of its groups; the bias of its head never stands in one."""
 
     def register(build):
-        CASES[build.__name__] = (build, {"head.bias", *fixed}, groups, size, inputs)
+        CASES[build.__name__] = Case(build, sizes, frozenset(fixed.split()) | {"head.bias"}, size, inputs)
         return build
 
     return register
@@ -63,12 +76,12 @@ class Tokens(nn.Module):
 # ------------------------------------------------------------------------------------------------------- convolutions
 
 
-@case(groups=1)
+@case(8)
 class Plain(Net):
     pass
 
 
-@case(groups=2)
+@case(8, 12)
 class Residual(Net):
     def make(self, c):
         self.a, self.b, self.norm = nn.Conv2d(c, 12, 3, padding=1), nn.Conv2d(12, c, 1), nn.BatchNorm2d(c)
@@ -77,7 +90,7 @@ class Residual(Net):
         return x + self.norm(self.b(self.a(x).relu()))
 
 
-@case(groups=3)
+@case(8, 3, 5)
 class Concatenated(Net):
     out = 16
 
@@ -89,7 +102,7 @@ class Concatenated(Net):
         return self.norm(torch.cat([self.a(x), x, self.b(x)], 1))
 
 
-@case(groups=3)
+@case(8, 6, 8, 8)
 class ChunkAndGate(Net):
     def make(self, c):
         self.up, self.norm, self.down = nn.Conv2d(c, 12, 1), nn.BatchNorm2d(12), nn.Conv2d(6, c, 1)
@@ -100,19 +113,19 @@ class ChunkAndGate(Net):
         return self.last(self.down(a * b.sigmoid()))
 
 
-@case(groups=2)
+@case(8, 6, 2)
 class Depthwise(Net):
     def make(self, c):
         self.dw, self.pw = nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Conv2d(c, 6, 1)
-        self.double = nn.Conv2d(6, 12, 3, groups=6)
+        self.twice = nn.Conv2d(6, 12, 3, groups=6)
 
     out = 12
 
     def middle(self, x):
-        return self.double(self.pw(self.dw(x)).relu())
+        return self.twice(self.pw(self.dw(x)).relu())
 
 
-@case()
+@case(2, 4, 2, 3, 2)
 class Grouped(Net):
     def make(self, c):
         self.a, self.b = nn.Conv2d(c, 12, 3, groups=2), nn.Conv2d(12, c, 3, groups=4)
@@ -121,7 +134,7 @@ class Grouped(Net):
         return self.b(self.a(x).relu())
 
 
-@case()
+@case(2, 4, 2, 3, 4)
 class Shuffled(Net):
     """ShuffleNet: grouped convolutions with a channel shuffle written by reshapes."""
 
@@ -134,7 +147,7 @@ class Shuffled(Net):
         return self.b(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
 
 
-@case(groups=2)
+@case(8, 4)
 class SqueezeExcite(Net):
     def make(self, c):
         self.reduce, self.expand = nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1)
@@ -143,7 +156,7 @@ class SqueezeExcite(Net):
         return x * self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
-@case(groups=2)
+@case(8, 7)
 class Flattened(Net):
     out = 7
 
@@ -154,7 +167,7 @@ class Flattened(Net):
         return self.head(self.hidden(self.stem(x).flatten(1)).relu())
 
 
-@case(groups=3)
+@case(2, 4, 3, 3)
 class UpAndDown(Net):
     """Pixel shuffle, its inverse, a transposed convolution, a skip over a resize."""
 
@@ -170,7 +183,7 @@ class UpAndDown(Net):
         return y + F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
 
 
-@case(groups=3)
+@case(12, 3, 4)
 class Norms(Net):
     """Group norm may only exchange whole groups, and channels inside them; instance norm and PReLU any."""
 
@@ -181,10 +194,10 @@ class Norms(Net):
         self.next = nn.Conv2d(c, c, 1)
 
     def middle(self, x):
-        return self.act(self.inorm(self.next(self.gn(x))))
+        return self.act(self.gn(self.next(self.inorm(x))))
 
 
-@case()
+@case(4, 3)
 class GroupStatistics(Net):
     """EvoNorm-like: statistics of groups of channels in a module of its own."""
 
@@ -208,7 +221,7 @@ class GroupStatistics(Net):
         return self.norm(x)
 
 
-@case(groups=1)
+@case(8)
 class NormOverChannelsFirst(Net):
     """LayerNorm2d where width, height and number of channels are the same."""
 
@@ -228,7 +241,7 @@ class NormOverChannelsFirst(Net):
         return self.norm(x)
 
 
-@case(groups=1)
+@case(8)
 class NormByHand(Net):
     """The same by mean and variance over axis 1."""
 
@@ -249,7 +262,7 @@ class NormByHand(Net):
         return self.norm(x)
 
 
-@case(groups=2)
+@case(8, 6, 8)
 class StandardisedWeights(Net):
     """Weight standardisation, weight norm, spectral norm on a square matrix."""
 
@@ -266,7 +279,7 @@ class StandardisedWeights(Net):
         return self.wn(self.std(x))
 
 
-@case(fixed={"stem.weight", "stem.bias", "sn.parametrizations.weight.original", "sn.bias"}, groups=0)
+@case(fixed="stem.weight stem.bias sn.bias sn.parametrizations.weight.original head.weight")
 class SpectralNorm(Net):
     def make(self, c):
         self.sn = parametrizations.spectral_norm(nn.Linear(c, c))
@@ -275,7 +288,7 @@ class SpectralNorm(Net):
         return self.sn(x.mean((2, 3)))[:, :, None, None]
 
 
-@case(groups=1)
+@case(fixed="stem.weight stem.bias conv.weight conv.bias head.weight")
 class Masked(Net):
     """A convolution whose weight is multiplied with a mask that stands in the state_dict."""
 
@@ -294,7 +307,7 @@ class Masked(Net):
         return x + self.conv(x)
 
 
-@case(fixed={"stem.weight", "stem.bias", "conv.weight", "conv.bias"}, groups=0)
+@case(fixed="stem.weight stem.bias conv.weight conv.bias head.weight")
 class MaskedByNumber(Net):
     """The same with a mask that no checkpoint holds."""
 
@@ -313,7 +326,7 @@ class MaskedByNumber(Net):
         return x + self.conv(x)
 
 
-@case(groups=1)
+@case(8)
 class Blur(Net):
     """A constant kernel, the same for every channel."""
 
@@ -324,7 +337,7 @@ class Blur(Net):
         return F.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1])
 
 
-@case(fixed={"stem.weight", "stem.bias"}, groups=0)
+@case(fixed="stem.weight stem.bias head.weight")
 class ChannelsWithPlaces(Net):
     def make(self, c):
         self.register_buffer("ramp", torch.linspace(0, 1, c)[:, None, None], persistent=False)
@@ -333,13 +346,13 @@ class ChannelsWithPlaces(Net):
         return x * self.ramp
 
 
-@case(fixed={"stem.weight", "stem.bias"}, groups=0)
+@case(fixed="stem.weight stem.bias head.weight")
 class Summed(Net):
     def middle(self, x):
         return x.cumsum(1) + x.flip(1)
 
 
-@case(groups=1)
+@case(8)
 class LargerOfTwo(Net):
     def make(self, c):
         self.other = nn.Conv2d(3, c, 3, padding=1)
@@ -350,7 +363,7 @@ class LargerOfTwo(Net):
         return self.head(a.mean((2, 3)))
 
 
-@case()
+@case(fixed="stem.weight stem.bias a.weight a.bias b.weight b.bias head.weight")
 class WrittenInPlace(Net):
     """A map put together by assignments."""
 
@@ -368,7 +381,7 @@ class WrittenInPlace(Net):
         return y + torch.cat([z, z[:, :6]], 1)
 
 
-@case()
+@case(fixed="stem.weight stem.bias mix.weight head.weight")
 class ResidualInsideALayer(Net):
     """A module of one matrix whose forward pass does more than multiply."""
 
@@ -387,7 +400,7 @@ class ResidualInsideALayer(Net):
         return self.mix(x.mean((2, 3)))[:, :, None, None]
 
 
-@case(groups=2)
+@case(8, fixed="mix.weight")
 class Pointwise(Net):
     """A convolution over stacked branches; each channel is a position that sees no other."""
 
@@ -403,7 +416,7 @@ class Pointwise(Net):
 # ------------------------------------------------------------------------------------------------------------- tokens
 
 
-@case(groups=4, size=(6, 5))
+@case(8, 2, 4, size=(6, 5))
 class Attention(Tokens):
     """Query, key and value in one matrix; two heads."""
 
@@ -418,7 +431,7 @@ class Attention(Tokens):
         return x + self.proj(y.transpose(1, 2).reshape(len(x), 7, 8))
 
 
-@case(size=(6, 5))
+@case(8, 2, 4, 8, size=(6, 5))
 class SeparateBiases(Tokens):
     """BEiT: a bias of queries and one of values, zeros for the keys in between."""
 
@@ -433,7 +446,7 @@ class SeparateBiases(Tokens):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), 6, 8))
 
 
-@case(size=(6, 5))
+@case(8, 2, 2, 4, 4, 10, size=(6, 5))
 class GroupedQueries(Tokens):
     """Four heads of queries for two of keys and values, spread by repeat_interleave; SwiGLU; RMSNorm."""
 
@@ -450,7 +463,7 @@ class GroupedQueries(Tokens):
         return x + self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-@case(size=(6, 5))
+@case(8, 2, 4, size=(6, 5))
 class Rotary(Tokens):
     """Channels of queries and keys have places, heads and values do not."""
 
@@ -468,7 +481,7 @@ class Rotary(Tokens):
         return y.transpose(1, 2).reshape(len(x), 6, 8)
 
 
-@case(size=(6, 5))
+@case(8, 2, 4, 2, 4, 12, size=(6, 5))
 class TorchAttention(Tokens):
     def make(self, c):
         self.attention = nn.MultiheadAttention(c, 2, batch_first=True)
@@ -478,7 +491,7 @@ class TorchAttention(Tokens):
         return self.block(x + self.attention(x, x, x)[0])
 
 
-@case(size=(6, 5))
+@case(8, 5, 5, 5, 5, 6, 8, size=(6, 5))
 class Recurrent(Tokens):
     def make(self, c):
         self.lstm = nn.LSTM(c, 5, num_layers=2, bidirectional=True, batch_first=True)
@@ -488,7 +501,7 @@ class Recurrent(Tokens):
         return self.back(self.gru(self.lstm(x)[0])[0])
 
 
-@case(size=(6, 5))
+@case(8, fixed="lstm.weight_hh_l0 lstm.bias_ih_l0 lstm.bias_hh_l0 head.weight", size=(6, 5))
 class LastState(Tokens):
     """What is read of an LSTM is its last hidden state: nothing about it is known."""
 
@@ -508,7 +521,7 @@ class SquareConv1D(nn.Module):
         return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(x.shape)
 
 
-@case(size=(8, 5))
+@case(8, 8, 8, 8, 8, 8, 8, size=(8, 5))
 class SquareMatrices(Tokens):
     """Everything has length eight: which side is multiplied shows in the code alone."""
 
@@ -525,7 +538,7 @@ class SquareMatrices(Tokens):
         return torch.einsum("bnc,dc->bnd", x, self.ein)
 
 
-@case(size=(6, 5))
+@case(8, 9, 8, fixed="back.bias", size=(6, 5))
 class Mixer(Tokens):
     """A layer over the tokens, whose places have a meaning."""
 
@@ -538,7 +551,7 @@ class Mixer(Tokens):
         return self.mlp(x)
 
 
-@case(groups=3, size=None, inputs=lambda: (torch.arange(12).view(2, 6) % 11,))
+@case(8, 12, 7, size=None, inputs=lambda: (torch.arange(12).view(2, 6) % 11,))
 class Language(nn.Module):
     """Embeddings of words and places, a tied output."""
 
@@ -557,7 +570,7 @@ class Language(nn.Module):
         return self.out(self.back(self.mid(x).relu()))
 
 
-@case(size=(6, 5))
+@case(8, 6, 8, fixed="router.bias", size=(6, 5))
 class Experts(Tokens):
     """A router that picks by topk, and experts in one tensor."""
 
@@ -572,13 +585,13 @@ class Experts(Tokens):
         return torch.einsum("bneh,ehc,bne->bnc", hidden, self.down, kept)
 
 
-@case(size=(6, 5))
+@case(fixed="stem.weight stem.bias head.weight", size=(6, 5))
 class Sorted(Tokens):
     def middle(self, x):
         return x.sort(-1).values + x.roll(1, -1) + x.std(-1, keepdim=True)
 
 
-@case(size=(6, 5))
+@case(8, size=(6, 5))
 class SharedTwice(Tokens):
     """A layer that runs twice makes its input and its output one group."""
 

@@ -1,0 +1,108 @@
+"""Commands that look at architectures: inspect-chains, groups."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netgraft.cli.app import command, write_lines
+from netgraft.cli.options import (
+    parse_size,
+)
+from netgraft.errors import UsageError
+from netgraft.report.progress import progress
+from netgraft.report.text import safe
+
+if TYPE_CHECKING:
+    pass
+
+
+class ChainFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    DOT = "dot"
+    MERMAID = "mermaid"
+    GITHUB = "github"
+    JUNIT = "junit"
+
+
+class ChainWeight(StrEnum):
+    LAYERS = "layers"
+    PARAMS = "params"
+
+
+@command(
+    "netgraft inspect-chains examples/my_arch.py",
+    "netgraft inspect-chains resnet50 vgg11 --format json",
+    "netgraft inspect-chains examples/my_arch.py examples/resnet8.py --lock netgraft.lock.json",
+    "netgraft inspect-chains --check netgraft.lock.json",
+    "netgraft inspect-chains --check netgraft.lock.json --update",
+)
+def inspect_chains(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Architectures; no weights are loaded. None: those of --check."),
+    ] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the constructors; repeatable.")
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(metavar="C,H,W", help="Input, without the batch axis.")] = None,
+    no_gates: Annotated[
+        bool, typer.Option("--no-gates", help="Leave out squeeze-and-excitation and attention gates.")
+    ] = False,
+    weight: Annotated[
+        ChainWeight | None, typer.Option(help="What makes a chain long: its layers (default) or their parameters.")
+    ] = None,
+    all_paths: Annotated[
+        bool, typer.Option("--all-paths", help="List the chains that are equally long, 100 at most.")
+    ] = False,
+    lock: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the architectures to a new lock.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare with a lock; exit 1 and say what changed.")
+    ] = None,
+    update: Annotated[bool, typer.Option("--update", help="With --check: rewrite what changed, and exit 0.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="With --lock: replace an existing file.")] = False,
+    fail_under: Annotated[
+        int,
+        typer.Option(metavar="LAYERS", min=0, show_default=False, help="Exit 1 if a chain has fewer layers."),
+    ] = 0,
+    format: Annotated[ChainFormat, typer.Option("--format", help="How to show it.")] = ChainFormat.TABLE,
+) -> None:
+    """Show the longest chain of architectures, and guard it in CI.
+
+    MODEL is written as SOURCE and TARGET are: netgraft --help. A lock records layers, wiring and chains; --check
+    compares with it, and takes models and their options from it where none are given. Files are named relative to the
+    working directory. Exit code: 0 as recorded, 1 changed or too short, 2 for anything else.
+    """
+    from netgraft import inspection
+    from netgraft.report import chains
+
+    if check is not None and format not in chains.SHOWS_CHANGES:
+        raise UsageError(f"--format {format} has no place for what --check finds.", hint="Take table, json or github.")
+    if all_paths and format not in chains.SHOWS_TIES:
+        raise UsageError(f"--format {format} has no place for --all-paths.", hint="Take table or json.")
+    request = inspection.Request(
+        models or (),
+        arg,
+        parse_size(input_size),
+        no_gates=no_gates,
+        weight=weight.value if weight else None,
+        all_paths=all_paths,
+        fail_under=fail_under,
+        lock=lock,
+        check=check,
+        update=update,
+        force=force,
+    )
+    recorded = inspection.recorded(request)
+    with progress() as say:
+        results = list(
+            inspection.inspect(request, recorded, keep_going=format in chains.SHOWS_ERRORS, progress=say),
+        )
+    write_lines(chains.render(format, results, check))
+    for remark in inspection.conclude(request, results, recorded):
+        print(safe(f"netgraft: {remark}"), file=sys.stderr)

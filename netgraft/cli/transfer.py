@@ -1,0 +1,267 @@
+"""Commands that make checkpoints and read them: transfer, plan, show, verify."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netgraft.cli.app import Format, command, write_json, write_lines
+from netgraft.cli.options import (
+    AllowNonfinite,
+    EveryTensor,
+    Exact,
+    FailUnder,
+    Head,
+    InputSize,
+    Labels,
+    Matcher,
+    OutputFormat,
+    RandomSource,
+    Recipe,
+    Settings,
+    SourceArg,
+    SourceInputSize,
+    SourceRef,
+    SourceWeights,
+    TargetArg,
+    TargetRef,
+    parse_recipe_options,
+    parse_sides,
+)
+from netgraft.errors import CheckFailed, UsageError
+from netgraft.report.progress import progress
+from netgraft.report.text import safe, size_text
+
+if TYPE_CHECKING:
+    from netgraft.transfer import Planned, Side
+
+
+@command(
+    "netgraft transfer netgraft:resnet20-glyphs examples/my_arch.py -o init.safetensors",
+    "netgraft transfer netgraft:vgg11-glyphs examples/plainnet5.py --target-arg num_classes=10 -o init.safetensors",
+    "netgraft transfer resnet18 examples/my_arch.py --source-weights r18.safetensors -o init.safetensors",
+)
+def transfer(
+    source: SourceRef,
+    target: TargetRef,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The checkpoint to write.")
+    ] = None,
+    recipe: Recipe = "hmt",
+    matcher: Matcher = None,
+    settings: Settings = None,
+    head: Head = False,
+    labels: Labels = None,
+    exact: Exact = False,
+    source_weights: SourceWeights = None,
+    random_source: RandomSource = False,
+    source_arg: SourceArg = None,
+    target_arg: TargetArg = None,
+    input_size: InputSize = None,
+    source_input_size: SourceInputSize = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER", min=0, max=2**32 - 1, help="Seed of what keeps the target's own initialisation."
+        ),
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; read no weights, write nothing.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Replace an existing output.")] = False,
+    fail_under: FailUnder = 0.0,
+    allow_nonfinite: AllowNonfinite = False,
+    receipt: Annotated[
+        bool | None,
+        typer.Option(
+            "--receipt/--no-receipt",
+            show_default=False,
+            help="Run both models once and record how far apart they are; by default where that takes seconds.",
+        ),
+    ] = None,
+    every_tensor: EveryTensor = False,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """Write a checkpoint of TARGET from the weights of SOURCE.
+
+    SOURCE is a model with pretrained weights, TARGET any architecture; netgraft --help shows how they are written. The
+    checkpoint holds exactly the tensors of TARGET, and a ledger that says where each of them came from.
+    """
+    if output is None and not dry_run:
+        raise UsageError("An output is missing.", hint="Add -o init.safetensors, or --dry-run to see the plan only.")
+    sides = parse_sides(
+        source,
+        target,
+        source_arg,
+        target_arg,
+        source_input_size,
+        input_size,
+        source_weights,
+        random_source,
+        allow_nonfinite,
+    )
+    options = parse_recipe_options(recipe, settings, matcher, head, labels, exact)
+    if dry_run or output is None:
+        _plan(sides, recipe, options, fail_under, every_tensor, format)
+        return
+    from netgraft.transfer import transfer as write
+
+    with progress() as say:
+        planned = write(
+            *sides,
+            output,
+            recipe=recipe,
+            options=options,
+            seed=seed,
+            force=force,
+            fail_under=fail_under,
+            receipt=receipt,
+            progress=say,
+        )
+    _show_result(planned, sides[1], output, every_tensor, format)
+
+
+@command(
+    "netgraft plan netgraft:resnet20-glyphs examples/my_arch.py",
+    "netgraft plan vgg11 examples/plainnet5.py --every-tensor",
+    "netgraft plan resnet18 examples/resnet8.py --fail-under 50 --format json",
+)
+def plan(
+    source: SourceRef,
+    target: TargetRef,
+    recipe: Recipe = "hmt",
+    matcher: Matcher = None,
+    settings: Settings = None,
+    head: Head = False,
+    labels: Labels = None,
+    exact: Exact = False,
+    source_arg: SourceArg = None,
+    target_arg: TargetArg = None,
+    input_size: InputSize = None,
+    source_input_size: SourceInputSize = None,
+    fail_under: FailUnder = 0.0,
+    every_tensor: EveryTensor = False,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """Show what a transfer would do, and write nothing.
+
+    Weights are neither read nor downloaded: both architectures are only traced.
+    """
+    sides = parse_sides(source, target, source_arg, target_arg, source_input_size, input_size)
+    _plan(
+        sides,
+        recipe,
+        parse_recipe_options(recipe, settings, matcher, head, labels, exact),
+        fail_under,
+        every_tensor,
+        format,
+    )
+
+
+def _plan(
+    sides: tuple[Side, Side],
+    recipe: str,
+    options: dict[str, object],
+    fail_under: float,
+    every_tensor: bool,
+    format: Format,
+) -> None:
+    from netgraft.report import ledger
+    from netgraft.transfer import check_coverage, make_plan
+
+    with progress() as say:
+        plan = make_plan(*sides, recipe=recipe, options=options, progress=say).plan
+    if format is Format.JSON:
+        write_json({"plan": plan.to_json(), "coverage": plan.coverage()})
+    else:
+        write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    check_coverage(plan, fail_under)
+
+
+def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
+    from netgraft.checkpoint import file_sha256, read_provenance
+    from netgraft.report import ledger
+    from netgraft.report.receipt import receipt_lines
+
+    plan, provenance = planned.plan, read_provenance(output)
+    if format is Format.JSON:
+        written = {"output": str(output), "sha256": file_sha256(output)}
+        write_json(provenance | {"coverage": plan.coverage()} | written)
+        return
+    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    write_lines(ledger.notes(provenance))
+    size = size_text(output.stat().st_size)
+    write_lines(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}")])
+    write_lines([*receipt_lines(provenance), ""])
+    write_lines(ledger.how_to_load(str(output), planned.target.reference, target.args))
+
+
+@command("netgraft show init.safetensors", "netgraft show init.safetensors --every-tensor")
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint written by netgraft.")],
+    every_tensor: EveryTensor = False,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """Show where the numbers of a written checkpoint came from.
+
+    FILE is a checkpoint that netgraft wrote. Only its header is read.
+    """
+    from netgraft.checkpoint import read_provenance
+    from netgraft.report import ledger
+    from netgraft.report.receipt import recorded_receipt
+
+    provenance = read_provenance(file)
+    plan = ledger.recorded_plan(provenance, file)
+    receipt = recorded_receipt(provenance, file)
+    if format is Format.JSON:
+        write_json(provenance | {"coverage": plan.coverage()})
+        return
+    write_lines(ledger.origin_lines(provenance))
+    write_lines(receipt)
+    write_lines([""])
+    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+
+
+@command(
+    "netgraft verify init.safetensors --offline",
+    "netgraft verify init.safetensors --target examples/my_arch.py",
+    "netgraft verify init.safetensors --target examples/my_arch.py --format json",
+)
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint written by netgraft.")],
+    source: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the source is now, if elsewhere or a Python file.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Where the target is now, if elsewhere or a Python file.")
+    ] = None,
+    source_weights: SourceWeights = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """Check a written checkpoint against its ledger.
+
+    Its tensors have the keys and shapes of the plan and finite values; both architectures are still the recorded ones,
+    and the target loads the file; the source's weights have the recorded sha256; every tensor made again from them is
+    the same bit for bit; the parity receipt measured again agrees. What cannot be checked is said. Python files and
+    modules are executed only where --source and --target name them. Exit code: 0 all checks pass, 1 one fails.
+    """
+    from netgraft.checkpoint import read_provenance
+    from netgraft.report import ledger
+    from netgraft.report.receipt import checks_document, checks_lines, recorded_receipt
+
+    provenance = read_provenance(file)
+    plan = ledger.recorded_plan(provenance, file)
+    recorded_receipt(provenance, file)
+    from netgraft.rebuild import Whereabouts
+    from netgraft.verify import verify as check
+
+    with progress() as say:
+        checks = check(file, provenance, plan, Whereabouts(source, target, source_weights, offline), progress=say)
+    if format is Format.JSON:
+        write_json(checks_document(file, checks))
+    else:
+        write_lines(checks_lines(checks))
+    if failed := [check.name for check in checks if check.outcome == "failed"]:
+        raise CheckFailed(f"{file} is not what its ledger says: {', '.join(failed)}.")
