@@ -338,7 +338,8 @@ def test_signals(folder, number, code):
         + textwrap.dedent("""
             import time
             print("here", flush=True)
-            time.sleep(60)
+            for _ in range(600):  # a signal just before one long sleep would wait for its end
+                time.sleep(0.1)
             """),
     )
     before = contents(folder)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from netgraft.cli.app import command, write_lines
-from netgraft.cli.options import (
-    parse_size,
-)
+from netgraft.cli.app import command, write_json, write_lines
+from netgraft.cli.options import parse_args, parse_size
 from netgraft.errors import UsageError
 from netgraft.report.progress import progress
 from netgraft.report.text import safe
-
-if TYPE_CHECKING:
-    pass
 
 
 class ChainFormat(StrEnum):
@@ -106,3 +101,45 @@ def inspect_chains(
     write_lines(chains.render(format, results, check))
     for remark in inspection.conclude(request, results, recorded):
         print(safe(f"netgraft: {remark}"), file=sys.stderr)
+
+
+class GroupsFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+@command(
+    "netgraft groups examples/my_arch.py",
+    "netgraft groups netgraft:vgg11-glyphs --members",
+    "netgraft groups vit_tiny_patch16_224 --format json",
+)
+def groups(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An architecture; no weights are loaded.")],
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the constructor; repeatable.")
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(metavar="C,H,W", help="Input, without the batch axis.")] = None,
+    members: Annotated[bool, typer.Option("--members", help="Name every member, however many.")] = False,
+    format: Annotated[GroupsFormat, typer.Option("--format", help="How to show it.")] = GroupsFormat.TABLE,
+) -> None:
+    """Show which channels of an architecture belong together.
+
+    MODEL is written as SOURCE and TARGET are: netgraft --help. The channels of a group can be permuted in all its
+    members at once, and the network computes the same. What mixes them without weights of its own (a mean, a product
+    of queries and keys) is named: copies of channels change what it computes. Tensors in no group are listed with the
+    operation that gave their positions a meaning. Recipe grow keeps the channels of a group together.
+    """
+    args, size = parse_args(arg), parse_size(input_size)  # refused before torch is imported
+    from netgraft.groups import find_groups
+    from netgraft.load import load_model
+    from netgraft.report.groups import groups_document, groups_text
+    from netgraft.trace import trace
+
+    with progress() as say:
+        say(f"tracing {model}")
+        graph = trace(load_model(model, role="target", args=args, input_size=size))
+        found = find_groups(graph)
+    if format is GroupsFormat.JSON:
+        write_json(groups_document(model, graph, found))
+    else:
+        write_lines(groups_text(model, graph, found, all_members=members))

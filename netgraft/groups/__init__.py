@@ -1,6 +1,6 @@
 """Channel groups: which axes of which tensors must share one index map.
 
-A residual addition, a depthwise convolution, a norm, a concatenation couples the channels of several layers: permute one
+A residual addition, a depthwise convolution, a norm, a concatenation couples channels of several layers: permute one
 without the others and the network computes something else. ``find_groups`` follows every operation of a traced
 architecture and finds the sets that can be permuted together without changing the output (DepGraph, arXiv:2301.12900,
 does this per framework layer; here it is done on recorded operations, so no layer needs to be known by name).

@@ -29,7 +29,7 @@ def constant(call: Call) -> Axes:
     return [run(size) for size in call.shape]
 
 
-# -------------------------------------------------------------------------------------------------- reductions and norms
+# ------------------------------------------------------------------------------------------------- reductions and norms
 
 
 def reduction(position: int) -> Rule:

@@ -1,6 +1,6 @@
 """The inner structure of a tensor axis: which of its positions are channels that may be exchanged, and with what.
 
-An axis is a tree. A ``Var`` is a run of channels that may be permuted (or copied, or dropped) together by one index map;
+An axis is a tree. A ``Var`` is a run of channels that may be permuted (or copied, dropped) together by one index map;
 a ``Fixed`` run may not (pixels, classes, batch). A ``Product`` is an axis made by flattening several, outermost first
 (heads x head dim; channels x height x width); a ``Concat`` one made by putting several behind one another.
 
@@ -82,7 +82,7 @@ def normal(axis: Axis) -> Axis:
     kind = type(axis)
     flat: list[Axis] = []
     for part in map(normal, axis.parts):
-        flat.extend(part.parts if isinstance(part, kind) else (part,))  # type: ignore[union-attr]
+        flat.extend(part.parts if isinstance(part, kind) else (part,))
     neutral = 1 if kind is Product else 0
     merged: list[Axis] = []
     for part in flat:

@@ -13,14 +13,56 @@ from netgraft.groups.operations import result_of
 Tensors = dict[str, tuple[Axis, ...]]  # state_dict key -> axes
 
 EQUIVARIANT = frozenset(
-    """native_batch_norm batch_norm _native_batch_norm_legit_no_training mean std var var_mean sum norm clamp_min clamp
-    linalg_vector_norm _weight_norm _weight_norm_interface sub mul div add rsqrt sqrt pow exp abs maximum reciprocal
-    expm1 tanh sigmoid softplus neg square""".split()
+    [
+        "native_batch_norm",
+        "batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "mean",
+        "std",
+        "var",
+        "var_mean",
+        "sum",
+        "norm",
+        "clamp_min",
+        "clamp",
+        "linalg_vector_norm",
+        "_weight_norm",
+        "_weight_norm_interface",
+        "sub",
+        "mul",
+        "div",
+        "add",
+        "rsqrt",
+        "sqrt",
+        "pow",
+        "exp",
+        "abs",
+        "maximum",
+        "reciprocal",
+        "expm1",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "neg",
+        "square",
+    ]
 )
 """Arithmetic on a weight that does the same whatever the order of its rows and columns."""
 REDUCING = frozenset(
-    """native_batch_norm batch_norm _native_batch_norm_legit_no_training mean std var var_mean sum norm _weight_norm
-    _weight_norm_interface linalg_vector_norm""".split()
+    [
+        "native_batch_norm",
+        "batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "mean",
+        "std",
+        "var",
+        "var_mean",
+        "sum",
+        "norm",
+        "_weight_norm",
+        "_weight_norm_interface",
+        "linalg_vector_norm",
+    ]
 )
 CONTRACTIONS = frozenset({"einsum", "matmul", "mm", "bmm"})
 

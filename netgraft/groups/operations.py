@@ -27,16 +27,18 @@ def result_of(call: Call) -> Axes:
     return unknown(call)
 
 
-_BROADCAST = """add sub mul div rsub maximum minimum where addcmul addcdiv lerp pow remainder fmod atan2 eq ne lt gt le ge
-    logical_and logical_or logical_not masked_fill copy bitwise_and bitwise_or xlogy floor_divide true_divide"""
-_SAME = """relu relu6 gelu silu sigmoid hardswish hardsigmoid tanh exp sqrt rsqrt neg abs clamp clamp_min clamp_max clone
-    contiguous _to_copy detach alias dropout native_dropout hardtanh leaky_relu elu celu selu softplus mish erf log log1p
-    reciprocal round floor ceil bernoulli lift_fresh to square sin cos softsign threshold nan_to_num sign isnan expm1
-    feature_dropout alpha_dropout fill zero logit conj _conj angle hardshrink softshrink"""
+_BROADCAST = """add sub mul div rsub maximum minimum where addcmul addcdiv lerp pow remainder fmod atan2 eq
+    ne lt gt le ge logical_and logical_or logical_not masked_fill copy bitwise_and bitwise_or xlogy floor_divide true_divide"""
+_SAME = """relu relu6 gelu silu sigmoid hardswish hardsigmoid tanh exp sqrt rsqrt neg abs clamp clamp_min clamp_max
+    clone contiguous _to_copy detach alias dropout native_dropout hardtanh leaky_relu elu celu selu softplus
+    mish erf log log1p reciprocal round floor ceil bernoulli lift_fresh to square sin cos softsign threshold
+    nan_to_num sign isnan expm1 feature_dropout alpha_dropout fill zero logit conj _conj angle hardshrink
+    softshrink"""
 _SPATIAL = """max_pool2d_with_indices max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
-    interpolate avg_pool1d avg_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d max_pool1d
-    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-    reflection_pad2d replication_pad2d reflection_pad1d upsample_nearest1d upsample_linear1d grid_sampler_2d"""
+    interpolate avg_pool1d avg_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d
+    max_pool1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa
+    _upsample_bilinear2d_aa reflection_pad2d replication_pad2d reflection_pad1d upsample_nearest1d
+    upsample_linear1d grid_sampler_2d"""
 _RESHAPES = "view _unsafe_view reshape squeeze unsqueeze flatten _reshape_alias view_as _reshape_copy"
 _REDUCTIONS = "mean sum amax amin var std var_mean prod logsumexp any all max min"
 _NORMS = "native_batch_norm _native_batch_norm_legit_no_training batch_norm cudnn_batch_norm"
@@ -45,7 +47,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_BROADCAST.split(), arithmetic.broadcast),
     **dict.fromkeys(_SAME.split(), arithmetic.same),
     **dict.fromkeys(_SPATIAL.split(), arithmetic.spatial),
-    **dict.fromkeys("zeros_like ones_like full_like new_zeros new_ones new_full".split(), arithmetic.constant),
+    **dict.fromkeys(["zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"], arithmetic.constant),
     **dict.fromkeys(("convolution", "conv1d", "conv2d", "conv3d"), arithmetic.convolution),
     **dict.fromkeys(_RESHAPES.split(), reshaping.reshape),
     **dict.fromkeys(("transpose", "t"), reshaping.transpose),

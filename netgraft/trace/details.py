@@ -23,8 +23,39 @@ PLACING = frozenset(
 """Operations that leave every number where it is, in row-major order."""
 SWAPPING = frozenset({"t", "transpose", "permute"})
 UNARY = frozenset(
-    """relu gelu silu hardswish hardtanh leaky_relu elu sigmoid tanh dropout native_dropout mish softplus hardsigmoid
-    exp log neg abs sqrt rsqrt square reciprocal pow clamp clamp_min clamp_max relu6 softsign erf celu selu""".split()
+    [
+        "relu",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "sigmoid",
+        "tanh",
+        "dropout",
+        "native_dropout",
+        "mish",
+        "softplus",
+        "hardsigmoid",
+        "exp",
+        "log",
+        "neg",
+        "abs",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "reciprocal",
+        "pow",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "relu6",
+        "softsign",
+        "erf",
+        "celu",
+        "selu",
+    ]
 )
 BINARY = frozenset({"add", "sub", "mul", "div", "rsub", "maximum", "minimum", "addcmul", "lerp"})
 KERNELS = LINEAR | EMBEDDING | {"convolution", "prelu", "_prelu_kernel"}

@@ -1,4 +1,4 @@
-"""Along which axes a constant says the same everywhere, known without computing: it was filled, or copied, and left alone.
+"""Along which axes a constant says the same everywhere, known without computing: filled, or copied, and left alone.
 
 A bias of zeros that no checkpoint holds is such a buffer, a blur that is the same for every channel another. Whoever
 reorders channels may ignore them.
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from netgraft.trace.flow import storage_of
 from netgraft.trace.structure import tensors_in

@@ -62,7 +62,9 @@ class Subject:
                 self.inputs = (torch.randn(1, *(size or model.input_size), dtype=dtype),)
             else:
                 given = model.example_inputs()
-                self.inputs = map_tensors(lambda t: torch.randn_like(t, dtype=dtype) if t.is_floating_point() else t, given)
+                self.inputs = map_tensors(
+                    lambda t: torch.randn_like(t, dtype=dtype) if t.is_floating_point() else t, given
+                )
         self.state = {key: tensor.clone() for key, tensor in self.net.state_dict().items()}
         self.slots = {slot.key: slot for layer in self.graph.layers.values() for slot in layer.tensors.values()}
         self.random = random.Random(seed)
@@ -85,7 +87,10 @@ class Subject:
         return order
 
     def permuted(self, chosen, without=()):
-        """The weights with the channels of these groups permuted, in every member but the (key, axis) in ``without``."""
+        """The weights with the channels of these groups permuted, in all members but the (key, axis) in ``without``.
+
+        The permutations are drawn anew each time.
+        """
         maps = {group.name: self.permutation(group.size) for group in chosen}
         state = dict(self.state)
         for key, axis in dict.fromkeys(member for group in chosen for member in group.members):

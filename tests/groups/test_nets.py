@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from nets import CASES
+from coupled_nets import CASES
 from permuting import Model, Subject
 
 from netgraft.groups import find_groups
@@ -36,13 +36,13 @@ def test_a_group_with_a_member_left_out_is_noticed(subject):
     noticed = 0
     for group in subject.groups.groups:
         for member in group.members:
-            if len(group.members) > 1 and not is_shift_of_scores(subject, member):
+            if len(group.members) > 1 and not is_shift_of_scores(member):
                 assert subject.error(subject.permuted([group], without=[member])) > 1e-6, (group.name, member)
                 noticed += 1
     assert noticed or not subject.groups.groups
 
 
-def is_shift_of_scores(subject, member):
+def is_shift_of_scores(member):
     """What only adds the same number to all scores of a softmax may be left out unnoticed: the keys' bias."""
     return member[0] in ("k.bias", "kv.bias", "router.bias")
 

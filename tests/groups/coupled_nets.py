@@ -330,7 +330,7 @@ class MaskedByNumber(Net):
 class Blur(Net):
     """A constant kernel, the same for every channel."""
 
-    def make(self, c):
+    def make(self, _):
         self.register_buffer("kernel", torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None], persistent=False)
 
     def middle(self, x):
