@@ -28,7 +28,8 @@ def result_of(call: Call) -> Axes:
 
 
 _BROADCAST = """add sub mul div rsub maximum minimum where addcmul addcdiv lerp pow remainder fmod atan2 eq
-    ne lt gt le ge logical_and logical_or logical_not masked_fill copy bitwise_and bitwise_or xlogy floor_divide true_divide"""
+    ne lt gt le ge logical_and logical_or logical_not masked_fill copy bitwise_and bitwise_or xlogy
+    floor_divide true_divide"""
 _SAME = """relu relu6 gelu silu sigmoid hardswish hardsigmoid tanh exp sqrt rsqrt neg abs clamp clamp_min clamp_max
     clone contiguous _to_copy detach alias dropout native_dropout hardtanh leaky_relu elu celu selu softplus
     mish erf log log1p reciprocal round floor ceil bernoulli lift_fresh to square sin cos softsign threshold

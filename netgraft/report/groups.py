@@ -16,7 +16,9 @@ def groups_text(model: str, graph: LayerGraph, groups: Groups, *, all_members: b
     """Tables of the groups and of the tensors in none of them; names abridged unless ``all_members``."""
     fixed = dict(_fixed(graph, groups))
     tensors = sum(1 for _ in _with_channels(graph))
-    yield f"{safe(model)}: {len(groups.groups)} channel groups hold {tensors - len(fixed)} of {tensors} tensors"
+    count = len(groups.groups)
+    holding = "channel group holds" if count == 1 else "channel groups hold"
+    yield f"{safe(model)}: {count} {holding} {tensors - len(fixed)} of {tensors} tensors"
     most = 1 << 30 if all_members else 3
     if groups.groups:
         yield ""
