@@ -44,6 +44,7 @@ class Pairing:
     unpaired: Mapping[str, str] = field(default_factory=dict)
     inserted: tuple[str, ...] = ()  # target layers of extra blocks, which must pass their input through
     zeroed: Mapping[str, str] = field(default_factory=dict)  # the ends of these blocks, to be set to zero, and why
+    diracs: tuple[str, ...] = ()  # target layers of a plain chain that are to pass their input through
     notes: tuple[str, ...] = ()  # what the two networks do not have in common
 
 
@@ -69,7 +70,7 @@ class Move:
     @property
     def fate(self) -> str:
         operators = {step.operator for step in self.steps}
-        if "fill" in operators:
+        if operators & {"fill", "dirac"}:
             return SET
         if operators - _SPATIAL - {"flatten", "unflatten"}:
             return STACKED
@@ -159,6 +160,7 @@ class Plan:
                         pairing["unpaired"],
                         tuple(pairing["inserted"]),
                         pairing["zeroed"],
+                        tuple(pairing["diracs"]),
                         tuple(pairing["notes"]),
                     ),
                     "moves": moves,

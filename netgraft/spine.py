@@ -27,6 +27,10 @@ PASSING = frozenset(
 """Operations that only move numbers: what is zero before is zero after."""
 
 
+POOLING = frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "getitem", "mean", "flatten"})
+"""Operations that keep what is not negative so."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """The nodes after one step that every path goes through, up to and including the next such step."""
@@ -65,7 +69,57 @@ def spine(graph: LayerGraph) -> tuple[Unit, ...]:
             units.append(Unit(entry, tuple(pending), tuple(names)))
             entry, pending = node.id, []
         furthest = max(furthest, last_use[node.id])
-    return tuple(units)
+    return tuple(_join_plain(graph, units))
+
+
+def _join_plain(graph: LayerGraph, units: list[Unit]) -> Iterator[Unit]:
+    """Units, with a kernel that stands alone, the norm and the ReLU that follow it as one: a step of a plain chain."""
+    i = 0
+    while i < len(units):
+        unit = units[i]
+        i += 1
+        if len(unit.nodes) == 1 and _layer_of(graph, unit.exit, kernel=True):
+            for follows in ("norm", "relu"):
+                if i < len(units) and len(units[i].nodes) == 1 and _is(graph, units[i].exit, follows):
+                    unit = Unit(unit.entry, unit.nodes + units[i].nodes, unit.layers + units[i].layers)
+                    i += 1
+        yield unit
+
+
+def _is(graph: LayerGraph, node: Node, what: str) -> bool:
+    return node.op == "relu" if what == "relu" else _layer_of(graph, node, kernel=False) is not None
+
+
+def _layer_of(graph: LayerGraph, node: Node, *, kernel: bool) -> Layer | None:
+    """The kernel, or else norm, that the node is a call of."""
+    layer = graph.layers[node.layer] if node.op == "layer" and node.layer is not None else None
+    return layer if layer is not None and (layer.is_kernel if kernel else layer.is_norm) else None
+
+
+def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
+    """Whether a step of a plain chain can pass its entry through: a square kernel that keeps size and resolution.
+
+    A norm after it must be a batch norm, whose statistics can be set. A ReLU at the end leaves what is not negative, so
+    the entry must come from a ReLU; without one the step is linear.
+    """
+    kernel = _layer_of(graph, unit.nodes[0], kernel=True)
+    if kernel is None or kernel.calls > 1 or unit.entry is None or len(unit.layers) > 2:
+        return False
+    if kernel.kind != "linear" and not (kernel.kind in ("conv1d", "conv2d", "conv3d") and kernel.groups == 1):
+        return False
+    if len(kernel.shape) < 2 or kernel.shape[0] != kernel.shape[1] or set(kernel.stride) - {1}:
+        return False
+    if not len(kernel.shape) - 2 == len(kernel.dilation) == len(kernel.padding):
+        return False
+    sides = zip(kernel.shape[2:], kernel.dilation, kernel.padding, strict=True)
+    if not all(size % 2 and padding == dilation * (size - 1) // 2 for size, dilation, padding in sides):
+        return False
+    if any(graph.layers[name].kind != "batch_norm" for name in unit.layers[1:]):
+        return False
+    before = graph.by_id[unit.entry]
+    while before.op in PASSING | POOLING and before.inputs:
+        before = graph.by_id[before.inputs[0]]
+    return before.op == "relu" if unit.exit.op == "relu" else not unit.layers[1:]
 
 
 def signature(graph: LayerGraph, unit: Unit) -> Hashable:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from netgraft.graph import LayerGraph
 from netgraft.plan import Pair, Pairing
-from netgraft.spine import Unit, is_identity_when_zero, layer_signature, signature, spine
+from netgraft.spine import Unit, is_identity_when_dirac, is_identity_when_zero, layer_signature, signature, spine
 
 DROP_KERNEL = 1.0  # cost of a source layer without a partner; one that stands in a residual block costs less
 EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass its input through
@@ -19,8 +19,9 @@ class Contained:
 
     Both networks are cut into units (``netgraft.spine``); a monotone alignment by dynamic programming pairs units of
     equal structure, preferring equal shapes and resolutions, and says which target units are left over. A left-over
-    residual unit takes the weights of a neighbour of equal structure, with the end of its branch set to zero, so that
-    it computes the identity (depth growth as in Net2Net, arXiv:1511.05641).
+    residual unit takes the weights of a neighbour of equal structure, with the end of its branch set to zero; a
+    left-over step of a plain chain becomes a Dirac kernel. Both compute the identity (depth growth as in Net2Net,
+    arXiv:1511.05641).
     """
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
@@ -29,6 +30,7 @@ class Contained:
         pairs: list[Pair] = []
         inserted: list[str] = []
         zeroed: dict[str, str] = {}
+        diracs: list[str] = []
         notes: list[str] = []
         taken: set[str] = set()
 
@@ -52,6 +54,10 @@ class Contained:
                     if signature(source, theirs[a]) == like
                 ]
                 name = ours[j].layers[0]
+                if not ends and is_identity_when_dirac(target, ours[j]):
+                    inserted += ours[j].layers
+                    diracs += ours[j].layers
+                    continue
                 if not ends:
                     notes.append(f"{name} and what follows it has no counterpart and cannot pass its input through")
                     continue
@@ -63,7 +69,7 @@ class Contained:
                 notes.append(f"{theirs[i].layers[0]} of the source has no place in the target")
         pairs.sort(key=lambda pair: list(target.layers).index(pair.target))
         unpaired = {layer.name: "no counterpart in the source" for layer in target.kernels() if layer.name not in taken}
-        return Pairing(tuple(pairs), unpaired, tuple(inserted), zeroed, tuple(notes))
+        return Pairing(tuple(pairs), unpaired, tuple(inserted), zeroed, tuple(diracs), tuple(notes))
 
 
 def _align(
@@ -122,7 +128,9 @@ def _drop_cost(graph: LayerGraph, unit: Unit) -> float:
 def _extra_cost(graph: LayerGraph, unit: Unit) -> float:
     if not unit.layers:
         return 0.02
-    return 0.0 if is_identity_when_zero(graph, unit) else EXTRA_KERNEL * (0.2 + _kernels(graph, unit))
+    if is_identity_when_zero(graph, unit) or is_identity_when_dirac(graph, unit):
+        return 0.0
+    return EXTRA_KERNEL * (0.2 + _kernels(graph, unit))
 
 
 def _gain(source: LayerGraph, target: LayerGraph, a: Unit, b: Unit) -> float:

@@ -19,6 +19,9 @@ from netgraft.recipes._norms import with_norms
 from netgraft.spine import query_rows
 from netgraft.stream import stretch
 
+BATCH_NORM_EPS = 1e-5
+"""PyTorch's default. No state_dict holds eps; with another one an inserted norm is off by half the difference."""
+
 
 @dataclass(frozen=True)
 class Grow:
@@ -133,6 +136,8 @@ class _Planner:
         zeroed: list[Move] = []
         for name, why in self.pairing.zeroed.items():
             zeroed += self._zero(name, why, ("bias",) if name in cancelled else ("weight", "bias", "value"))
+        for name in self.pairing.diracs:
+            zeroed += self._pass_through(name)
         zeroed += self._loose()
         # A tied tensor stands in several layers: its first move decides.
         fates = {move.key: move for move in (*moves[::-1], *zeroed)}
@@ -228,9 +233,7 @@ class _Planner:
 
     def _along(self, here: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis) -> Iterator[Step]:
         """Resize one channel axis: copied where the tensor produces the channels, shared where it reads them."""
-        reads = (
-            dim == (0 if here.kind.startswith("conv_transpose") else 1) and here.is_kernel and slot.shape == here.shape
-        )
+        reads = (slot.key, dim) in self.maps.ours.reads
         clusters = self.maps.clusters(a, b) if self.options.shrink == "fold" and len(index) < a.size else None
         runs = [list(run) for run in index_map.runs(index if clusters is None else clusters)]
         if id(normal(b)) in self.stretched:
@@ -269,6 +272,21 @@ class _Planner:
         for role, slot in self.target.layers[name].tensors.items():
             if role in roles:
                 yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": 0.0}),), why)
+
+    def _pass_through(self, name: str) -> Iterator[Move]:
+        """A step of a plain chain as the identity: a Dirac kernel, and a batch norm that undoes its own statistics."""
+        why = "inserted into a plain chain: passes its input through"
+        layer = self.target.layers[name]
+        for role, slot in layer.tensors.items():
+            if layer.is_kernel:
+                step = Step("dirac") if slot.shape == layer.shape else Step("fill", {"value": 0.0})
+            elif role in ("weight", "running_var"):
+                step = Step("fill", {"value": sqrt(1 + BATCH_NORM_EPS) if role == "weight" else 1.0})
+            elif role in ("bias", "running_mean"):
+                step = Step("fill", {"value": 0.0})
+            else:
+                continue
+            yield from moves_to(slot, "", slot.shape, (step,), why)
 
     def _loose(self) -> Iterator[Move]:
         """Tensors outside any layer, where the architectures are the same: between others they do not correspond."""

@@ -228,6 +228,44 @@ def test_inserted_blocks_train_at_once():
             assert parameter.grad.abs().max() > 1e-9, name
 
 
+class Vgg(nn.Module):
+    """A plain chain: stages of convolutions with ReLU, pooled, then linear layers."""
+
+    def __init__(self, stages=((6,), (8, 8)), hidden=(10,), norm=True, kernel=3):
+        super().__init__()
+        layers, width = [], 3
+        for widths in stages:
+            for wide in widths:
+                layers += [nn.Conv2d(width, wide, kernel, padding=kernel // 2)]
+                layers += [nn.BatchNorm2d(wide), nn.ReLU()] if norm else [nn.ReLU()]
+                width = wide
+            layers.append(nn.MaxPool2d(2))
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        for wide in hidden:
+            layers += [nn.Linear(width, wide), nn.ReLU()]
+            width = wide
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 5))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_plain_chain_grows_deeper_by_dirac_kernels(norm):
+    """Deeper, wider, with larger kernels: extra convolutions and linear layers pass their input through."""
+
+    def source():
+        return Vgg(norm=norm)
+
+    def target():
+        return Vgg(((6, 6), (12, 12, 12)), (13, 13), norm=norm, kernel=5)
+
+    plan, there, here = grown(source, target, (3, 16, 16))
+    assert plan.pairing.notes == ()
+    assert len(plan.pairing.diracs) == (5 if norm else 3)
+    assert error(there, here, (3, 16, 16)) <= 1e-12
+
+
 def test_shrinking_undoes_growing():
     """fold(widen(W)) = W: back to the source's widths, the source comes back."""
 

@@ -20,6 +20,7 @@ OPERATORS = {
     "centre": ({"size": (3, 3)}, [({"size": [5, 1]}, (4, 6, 5, 1)), ({"size": [2]}, (4, 6, 3, 2))]),
     "cyclic": ({"dim": 1, "size": 6}, [({"dim": 0, "size": 9}, (9, 6, 3, 3)), ({"dim": -3, "size": 2}, (4, 2, 3, 3))]),
     "deflate": (None, [({"dim": 2}, (4, 6, 3)), ({"dim": -1}, (4, 6, 3))]),
+    "dirac": (None, [({}, SHAPE)]),
     "fill": (None, [({"value": 0.5}, SHAPE), ({"value": 0}, SHAPE)]),
     "flatten": ({"dim": 1, "ndim": 1}, [({"dim": 1, "ndim": 3}, (4, 54)), ({"dim": -2, "ndim": 2}, (4, 6, 9))]),
     "fold": (
