@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from netgraft.trace.flow import storage_of
 from netgraft.trace.structure import tensors_in
@@ -41,6 +42,8 @@ class Fills:
         """Keep what is known of the buffers of ``module``, which was just built."""
         found = {}
         for name, buffer in module.named_buffers():
+            if is_lazy(buffer):  # it gets its shape, and its values, from the first forward pass
+                continue
             known, axes = self.filled.get(storage_of(buffer), (None, ()))
             if known is not None and known() is buffer:
                 found[name] = axes
@@ -50,7 +53,7 @@ class Fills:
 def uniform_buffers(module: nn.Module) -> dict[str, Axes]:
     """The axes along which the buffers without a place in the state_dict say the same everywhere."""
     held, known = set(module.state_dict()), _FOUND.get(module, {})
-    buffers = ((name, buffer) for name, buffer in module.named_buffers() if name not in held)
+    buffers = ((name, buffer) for name, buffer in module.named_buffers() if name not in held and not is_lazy(buffer))
     return {name: axes for name, buffer in buffers if (axes := known.get(name) or flat_axes(buffer))}
 
 
