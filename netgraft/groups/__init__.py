@@ -8,13 +8,13 @@ does this per framework layer; here it is done on recorded operations, so no lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from netgraft.graph import LayerGraph
 from netgraft.groups.axes import Axis, Var, because, normal, positions, reasons, variables
 from netgraft.groups.call import Mixed
-from netgraft.groups.layers import Tensors
+from netgraft.groups.kinds import Tensors
 from netgraft.groups.walk import Walk, reason
 
 
@@ -35,6 +35,7 @@ class Groups:
     groups: tuple[Group, ...]
     axes: Mapping[str, tuple[Axis, ...]]  # state_dict key -> structure of each axis
     variables: Mapping[str, Var]  # group name -> the run in the axes
+    reads: Set[tuple[str, int]] = frozenset()  # (key, axis) along which a tensor reads channels: it sums over them
 
     def index(self, key: str, axis: int, maps: Mapping[str, Sequence[int]]) -> list[int]:
         """Positions along ``axis`` of tensor ``key`` after the index map of each group in ``maps``.
@@ -74,6 +75,8 @@ def _collect(graph: LayerGraph, tensors: Tensors, mixed: Mixed) -> Groups:
                 for var in dict.fromkeys(variables(axis)):
                     found.setdefault(id(var), var)
                     members.setdefault(id(var), []).append((slot.key, number))
+    for key, number in sorted(tensors.reads & tensors.makes):
+        mixed.append((tensors[key][number], "tied weight", key))
     mixes: dict[int, dict[tuple[str, str], None]] = {}
     for axis, how, node in mixed:
         for var in variables(axis):
@@ -90,4 +93,4 @@ def _collect(graph: LayerGraph, tensors: Tensors, mixed: Mixed) -> Groups:
         names[name] = var
         groups.append(Group(name, var.size, tuple(dict.fromkeys(members[identity])), tuple(mixes.get(identity, ()))))
     axes = {key: tuple(normal(axis) for axis in sides) for key, sides in tensors.items()}
-    return Groups(tuple(groups), axes, names)
+    return Groups(tuple(groups), axes, names, frozenset(tensors.reads))

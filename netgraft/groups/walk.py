@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from netgraft.graph import LayerGraph, Node, Shape, Slot
 from netgraft.groups.axes import Fixed, fix, unify
 from netgraft.groups.call import Axes, Call, Mixed, unknown
-from netgraft.groups.layers import Tensors, call_layer, tensor_axes
+from netgraft.groups.kinds import Tensors
+from netgraft.groups.layers import call_layer
 from netgraft.groups.operations import RULES, SPLITS, TWINS, result_of
 from netgraft.groups.reshaping import pieces
 
@@ -27,7 +28,7 @@ class Walk:
         self.values: dict[str, Axes] = {}  # node id -> axes of its (first) result
         self.several: dict[str, list[Axes]] = {}  # of all its results, where there are several
         self.mixed: Mixed = []
-        self.tensors: Tensors = {}
+        self.tensors = Tensors()
         self.items: dict[str, dict[int, Shape]] = {}
         for node in graph.nodes:
             if node.op == "getitem":
@@ -44,7 +45,7 @@ class Walk:
                     for axis in axes:
                         fix(axis)
         elif node.op in ("parameter", "weight") and node.layer is not None:
-            values[node.id] = tensor_axes(self.tensors, self._slot(node))
+            values[node.id] = self.tensors.use(self._slot(node))
         elif node.op == "layer" and node.layer is not None:
             values[node.id] = call_layer(self.graph.layers[node.layer], node, values, self.tensors, self.mixed)
         elif node.op == "getitem":
