@@ -13,7 +13,6 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from netgraft import embedded
 from netgraft.errors import (
     BuildError,
     CorruptFile,
@@ -276,8 +275,6 @@ def test_hash_tensors():
 
 
 def test_embedded_weights_become_float32():
-    if not embedded.weights_path("resnet20-glyphs").is_file():
-        pytest.skip("the embedded weights are not built")
     read_ = read_weights(load_model("netgraft:resnet20-glyphs", role="source"))
     assert read_.tensors["conv1.weight"].dtype == torch.float32
     with pytest.raises(WeightsMismatch, match="--source-arg num_classes=26"):

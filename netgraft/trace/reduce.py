@@ -15,27 +15,12 @@ from torch import fx, nn
 
 from netgraft.graph import Layer, LayerGraph, Node, Shape, Slot
 from netgraft.trace.classify import Verdict, classify
-from netgraft.trace.details import details
+from netgraft.trace.details import UNARY, details
 from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name
 from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
 from netgraft.trace.uniform import uniform_buffers
 
-ELEMENTWISE = frozenset(
-    {
-        "relu",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "sigmoid",
-        "tanh",
-        "dropout",
-        "native_dropout",
-    }
-    | {"clone", "contiguous", "detach", "_to_copy", "alias", "mish", "softplus", "hardsigmoid"}
-)
+ELEMENTWISE = UNARY | {"clone", "contiguous", "detach", "_to_copy", "alias"}
 
 
 def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:

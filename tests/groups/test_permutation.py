@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from command_line import EXAMPLES
 from permuting import Subject
 
 from netgraft.load import load_model
@@ -36,7 +37,7 @@ legacy_xception 96 1; xception41 96 1; xcit_nano_12_p8_224 0 1; convnextv2_atto 
 vit_base_patch16_rope_reg1_gap_256 0 1
 torchvision:googlenet 96 1; torchvision:shufflenet_v2_x0_5 64 17; torchvision:swin_t 0 1; torchvision:vit_b_32 0 1
 """
-OWN = "examples/my_arch.py 0 1; examples/plainnet5.py 0 1; examples/resnet8.py 0 1"
+OWN = "my_arch.py 0 1; plainnet5.py 0 1; resnet8.py 0 1"
 ROUNDED = {"efficientvit_b0": 1e-6, "caformer_s18": 1e-9}
 """Models that compute a part of it in single precision, whatever the weights."""
 FAINT = {"mobileone_s0"}
@@ -56,7 +57,8 @@ def entries(text, *marks):
 def model(request):
     name, side, fixed = request.param
     size = (3, side, side) if side else None
-    subject = Subject(load_model(name, role="target", input_size=size))
+    path = str(EXAMPLES / name) if name.endswith(".py") else name
+    subject = Subject(load_model(path, role="target", input_size=size))
     subject.faint = name in FAINT
     return subject, ROUNDED.get(name, 1e-10), fixed
 
