@@ -19,6 +19,7 @@ from netgraft.checkpoint import check_output, write_checkpoint
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer
 from netgraft.graft import graft
 from netgraft.graph import LayerGraph
+from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
 from netgraft.plan import KEPT, Plan
@@ -79,10 +80,12 @@ def make_plan(
     recipe: str = "hmt",
     options: Mapping[str, object] | None = None,
     progress: Progress = lambda _: None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Planned:
     """What a transfer would do. Both architectures are traced on the meta device; no weight is read or downloaded.
 
-    Raises NothingToTransfer if not a single tensor of a layer would move.
+    A recipe that chooses channels by the source's ``weights`` gets them here; without them it says what it does
+    instead. Raises NothingToTransfer if not a single tensor of a layer would move.
     """
     chosen = plugins.create("recipes", recipe, options or {})
     models = source.load(), target.load()
@@ -90,7 +93,18 @@ def make_plan(
     source_graph = trace(models[0])
     progress(f"tracing {target.reference}")
     target_graph = trace(models[1])
-    pairing, moves, kept = chosen.plan(source_graph, target_graph)
+    warnings = [
+        f"{side.role} {side.reference}: {text}"
+        for side, graph in ((source, source_graph), (target, target_graph))
+        for text in graph.warnings
+    ]
+    if not getattr(chosen, "reads_weights", False):
+        pairing, moves, kept = chosen.plan(source_graph, target_graph)
+    elif weights is not None:
+        pairing, moves, kept = chosen.plan(source_graph, target_graph, norms=channel_norms(weights))
+    else:
+        pairing, moves, kept = chosen.plan(source_graph, target_graph)
+        warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     if not moves:
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
@@ -109,11 +123,7 @@ def make_plan(
         pairing=pairing,
         moves=tuple(moves),
         kept=tuple(kept),
-        warnings=tuple(
-            f"{side.role} {side.reference}: {text}"
-            for side, graph in ((source, source_graph), (target, target_graph))
-            for text in graph.warnings
-        ),
+        warnings=tuple(warnings),
     )
     plan.check_law(target_graph.slots)
     return Planned(plan, *models, source_graph, target_graph)
@@ -146,6 +156,8 @@ def transfer(
     check_coverage(planned.plan, fail_under)
     progress(f"reading the weights of {source.reference}")
     theirs = read_weights(planned.source, allow_nonfinite=source.allow_nonfinite)
+    if getattr(plugins.create("recipes", recipe, options or {}), "reads_weights", False):
+        planned = make_plan(source, target, recipe=recipe, options=options, progress=progress, weights=theirs.tensors)
     progress(f"initialising {target.reference}")
     ours, kept_from = own_weights(planned.target, seed, allow_nonfinite=source.allow_nonfinite)
     progress("grafting")
