@@ -33,8 +33,11 @@ class Correspondence:
         pairs: Iterable[tuple[Layer, Layer]],
         shrink: Shrink,
         norms: Norms | None = None,
+        *,
+        fresh: bool = False,
     ) -> None:
-        self.theirs, self.ours, self.shrink, self.norms = theirs, ours, shrink, norms
+        """With ``fresh`` the channels a target has beyond the source's stand for none, instead of being copies."""
+        self.theirs, self.ours, self.shrink, self.norms, self.fresh = theirs, ours, shrink, norms, fresh
         self.runs: dict[int, tuple[Var, Var]] = {}  # id of a target run -> that run and the source's run behind it
         self.mirrored: set[int] = set()  # target runs whose second half repeats the first
         for there, here in pairs:
@@ -71,6 +74,8 @@ class Correspondence:
             return index_map.runs(sorted(best))
         if run.size < before and self.shrink in ("uniform", "importance"):
             return index_map.uniform(before, run.size)
+        if run.size > before and self.fresh:
+            return ((0, before), (index_map.NEW, run.size - before))
         return index_map.cyclic(before, run.size)
 
     def _importance(self, run: Var, norms: Norms) -> list[float]:

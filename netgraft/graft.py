@@ -32,7 +32,7 @@ def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
     result = {key: own.detach().clone().contiguous() for key, own in target.items()}
     for move in plan.moves:
         origin = source[move.source_key] if move.source_key else target[move.key]
-        grafted = apply_steps(origin, move.steps)
+        grafted = apply_steps(origin, move.steps, own=target[move.key], source=source)
         if tuple(grafted.shape) != move.shape:
             raise PlanError(f"The steps of {move.key} gave {list(grafted.shape)}, not {list(move.shape)}.")
         result[move.key] = grafted.to(target[move.key].dtype)

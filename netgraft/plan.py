@@ -10,17 +10,20 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from netgraft.errors import PlanError
 from netgraft.graph import LayerGraph, Shape, Slot, to_jsonable
 
-VERSION = 1
+VERSION = 2
 
 EXACT, INTERPOLATED, STACKED, SET, KEPT = "exact", "interpolated", "stacked", "set", "kept"
-FATES = (EXACT, INTERPOLATED, STACKED, SET, KEPT)
+REFITTED, DISTILLED, RECALIBRATED = "refitted", "distilled", "recalibrated"
+FATES = (EXACT, INTERPOLATED, STACKED, SET, REFITTED, DISTILLED, RECALIBRATED, KEPT)
 """What can have happened to a tensor. Kernels are interpolated, channels stacked (one that was both counts as stacked);
-what was set to a constant, such as the zero end of an inserted block, is ``set``."""
+what was set to a constant, such as the zero end of an inserted block, is ``set``. The last of the passes that run after
+the moves decides: layers refitted to the source's activations, trained on its answers, or given new statistics."""
 
 _SPATIAL = frozenset(
     {"bilinear", "bilinear-gain", "bicubic", "centre", "tap-sum", "pi-resize", "positions", "relative-table"}
@@ -87,6 +90,16 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class PlannedPass:
+    """A pass from ``netgraft.passes`` that runs after the moves, and the keys it may change."""
+
+    name: str
+    options: Mapping[str, Any]
+    fate: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole transfer, on paper."""
 
@@ -100,6 +113,8 @@ class Plan:
     moves: tuple[Move, ...]
     kept: tuple[Kept, ...]
     warnings: tuple[str, ...] = ()
+    passes: tuple[PlannedPass, ...] = ()
+    chosen: str = ""  # why this recipe, where netgraft chose it
     version: int = VERSION
 
     def check_law(self, keys: Iterable[str]) -> None:
@@ -118,11 +133,18 @@ class Plan:
     def coverage(self) -> dict[str, int]:
         """Elements of the target by fate (parameters and buffers together)."""
         counts = dict.fromkeys(FATES, 0)
-        for move in self.moves:
-            counts[move.fate] += numel(move.shape)
-        for kept in self.kept:
-            counts[KEPT] += numel(kept.shape)
+        fates = self.fates
+        for entry in (*self.moves, *self.kept):
+            counts[fates[entry.key]] += numel(entry.shape)
         return counts
+
+    @cached_property
+    def fates(self) -> dict[str, str]:
+        """What has happened to each key when all is done."""
+        found = {move.key: move.fate for move in self.moves} | {kept.key: KEPT for kept in self.kept}
+        for each in self.passes:
+            found |= dict.fromkeys(each.keys, each.fate)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = to_jsonable(asdict(self))
@@ -166,6 +188,7 @@ class Plan:
                     "moves": moves,
                     "kept": kept,
                     "warnings": tuple(content["warnings"]),
+                    "passes": tuple(PlannedPass(**{**each, "keys": tuple(each["keys"])}) for each in content["passes"]),
                 }
             )
         except (KeyError, TypeError) as error:

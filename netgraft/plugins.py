@@ -120,7 +120,7 @@ def options(cls: type[Any]) -> list[Option]:
 def noun(folder: str) -> str:
     """What a plug-in of this folder is called in messages: "matchers" holds a matcher, "resize" an operator."""
     last = folder.rpartition(".")[2]
-    return "operator" if last == "resize" else last.removesuffix("s")
+    return {"resize": "operator", "passes": "pass"}.get(last) or last.removesuffix("s")
 
 
 # ---------------------------------------------------------------------------------------------- finding and importing

@@ -7,8 +7,8 @@ Every refusal comes before the first tensor is touched, and nothing is written b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from netgraft.graph import LayerGraph
 from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
-from netgraft.plan import KEPT, Plan
+from netgraft.passes import Pictures
+from netgraft.plan import DISTILLED, KEPT, Plan
 from netgraft.receipt import check_exact, make_receipt
+from netgraft.staging import plan_passes, run_passes
 from netgraft.trace import trace
 
 
@@ -80,12 +82,12 @@ def make_plan(
     recipe: str = "hmt",
     options: Mapping[str, object] | None = None,
     progress: Progress = lambda _: None,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    passes: Sequence[tuple[str, Mapping[str, object]]] = (),
 ) -> Planned:
     """What a transfer would do. Both architectures are traced on the meta device; no weight is read or downloaded.
 
-    A recipe that chooses channels by the source's ``weights`` gets them here; without them it says what it does
-    instead. Raises NothingToTransfer if not a single tensor of a layer would move.
+    ``passes`` run after those of the recipe. A recipe that chooses channels by the source's weights cannot do so here,
+    and says what it does instead. Raises NothingToTransfer if not a single tensor of a layer would move.
     """
     chosen = plugins.create("recipes", recipe, options or {})
     models = source.load(), target.load()
@@ -93,9 +95,23 @@ def make_plan(
     source_graph = trace(models[0])
     progress(f"tracing {target.reference}")
     target_graph = trace(models[1])
+    plan = _plan((source, target), (source_graph, target_graph), recipe, chosen, passes, None)
+    return Planned(plan, *models, source_graph, target_graph)
+
+
+def _plan(
+    sides: tuple[Side, Side],
+    graphs: tuple[LayerGraph, LayerGraph],
+    recipe: str,
+    chosen: Any,  # the recipe itself
+    passes: Sequence[tuple[str, Mapping[str, object]]],
+    weights: Mapping[str, torch.Tensor] | None,
+) -> Plan:
+    source, target = sides
+    source_graph, target_graph = graphs
     warnings = [
         f"{side.role} {side.reference}: {text}"
-        for side, graph in ((source, source_graph), (target, target_graph))
+        for side, graph in zip(sides, graphs, strict=True)
         for text in graph.warnings
     ]
     if not getattr(chosen, "reads_weights", False):
@@ -105,7 +121,8 @@ def make_plan(
     else:
         pairing, moves, kept = chosen.plan(source_graph, target_graph)
         warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
-    if not moves:
+    planned_passes = plan_passes([*getattr(chosen, "passes", ()), *passes], source_graph, target_graph, pairing)
+    if not moves and not any(each.fate == DISTILLED for each in planned_passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
             f"{source.reference} and {target.reference} have no layer in common that {recipe} could transfer.",
@@ -124,9 +141,10 @@ def make_plan(
         moves=tuple(moves),
         kept=tuple(kept),
         warnings=tuple(warnings),
+        passes=planned_passes,
     )
     plan.check_law(target_graph.slots)
-    return Planned(plan, *models, source_graph, target_graph)
+    return plan
 
 
 def transfer(
@@ -140,6 +158,9 @@ def transfer(
     force: bool = False,
     fail_under: float = 0.0,
     receipt: bool | None = None,
+    passes: Sequence[tuple[str, Mapping[str, object]]] = (),
+    pictures: Pictures | None = None,
+    device: str = "auto",
     progress: Progress = lambda _: None,
 ) -> Planned:
     """Write to ``output`` a checkpoint of the target, made from the source's weights, and return the plan behind it.
@@ -150,18 +171,27 @@ def transfer(
     the recipe was told to be exact and the receipt is against it.
     """
     check_output(output, force=force)
-    planned = make_plan(source, target, recipe=recipe, options=options, progress=progress)
+    planned = make_plan(source, target, recipe=recipe, options=options, progress=progress, passes=passes)
     inputs = [w.file for w in (planned.source.weights, planned.target.weights) if w is not None and w.file is not None]
     check_output(output, force=force, inputs=inputs)
     check_coverage(planned.plan, fail_under)
     progress(f"reading the weights of {source.reference}")
     theirs = read_weights(planned.source, allow_nonfinite=source.allow_nonfinite)
-    if getattr(plugins.create("recipes", recipe, options or {}), "reads_weights", False):
-        planned = make_plan(source, target, recipe=recipe, options=options, progress=progress, weights=theirs.tensors)
+    chosen = plugins.create("recipes", recipe, options or {})
+    graphs = planned.source_graph, planned.target_graph
+    if getattr(chosen, "reads_weights", False):
+        planned = replace(planned, plan=_plan((source, target), graphs, recipe, chosen, passes, theirs.tensors))
     progress(f"initialising {target.reference}")
     ours, kept_from = own_weights(planned.target, seed, allow_nonfinite=source.allow_nonfinite)
     progress("grafting")
     result = graft(planned.plan, theirs.tensors, ours)
+    parties = (
+        Party(planned.source, planned.source_graph, theirs.tensors),
+        Party(planned.target, planned.target_graph, result),
+    )
+    result, reports = run_passes(
+        planned.plan, *parties, pictures=pictures or Pictures.of(getattr(chosen, "generator", "mix")), seed=seed, device=device, progress=progress
+    )
     if not source.allow_nonfinite:
         check_finite(result, target.reference)
     progress(f"measuring {target.reference}")
@@ -184,6 +214,7 @@ def transfer(
             "allow_nonfinite": source.allow_nonfinite,
         },
         "receipt": measured,
+        "passes": reports,
         "plan": planned.plan.to_json(),
     }
     write_checkpoint(output, result, document, force=force, inputs=inputs)

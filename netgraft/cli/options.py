@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,20 @@ SourceInputSize = Annotated[
 ]
 Recipe = Annotated[str, typer.Option(metavar="NAME", help="How weights are turned into weights (netgraft recipes).")]
 Matcher = Annotated[str | None, typer.Option(metavar="NAME", help="Which layer goes to which (netgraft matchers).")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="SOURCE=TARGET", help="A source layer's weights go to this target layer; repeatable."
+    ),
+]
+MapFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The same for many layers: lines SOURCE=TARGET, or a JSON object."),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="GLOB", help="Target layers that keep their own initialisation; repeatable."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Option of the recipe (netgraft recipes NAME); repeatable."),
@@ -91,6 +106,58 @@ def parse_size(text: str | None) -> tuple[int, ...] | None:
     from netgraft.load.references import parse_input_size
 
     return parse_input_size(text) if text is not None else None
+
+
+def parse_maps(given: list[str] | None, file: Path | None) -> tuple[tuple[str, str], ...]:
+    """(source layer, target layer) of ``--map`` and ``--map-file``, in this order, each pair once.
+
+    A file holds lines SOURCE=TARGET (# starts a comment), or a JSON object {source: target or [targets]}. Raises
+    UsageError for a file that cannot be read, and for text without two layers.
+    """
+    pairs = [_pair(text, f"--map {text}") for text in given or []]
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UsageError("The map file cannot be read.", where=f"--map-file {file}: {error}") from error
+        pairs += _json_pairs(text, file) if text.lstrip().startswith(("{", "[")) else _line_pairs(text, file)
+    return tuple(dict.fromkeys(pairs))
+
+
+def parse_skips(given: list[str] | None) -> tuple[str, ...]:
+    """The globs of ``--skip``, each once. Raises UsageError for an empty one."""
+    globs = tuple(dict.fromkeys(glob.strip() for glob in given or []))
+    if "" in globs:
+        raise UsageError("A glob is missing.", where="--skip ''", hint="Write it as --skip 'head*'.")
+    return globs
+
+
+def _pair(text: str, where: str) -> tuple[str, str]:
+    source, _, target = (part.strip() for part in text.partition("="))
+    if not source or not target:
+        hint = "Write it as layer1.0.conv1=stem.conv: a layer of the source, a layer of the target."
+        raise UsageError("A mapping names two layers.", where=where, hint=hint)
+    return source, target
+
+
+def _line_pairs(text: str, file: Path) -> list[tuple[str, str]]:
+    lines = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [_pair(line, f"{file}, line {number}: {line}") for number, line in lines if line]
+
+
+def _json_pairs(text: str, file: Path) -> list[tuple[str, str]]:
+    form = 'It holds an object: {"source layer": "target layer", "another": ["a target layer", "a second one"]}.'
+    try:
+        content = json.loads(text, object_pairs_hook=tuple)  # a name that stands there twice counts twice
+    except ValueError as error:
+        raise UsageError("The map file is no JSON.", where=f"--map-file {file}: {error}", hint=form) from error
+    found = []
+    for source, targets in content if isinstance(content, tuple) else [("", None)]:
+        for target in targets if isinstance(targets, list) else [targets]:
+            if not isinstance(target, str):
+                raise UsageError("This is not a map of layers.", where=f"--map-file {file}", hint=form)
+            found.append(_pair(f"{source}={target}", f"--map-file {file}: {source!r}: {target!r}"))
+    return found
 
 
 def parse_recipe_options(

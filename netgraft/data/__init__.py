@@ -1,9 +1,10 @@
 """Labelled images for scoring and fine-tuning, by the name that the user typed.
 
 ``DIR``, a folder with one folder of images per class, or with ``train`` and ``val`` (or ``test``) that have them;
-``netgraft:digits`` and ``netgraft:digits-hard``, real handwritten digits that scikit-learn ships; ``torch/cifar10`` and
-others under timm's names. Nothing is downloaded unless that is asked for. scikit-learn, Pillow, torchvision and timm
-are imported where a name needs them.
+or the folders of MNIST-M and Office-31 as they come; ``netgraft:digits`` and ``netgraft:digits-hard``, real handwritten
+digits that scikit-learn ships; ``netgraft:digits-m``, the same in front of photographs; ``netgraft:glyphs``, letters
+drawn from this computer's fonts; ``torch/cifar10`` and others under timm's names. Nothing is downloaded unless that is
+asked for. scikit-learn, Pillow, torchvision and timm are imported where a name needs them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from netgraft.data import digits, folder, named
+from netgraft.data import blended, digits, folder, glyphs, listed, named
 from netgraft.data.normalisation import Normalisation, normalisation_of, parse_statistics
 from netgraft.data.pictures import Pictures, Pixels, Split, few
 from netgraft.errors import UnknownName, UsageError
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 PREFIX = "netgraft:"
+OWN = (*digits.NAMES, blended.NAME, glyphs.NAME)
 
 
 class Data(NamedTuple):
@@ -78,11 +80,17 @@ def open_data(name: str, *, split: Split = "train", root: Path | None = None, do
     """
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
-        known = [PREFIX + short for short in digits.NAMES]
+        known = [PREFIX + short for short in OWN]
         if name not in known:
             raise UnknownName("data set", name, known)
+        if name == PREFIX + glyphs.NAME:
+            return glyphs.open_glyphs(name, split)
+        if name == PREFIX + blended.NAME:
+            return blended.open_blended(name, split)
         return digits.open_digits(name, hard=name.endswith("-hard"), split=split)
     if path.is_dir():
+        if listed.is_listed(path):
+            return listed.open_listed(name, path, split)
         return folder.open_folder(name, path, split)
     if path.exists():
         raise UsageError("The data are a file, not a folder.", where=name, hint=f"Type the folder: {path.parent}")
@@ -97,7 +105,7 @@ def open_data(name: str, *, split: Split = "train", root: Path | None = None, do
 
 def names() -> list[str]:
     """The names of data sets that are no folders."""
-    return [*(PREFIX + short for short in digits.NAMES), *(f"torch/{short}" for short in named.TORCH)]
+    return [*(PREFIX + short for short in OWN), *(f"torch/{short}" for short in named.TORCH)]
 
 
 def _nearest(name: str) -> str:

@@ -24,6 +24,7 @@ def open_folder(name: str, path: Path, split: Split) -> Pictures:
 
     Class names are the training folders', sorted. Raises UsageError for folders that are not so, or empty.
     """
+    path = _below(path)
     training = _first(path, TRAIN)
     classes = _classes(training or path)
     testing = _first(path, TEST) if training else None
@@ -37,6 +38,14 @@ def open_folder(name: str, path: Path, split: Split) -> Pictures:
         where = f"{testing / unknown[0]}"
         raise UsageError(f"The class {unknown[0]!r} has no folder to train with.", where=where)
     return _gather(name, testing, tuple(c for c in classes if (testing / c).is_dir()), split, classes)
+
+
+def _below(path: Path) -> Path:
+    """The folder ``images`` where that is all there is: a domain of Office-31 is ``amazon/images/bike/1.jpg``."""
+    folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if [p.name for p in folders] == ["images"] and any(p.is_dir() for p in folders[0].iterdir()):
+        return folders[0]
+    return path
 
 
 def _first(path: Path, names: tuple[str, ...]) -> Path | None:

@@ -12,7 +12,8 @@ from netgraft.load.construct import brief
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TORCH = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "stl10", "places365", "imagenet")
+TORCHVISION = ("stl10", "svhn", "usps")  # which timm does not know
+TORCH = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", *TORCHVISION, "places365", "imagenet")
 STREAMS = ("hfids", "tfds", "wds")  # cannot be read in any order
 PREFIXES = ("torch", "hfds", *STREAMS)
 
@@ -52,8 +53,10 @@ def open_named(name: str, split: Split, root: Path, *, download: bool) -> Pictur
 
 
 def _create(prefix: str, rest: str, split: Split, root: Path, *, download: bool) -> Any:
-    if prefix == "torch" and rest.lower() == "stl10":  # which timm does not know
-        return needed("torchvision.datasets", "torchvision", rest).STL10(str(root), split=split, download=download)
+    if prefix == "torch" and rest.lower() in TORCHVISION:
+        cls = getattr(needed("torchvision.datasets", "torchvision", rest), rest.upper())
+        which = {"train": split == "train"} if rest.lower() == "usps" else {"split": split}
+        return cls(str(root), **which, download=download)
     from timm.data import create_dataset
 
     if prefix == "torch":

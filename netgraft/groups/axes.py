@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
+NEW = -1  # of an index map: no source
 Axis: TypeAlias = "Var | Fixed | Product | Concat"
 because: ContextVar[str] = ContextVar("because", default="")
 """What is being looked at: the reason of every run fixed meanwhile. Explains, and decides nothing."""
@@ -273,8 +274,8 @@ def positions(
 ) -> list[int]:
     """Source positions of an axis, given for every run of channels a map to source channels.
 
-    ``index(var)[j]`` is the source channel of channel j; ``size(var)`` the number of source channels. With the identity
-    as ``index`` the result is the identity.
+    ``index(var)[j]`` is the source channel of channel j, -1 for none; ``size(var)`` the number of source channels. With
+    the identity as ``index`` the result is the identity.
     """
     axis = normal(axis)
     if isinstance(axis, Fixed):
@@ -284,13 +285,13 @@ def positions(
     if isinstance(axis, Concat):
         result, offset = [], 0
         for part in axis.parts:
-            result += [offset + i for i in positions(part, index, size)]
+            result += [NEW if i == NEW else offset + i for i in positions(part, index, size)]
             offset += source_size(part, size)
         return result
     result = [0]
     for part in axis.parts:
         inner, step = positions(part, index, size), source_size(part, size)
-        result = [outer * step + i for outer in result for i in inner]
+        result = [NEW if NEW in (outer, i) else outer * step + i for outer in result for i in inner]
     return result
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.graph import Layer, LayerGraph, Shape, Slot, same_wiring
-from netgraft.plan import Kept, Move, Pair, Pairing, Step, keep_rest, moves_to
+from netgraft.graph import Layer, LayerGraph, Shape, Slot
+from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes._norms import with_norms
+from netgraft.recipes._same import same_backbone
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
@@ -39,7 +40,11 @@ class Hmt:
     def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
         """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
         matcher = plugins.create("matchers", self.matcher, {})
-        pairing = None if getattr(matcher, "ablation", False) else self._same_backbone(source, target)
+        pairing = (
+            None
+            if getattr(matcher, "ablation", False)
+            else same_backbone(source, target, NORMS_LEFT_OUT if self.norms == "none" else "")
+        )
         reasons: dict[str, str] = {}
         loose: list[tuple[Slot, Slot]] = []
         if pairing is not None:
@@ -71,23 +76,6 @@ class Hmt:
                 moves += moves_to(ours, theirs.key, theirs.shape, (), "same architecture")
         reasons |= {name: reason for name, reason in pairing.unpaired.items() if name in target.layers}
         return pairing, moves, keep_rest(target, moves, reasons, "follows no transferred layer on the chain")
-
-    def _same_backbone(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
-        """All layers one to one, if the two architectures differ in nothing but the size of the head."""
-        same = same_wiring(target, source)
-        if same is None:
-            return None
-        heads = {layer.name for layer in target.heads()}
-        for ours, theirs in same.items():
-            shapes = [
-                {role: slot.shape for role, slot in layer.tensors.items()}
-                for layer in (target.layers[ours], source.layers[theirs])
-            ]
-            if shapes[0] != shapes[1] and ours not in heads:
-                return None
-        left_out = [ours for ours in same if self.norms == "none" and target.layers[ours].is_norm]
-        pairs = (Pair(theirs, ours, "same architecture") for ours, theirs in same.items() if ours not in left_out)
-        return Pairing(tuple(pairs), dict.fromkeys(left_out, NORMS_LEFT_OUT))
 
     def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
         if self.head == "always":

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.data import Pixels
 from netgraft.errors import ForwardError, NonFiniteWeights, UsageError
 from netgraft.graph import Layer, LayerGraph
 from netgraft.load import Model
 from netgraft.load.construct import brief, user_line
+from netgraft.statistics import batch_norms, recalibrating
 from netgraft.trace.structure import tensors_in
 
 
@@ -37,20 +37,12 @@ class Frozen:
 
         Labels are not used. The order is drawn, so that each batch has all classes; batches differ by one at most.
         """
-        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        if not norms:
+        if not batch_norms(self.module):
             return 0
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-        for indices in order.tensor_split(-(-len(pixels) // self.size)):
-            self._forward(pixels.batch(indices.tolist()))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+        with recalibrating(self.module) as norms:
+            for indices in order.tensor_split(-(-len(pixels) // self.size)):
+                self._forward(pixels.batch(indices.tolist()))
         return len(norms)
 
     def features(self, pixels: Pixels) -> Tensor:  # [N, p] float32 on the CPU

@@ -85,10 +85,11 @@ class Group:
 class Recorder(TorchDispatchMode):
     """Records the operations of ``module``'s forward pass into ``graph``."""
 
-    def __init__(self, module: nn.Module, deadline: float | None = None) -> None:
+    def __init__(self, module: nn.Module, deadline: float | None = None, *, keep_constants: bool = False) -> None:
         super().__init__()
         self.module = module
         self.deadline = deadline  # in terms of time.monotonic; TimeoutError afterwards
+        self.keep_constants = keep_constants  # tensors that no input made: their values are needed to run it again
         self.graph = fx.Graph()
         self.flow = Flow(module)
         self.group: Group | None = None
@@ -327,6 +328,8 @@ class Recorder(TorchDispatchMode):
         node.meta["shape"] = tuple(tensor.shape)
         node.meta["params"] = frozenset({key}) if id(tensor) in self.flow.parameter_keys else frozenset()
         node.meta["uniform"] = flat_axes(tensor) if key.startswith("constant_") else ()
+        if self.keep_constants and key.startswith("constant_"):
+            node.meta["value"] = tensor
         return node
 
     def _item(self, node: fx.Node, index: int, tensor: Tensor) -> fx.Node:

@@ -25,7 +25,13 @@ ELEMENTWISE = UNARY | {"clone", "contiguous", "detach", "_to_copy", "alias"}
 
 def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
     """The layers of ``module`` and how data flows between them, as recorded in ``graph``."""
-    return _Reducer(graph, module).run(rung)
+    return reduce_with_ids(graph, module, rung)[0]
+
+
+def reduce_with_ids(graph: fx.Graph, module: nn.Module, rung: str) -> tuple[LayerGraph, dict[fx.Node, str]]:
+    """The same, and which of its nodes each fx node became a part of."""
+    reducer = _Reducer(graph, module)
+    return reducer.run(rung), reducer.ids
 
 
 class _Reducer:

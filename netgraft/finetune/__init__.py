@@ -1,0 +1,1 @@
+"""Fine-tuning: methods that yield updates, and the engine that performs them. Importing this imports no torch."""

@@ -1,0 +1,62 @@
+"""Conditional domain-adversarial training: the discriminator sees predictions too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.finetune.adversary import Discriminator, Multilinear, domain_loss, ramp, recognised, reverse
+from netgraft.finetune.domains import FEATURES, LOGITS, DomainAdaptation, feature_width
+from netgraft.finetune.protocol import Batch, Part, Run, Update
+
+
+@dataclass(frozen=True)
+class ConditionalAdversarial(DomainAdaptation):
+    """A discriminator of features times predictions, by gradient reversal; certain images weigh more (CDAN+E).
+
+    h = f (x) p, f what the classifier reads and p the class probabilities, or (R_f f) * (R_p p) / sqrt(dimensions) with
+    random matrices where h has more than 4096 elements. As ``dann`` with D(h) instead of D(f), and each image weighed
+    by 1 + exp(-H(p)), of mean 1 in each domain, H the entropy.
+
+    Long et al. 2018, "Conditional adversarial domain adaptation".
+
+    Departs from the paper: p and the weights are taken as constants, as in its authors' code for p; the reversed
+    gradient grows as in ``dann``.
+    """
+
+    weight: float = field(default=1.0, metadata={"help": "factor of the reversed gradient"})
+    steepness: float = field(default=10.0, metadata={"help": "of the reversed gradient's growth from 0; 0: constant"})
+    entropy: bool = field(default=True, metadata={"help": "weigh images by how certain their predictions are"})
+    dimensions: int = field(default=1024, metadata={"help": "of the randomised map"})
+    longest: int = field(default=4096, metadata={"help": "elements of f (x) p above which the map is randomised"})
+    hidden: int = field(default=1024, metadata={"help": "width of the discriminator"})
+
+    def parts(self, run: Run) -> Mapping[str, Part]:
+        multilinear = Multilinear(feature_width(run), run.classes, self.dimensions, self.longest)
+        module = nn.ModuleDict({"map": multilinear, "net": Discriminator(multilinear.width, self.hidden)})
+        return {"target": Part(run.target_module), "discriminator": Part(module)}
+
+    def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
+        module = parts["discriminator"].module
+        assert isinstance(module, nn.ModuleDict)
+        for batch in batches:
+            seen, strength = self.sides(run, batch, (FEATURES, LOGITS)), self.weight * ramp(run, self.steepness)
+            logits = []
+            for side in (seen.source, seen.target):
+                predicted = side[LOGITS].detach().softmax(1)
+                logits.append(module["net"](module["map"](reverse(side[FEATURES], strength), predicted)))
+            weights = certainty(run, seen.source[LOGITS], seen.target[LOGITS]) if self.entropy else None
+            run.note("domain_accuracy", recognised(logits[0], logits[1]))
+            losses = {"task": seen.task, "domain": domain_loss(logits[0], logits[1], weights)}
+            yield Update(("target", "discriminator"), losses)
+
+
+@torch.no_grad()
+def certainty(run: Run, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # logits [n, K], [m, K]
+    """1 + exp(-entropy) of each image, over the mean of its domain in all processes: [n], [m]."""
+    raw = [1 + torch.exp((x.softmax(1) * x.log_softmax(1)).sum(1)) for x in (source, target)]
+    means = run.reduce([weights.mean() for weights in raw])
+    return raw[0] / means[0], raw[1] / means[1]

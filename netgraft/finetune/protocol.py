@@ -1,0 +1,235 @@
+"""What a fine-tuning method and the engine know of each other.
+
+A method is one file in ``finetune/methods`` (``fm.py`` is ``--method fm``) with one public frozen dataclass, whose
+fields are its options (``--set beta=0.5``). It says what it needs, which modules train, and in ``epoch`` yields
+updates; the engine performs each of them (gradients, one all-reduce, combine rule, optimizer step) and resumes the
+generator, which then sees the stepped parameters. So a paper's algorithm reads as straight-line code::
+
+    @dataclass(frozen=True)
+    class FeatureMatching:
+        '''First line: shown by ``netgraft methods``. Then the equation, the reference, ``Departs from the paper:``.'''
+
+        beta: float = field(default=0.5, metadata={"help": "weight of the distances"})
+
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+
+        def parts(self, run: Run) -> Mapping[str, Part]:
+            adapters = nn.ModuleList(nn.Conv2d(p.target_shape[0], p.source_shape[0], 1) for p in run.pairs)
+            return {"target": Part(run.target_module), "adapters": Part(adapters)}
+
+        def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
+            for batch in batches:
+                here, there = run.target(batch), run.source(batch, logits=False)
+                distance = sum(...)                        # here.at[pair.target], there.at[pair.source]
+                yield Update(("target", "adapters"), {"task": run.task(here, batch), "fm": self.beta * distance})
+
+Class variables (``typing.ClassVar``; all but ``needs`` may be left out). They are read with ``ast``, so write literals:
+
+``needs``       frozenset of ``Need``: what the user must give. It is refused before any work if it is missing.
+``combine``     the combine rule where the user names none: "total" (default) or "dtnh".
+``plain_when``  options with which, at ``--lambda 0``, the method is plain fine-tuning bit for bit; {} by default (no
+                option is needed), None where nothing makes it so. The laws over all methods test it.
+
+The rules, each of which is a test over every method:
+
+1. *Losses are named, not summed.* "task" is the empirical loss, always ``run.task(seen, batch)`` without a factor;
+   anything else is a regulariser. Losses are means over samples and places, so that weights do not depend on the batch
+   size. In updates of the part "target" the engine multiplies all but "task" by the user's ``--lambda`` of this epoch;
+   at 0 it drops them, and skips an update with no loss left. In updates of other parts alone nothing is multiplied.
+   A regulariser whose gradient is known goes into ``penalties`` and costs no backward pass (``terms.l2_penalty``).
+2. *Steps are declared, not performed.* Never call ``backward`` or ``step``. An update's gradients are those of its
+   losses with respect to the parameters of the parts it names, nothing else is touched: a discriminator's loss on
+   detached features trains it alone, a generator's loss in an update of ("target",) leaves the discriminator alone. A
+   parameter that no loss reaches is not stepped, nor decayed. All losses of an update share one graph; a graph that is
+   used by a later update too (the same forward pass) needs ``keep=True`` in the earlier one.
+3. *All state lives in parts* - parameters and buffers of their modules - or is computed anew from the batch. Resuming
+   calls ``epoch`` again with the rest of the batches: nothing else is carried from batch to batch, also not in local
+   variables. One ``Part`` has one optimizer; a part may have no parameters at all, only buffers. ``parts`` is called
+   once, with seeded random numbers; the engine moves modules to the device and sets train mode.
+4. *The source never changes.* It is in eval mode, without gradients. ``run.source(batch)`` computes once per batch,
+   however often it is asked, and may come from the cache. ``logits=False`` stops after the deepest paired layer.
+5. *BatchNorm statistics have one owner:* the first ``run.target(batch)`` of every target batch updates the running
+   statistics; later passes, passes of other data and passes with ``params`` normalise by their own batch (in train
+   mode) and leave them alone. ``stats=True`` or ``False`` says otherwise.
+6. *Gradients that a method takes itself* must be the same on all processes: ``run.grad``, ``run.reduce`` average over
+   processes; ``run.gather`` concatenates the batches of all processes with gradients (for kernels between samples).
+7. Logits and tapped features are float32 outside autocast, whatever precision the networks run in.
+
+For several steps per batch that do not last, ``saved = run.snapshot("target")`` ... ``run.restore(saved)`` brings back
+parameters, optimizer state (momentum) and buffers. For a pass with other parameters, ``run.target(batch,
+params={name: tensor})`` is ``torch.func.functional_call`` with cloned buffers; it can be differentiated, twice if need
+be. ``run.optimizer("target")`` gives the learning rate and momentum of an adjoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor, nn
+
+TASK = "task"
+"""The name of the empirical loss."""
+TARGET = "target"
+"""The name of the part that is the network to be trained; every method has it."""
+
+
+class Need(StrEnum):
+    """What a method cannot do without; the value says what the user adds."""
+
+    START = "--init FILE"  # an initialisation that is worth staying near
+    SOURCE_MODEL = "--source REF"
+    SOURCE_DATA = "--source-data NAME"
+    PAIRS = "--source REF (its layers are paired with the target's)"
+    SAME_CLASSES = "--source REF whose outputs are the target's classes"
+    UNLABELLED = "--unlabelled NAME"
+
+
+class Pair(NamedTuple):
+    """A layer of the source and one of the target whose outputs are compared."""
+
+    source: str  # module path
+    target: str
+    source_shape: tuple[int, ...]  # of the output, without the batch axis: (C, H, W), (tokens, width), (features,)
+    target_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that trains: a module and how its one optimizer differs from the run's (None: it does not)."""
+
+    module: nn.Module
+    lr: float | None = None
+    opt: str | None = None  # timm's name: "sgd", "adam", "adamw"
+    weight_decay: float | None = None
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # further arguments of the optimizer, {"betas": (0.5, 0.999)}
+    trained: tuple[str, ...] | None = (
+        None  # submodules that train; the rest is frozen, its norms in eval mode. None: all
+    )
+
+
+class Penalty(NamedTuple):
+    """A regulariser of parameters alone, with its gradient: no graph, no backward pass, no all-reduce."""
+
+    value: Tensor  # scalar
+    parameters: Sequence[Tensor]  # of parts of the update; all others have gradient 0
+    gradients: Sequence[Tensor]  # detached, one for each, made for this update: the engine overwrites them
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of the optimizers of ``parts``, against the combined gradient of all losses and penalties."""
+
+    parts: tuple[str, ...]
+    losses: Mapping[str, Tensor] = field(default_factory=dict)  # scalars with a graph
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)  # names differ from those of losses
+    keep: bool = False  # the graph of the losses is needed again
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one process, on its device, as networks read them."""
+
+    x: Tensor  # [B, C, H, W] float32, normalised
+    y: Tensor  # [B] int64; -1 where the data have no labels
+    ids: Tensor  # [B] int64 on the CPU: number of the image in its data set
+    view: int = 0  # which random view of the images this is; 0 always, where they are not augmented
+    data: str = "target"  # "target", "source", "unlabelled"
+    source: Batch | None = None  # as many source images, with their own labels (Need.SOURCE_DATA)
+    unlabelled: Batch | None = None  # as many images without labels (Need.UNLABELLED)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass gave."""
+
+    logits: Tensor  # [B, classes] float32; empty, [B, 0], where the pass stopped before
+    at: Mapping[str, Tensor]  # float32 output of every tapped layer, by module path: [B, *shape]
+
+
+class Run(Protocol):
+    """What the engine gives to a method. Everything here is the same after resuming."""
+
+    epoch: int  # 0, 1, ...
+    epochs: int
+    step: int  # batches before this one since the training began
+    steps: int  # batches of the whole training
+    seed: int
+    classes: int
+    pairs: tuple[Pair, ...]  # empty without a source
+    target_module: nn.Module
+
+    @property
+    def source_module(self) -> nn.Module | None: ...
+    @property
+    def start(self) -> Mapping[str, Tensor]:
+        """The target's parameters before training, by name: theta^0. Never write to them."""
+
+    @property
+    def transferred(self) -> frozenset[str]:
+        """Names of the parameters that came from a source: by the ledger of --init, else all but the head's."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Module paths of the target's classifier."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+
+    def target(
+        self, x: Batch | Tensor, *, params: Mapping[str, Tensor] | None = None, stats: bool | None = None
+    ) -> Seen:
+        """A forward pass of the target, with ``params`` instead of its own where given; paired layers are tapped."""
+
+    def source(self, x: Batch | Tensor, *, logits: bool = True) -> Seen:
+        """A forward pass of the frozen source, without gradients."""
+
+    def task(self, seen: Seen, batch: Batch) -> Tensor:
+        """The empirical loss: cross-entropy with the run's label smoothing, a scalar."""
+
+    def grad(self, loss: Tensor, wrt: Sequence[Tensor], *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Gradients averaged over processes in one collective; zeros where ``loss`` does not depend on a tensor."""
+
+    def reduce(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The average over processes, in one collective, detached."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """``[B, ...]`` of every process below each other, ``[world * B, ...]``; gradients flow back."""
+
+    def optimizer(self, part: str) -> torch.optim.Optimizer: ...
+
+    def snapshot(self, *parts: str) -> object:
+        """Parameters, buffers and optimizer state of these parts."""
+
+    def restore(self, snapshot: object) -> None: ...
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The run's mixed precision, for modules of the method's own."""
+
+    def generator(self, tag: str) -> torch.Generator:
+        """Random numbers that are the same on all processes: a CPU generator seeded by the run's seed, step and tag."""
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Log a number; the epoch's record has its mean."""
+
+
+class Method(Protocol):
+    """A fine-tuning method; see the top of this file."""
+
+    needs: ClassVar[frozenset[Need]]
+
+    def parts(self, run: Run) -> Mapping[str, Part]: ...
+
+    def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]: ...

@@ -1,0 +1,126 @@
+"""What the user says about a training: plain values, written to ``config.json`` and read from it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from netgraft.errors import UnknownName, UsageError
+
+Bn = Literal["train", "eval", "sync"]
+
+FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
+"""Settings that may differ when a training is resumed: they do not change what is computed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of a training. Names are those of timm's train script where it has one."""
+
+    target: str
+    data: str
+    out: str
+    method: str = "plain"
+    set: Mapping[str, object] = field(default_factory=dict)  # options of the method
+    combine: str | None = None  # None: the method's own rule
+    lam: float = 1.0  # factor of all regularisers
+    lam_decay: float = 1.0  # lambda is lam * lam_decay^epoch
+    init: str | None = None
+    source: str | None = None
+    source_weights: str | None = None
+    random_source: bool = False
+    source_arg: Mapping[str, object] = field(default_factory=dict)
+    source_input_size: tuple[int, ...] | None = None
+    target_arg: Mapping[str, object] = field(default_factory=dict)
+    input_size: tuple[int, ...] | None = None
+    pairs: str = "stages"  # "stages", "all", "SOURCE:TARGET,..."
+    matcher: str = "longest-chain"
+    source_data: str | None = None
+    unlabelled: str | None = None
+    samples_per_class: int | None = None
+    data_dir: str | None = None
+    download: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    epochs: int = 10
+    batch_size: int = 64  # of one process
+    opt: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    min_lr: float = 0.0
+    decay_epochs: float = 10.0
+    decay_rate: float = 0.1
+    smoothing: float = 0.0
+    clip_grad: float | None = None
+    aug: bool | None = None  # None: unless the data are netgraft's own
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    aa: str | None = None
+    reprob: float = 0.0
+    views: int | None = None  # random views of an image; None: a new one in every epoch
+    bn: Bn = "train"
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    amp: bool = False
+    channels_last: bool = False
+    compile_source: bool = False
+    seed: int = 0
+    draw_seed: int = 0
+    device: str = "auto"
+    workers: int = 0
+    log_interval: int = 50
+    recovery_interval: int = 0  # batches between saved states; 0: at the end of every epoch only
+    tensorboard: bool = True
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio"):
+            if isinstance(value := getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(value))
+        for name, least in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("lam", 0), ("lam_decay", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{option(name)} is at least {least}.", where=str(getattr(self, name)))
+        if self.lam_decay > 1:
+            raise UsageError("--lambda-decay is between 0 and 1.", where=str(self.lam_decay))
+        if self.bn not in ("train", "eval", "sync"):
+            raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, in the order of the fields."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
+
+    def resumable(self) -> dict[str, Any]:
+        """What must be the same when a training is resumed."""
+        return {name: value for name, value in self.document().items() if name not in FREE}
+
+
+def option(name: str) -> str:
+    """The field's name on the command line, without dashes in front."""
+    return {"lam": "lambda", "lam_decay": "lambda-decay"}.get(name, name.replace("_", "-"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a ``config.json``, by field. Raises UsageError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError("The configuration cannot be read.", where=f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError("The configuration is not JSON.", where=f"{path}: {error}") from error
+    if not isinstance(document, dict):
+        raise UsageError("The configuration is not an object of settings.", where=str(path))
+    known = [f.name for f in fields(Settings)]
+    for name in document:
+        if name not in known:
+            raise UnknownName("setting", name, known, where=str(path))
+    return document

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netgraft.correspondence import axes_of
+from netgraft.errors import NonFiniteWeights, UsageError
+from netgraft.graph import Layer, LayerGraph
+from netgraft.index_map import NEW
+from netgraft.passes import Stage
+from netgraft.plan import DISTILLED, Pairing, numel
+from netgraft.refit.channels import OutputChannels
+from netgraft.statistics import recalibrating
+
+LARGEST = 2**27
+"""Most numbers that all images together may hold."""
+HELD_OUT = 256
+EVERY = 0.5
+"""Seconds between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Train the whole target for a few hundred steps to answer synthetic images as the source does: no data, no labels.
+
+    OPERATORS part 4; the loss is T^2 KL(source || target) of Hinton et al., arXiv:1503.02531. A temporary head gives
+    the target the source's classes; it starts from the source's classifier and is dropped at the end. Dropout is off
+    and batch norms use the statistics of their batch, which are re-estimated when all is done.
+    """
+
+    steps: int = field(default=300, metadata={"help": "gradient steps"})
+    images: int = field(default=4096, metadata={"help": "different images; fewer where they are large"})
+    batch: int = field(default=64, metadata={"help": "images per step"})
+    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of Adam, reached after a tenth of the steps"})
+    temperature: float = field(default=2.0, metadata={"help": "softens the source's answers"})
+    head: Literal["temporary", "keep"] = field(
+        default="temporary", metadata={"help": "keep: the target's own head learns the source's classes and stays"}
+    )
+
+    fate = DISTILLED
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.images, self.batch) < 1 or not (self.lr > 0 and self.temperature > 0):
+            raise ValueError("steps, images, batch, lr and temperature must be positive")
+
+    def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
+        """Everything that the forward pass uses, but for the head, unless that is kept."""
+        spared = set() if self.head == "keep" else {layer.name for layer in target.heads()}
+        keys: dict[str, None] = {}
+        for layer in target.layers.values():
+            for role, slot in layer.tensors.items():
+                trained = not slot.buffer or (layer.kind == "batch_norm" and role != "weight")
+                if trained and layer.name not in spared:
+                    keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+        for layer in target.heads():  # tied to something else, it changes with that
+            for slot in layer.tensors.values():
+                if self.head != "keep":
+                    for key in (slot.key, *slot.aliases):
+                        keys.pop(key, None)
+        return tuple(keys)
+
+    def __call__(self, stage: Stage) -> dict[str, Any]:
+        """Train the stage's target; steps, loss, and how often it agrees with the source on images it has not seen."""
+        count = max(min(self.images, LARGEST // numel(stage.source.image_size)), self.batch)
+        held_out = min(HELD_OUT, count)
+        drawn = stage.images(count + held_out, seed=1)
+        stage.progress(f"asking {stage.source.model.name} about {count} images")
+        answers = _answers(stage, drawn, self.batch)
+        learner = _Learner(stage, answers.shape[1], self.head)
+        seen, unseen = slice(0, count), slice(count, None)
+        with learner.prepared() as net:
+            before = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
+            losses = self._train(stage, net, drawn[seen], answers[seen])
+            with recalibrating(net), torch.no_grad():
+                for batch in _batches(stage, drawn[seen][:512], self.batch):
+                    net(batch)
+            after = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
+        return {
+            "images": count,
+            "steps": self.steps,
+            "loss": {"first": round(losses[0], 4), "last": round(losses[-1], 4)},
+            "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
+            "head": learner.what,
+        }
+
+    def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> list[float]:
+        parameters = [p for p in net.parameters() if p.is_floating_point()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(parameters, lr=self.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, self.steps + 1, pct_start=0.1)
+        generator = torch.Generator().manual_seed(stage.seed)
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        for norm in norms:
+            norm.train()
+        losses: list[float] = []
+        total, said = 0.0, 0.0
+        low = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda")
+        with torch.enable_grad():
+            for step in range(self.steps):
+                chosen = torch.randint(len(images), (self.batch,), generator=generator)
+                inputs = stage.shown(images[chosen], stage.target)
+                with low:
+                    given = net(inputs)
+                loss = self._loss(given.float(), answers[chosen].to(stage.device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total = total + loss.detach()
+                if step in (0, self.steps - 1) or time.monotonic() - said > EVERY:
+                    losses.append(loss.item())
+                    _check_finite(losses[-1], step, stage)
+                    stage.progress(f"distilling: step {step + 1} of {self.steps}, loss {losses[-1]:.3f}")
+                    said = time.monotonic()
+        _check_finite(float(total), self.steps, stage)
+        for norm in norms:
+            norm.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        return losses
+
+    def _loss(self, given: Tensor, wanted: Tensor) -> Tensor:
+        """T^2 KL(softmax(wanted / T) || softmax(given / T)), the mean over images: [batch, classes] each."""
+        t = self.temperature
+        return F.kl_div(F.log_softmax(given / t, 1), F.softmax(wanted / t, 1), reduction="batchmean") * t * t
+
+
+def _check_finite(loss: float, step: int, stage: Stage) -> None:
+    if loss != loss or loss in (float("inf"), -float("inf")):
+        raise NonFiniteWeights(
+            f"Distilling {stage.target.model.name} diverged: the loss is {loss} after {step} steps.",
+            hint="Try a smaller learning rate, or --recipe refit, which takes no steps.",
+        )
+
+
+def _batches(stage: Stage, images: Tensor, size: int) -> Iterator[Tensor]:
+    """Images as the target is shown them."""
+    for part in images.split(size):
+        yield stage.shown(part, stage.target)
+
+
+def _answers(stage: Stage, images: Tensor, size: int) -> Tensor:
+    """The source's logits, [count, classes], on the CPU."""
+    found = []
+    with torch.no_grad():
+        for part in images.split(size):
+            answer = stage.source.module(stage.shown(part, stage.source))
+            if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[1] < 2:
+                shape = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise UsageError(
+                    f"{stage.source.model.name} does not answer with a score per class.",
+                    where=f"its output is {shape}",
+                    hint="Distillation needs a source with a classifier; --recipe refit does not.",
+                )
+            found.append(answer.float().cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _agreement(stage: Stage, net: nn.Module, images: Tensor, answers: Tensor, size: int) -> float:
+    """Share of the images that both give the same class first."""
+    given = torch.cat([net(batch).argmax(1).cpu() for batch in _batches(stage, images, size)])
+    return float((given == answers.argmax(1)).double().mean())
+
+
+class _Learner:
+    """The target with a head for the source's classes."""
+
+    def __init__(self, stage: Stage, classes: int, head: str) -> None:
+        self.stage, self.classes = stage, classes
+        heads = stage.target.graph.heads()
+        module = _module(stage.target.module, heads[0].name) if len(heads) == 1 else None
+        if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+            raise UsageError(
+                f"{stage.target.model.name} has no single linear head that could be exchanged for a while.",
+                where=", ".join(layer.name for layer in heads) or "no layer before the output",
+                hint="Use --recipe refit.",
+            )
+        self.layer, self.module = heads[0], module
+        self.what = head
+        if head == "keep" and heads[0].out_channels != classes:
+            raise UsageError(
+                f"The target's head has {heads[0].out_channels} outputs, and the source {classes} classes.",
+                hint=f"To keep a head with the source's classes, give the target that many: --target-arg num_classes={classes}",
+            )
+
+    @contextmanager
+    def prepared(self) -> Iterator[nn.Module]:
+        """The network to train; afterwards its own head is back, unless it is to stay."""
+        net, own = self.stage.target.module, self.module
+        temporary = own if self.what == "keep" else self._like(own)
+        self._start(temporary)
+        owner, _, name = self.layer.name.rpartition(".")
+        parent = net.get_submodule(owner)
+        setattr(parent, name, temporary)
+        try:
+            yield net
+        finally:
+            setattr(parent, name, own)
+
+    def _like(self, own: nn.Module) -> nn.Module:
+        if isinstance(own, nn.Conv2d):
+            made: nn.Module = nn.Conv2d(own.in_channels, self.classes, 1)
+        else:
+            made = nn.Linear(own.in_features, self.classes)  # type: ignore[attr-defined]
+        return made.to(self.stage.device)
+
+    @torch.no_grad()
+    def _start(self, head: nn.Module) -> None:
+        """The source's classifier where a feature follows one of the source's; small random weights elsewhere."""
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        weight.mul_(0.1)
+        if head.bias is not None:
+            head.bias.zero_()  # type: ignore[operator]
+        heads = self.stage.source.graph.heads()
+        if len(heads) != 1 or heads[0].transposed or heads[0].out_channels != self.classes:
+            return
+        tensors = dict(self.stage.source.module.state_dict())
+        theirs = tensors[heads[0].tensors["weight"].key]
+        if theirs.dim() != weight.dim():
+            theirs = theirs.reshape(*theirs.shape[:2], *[1] * (weight.dim() - 2))
+        index = self._features(heads[0])
+        if index is None or theirs.dim() != weight.dim() or max(index, default=NEW) >= theirs.shape[1]:
+            return
+        columns = torch.tensor([i for i, source in enumerate(index) if source != NEW], device=weight.device)
+        sources = torch.tensor([source for source in index if source != NEW], device=weight.device)
+        weight[:, columns] = theirs[:, sources].to(weight)
+        bias = heads[0].tensors.get("bias")
+        if bias is not None and head.bias is not None:
+            head.bias.copy_(tensors[bias.key])  # type: ignore[operator]
+
+    def _features(self, there: Layer) -> list[int] | None:
+        """For each feature the target's head reads, the source's behind it."""
+        stage = self.stage
+        pairs = [
+            (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
+        ]
+        maps = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms).maps
+        theirs, ours = there.tensors["weight"], self.layer.tensors["weight"]
+        a, b = axes_of(maps.theirs, theirs)[1], axes_of(maps.ours, ours)[1]
+        index = maps.index(a, b)
+        return index if index is not None and len(index) == ours.shape[1] else None
+
+
+def _module(root: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        return None

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from netgraft.endings import find_endings
+from netgraft.errors import UsageError
+from netgraft.graph import LayerGraph
+from netgraft.passes import Stage
+from netgraft.plan import REFITTED, Pairing, numel
+from netgraft.refit.channels import OutputChannels
+from netgraft.refit.pairing import follow
+from netgraft.refit.walk import MOST_ROWS, refit
+from netgraft.trace.replay import Replay
+
+LARGEST = 2**25
+"""Most numbers that the largest activation of either network may hold over all images."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Refit each layer to what its source layer makes of synthetic images, by ridge regression in closed form.
+
+    OPERATORS part 3. Both networks see the same images; the target's layers are fitted in execution order, each on what
+    the refitted layers before it give. No data, no labels, no gradient steps.
+    """
+
+    images: int = field(default=512, metadata={"help": "how many images; fewer where activations are large"})
+    pairs: Literal["stages", "plan"] = field(
+        default="stages", metadata={"help": "follow how far the source has come, or the layers that weights came from"}
+    )
+    rows: int = field(default=MOST_ROWS, metadata={"help": "most positions a layer is fitted on"})
+
+    fate = REFITTED
+
+    def __post_init__(self) -> None:
+        if self.images < 2 or self.rows < 2:
+            raise ValueError("a regression needs two images and two positions")
+
+    def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:
+        """Kernels that have a pair, the norms after them, and layer scales at the end of their branches."""
+        endings = find_endings(target)
+        keys: dict[str, None] = {}
+        for _, here in self._pairs(source, target, pairing):
+            ending = endings.get(here)
+            if ending is None or target.layers[here].kind not in ("conv2d", "linear"):
+                continue
+            names = [name for name in (here, ending.norm, ending.scale) if name is not None]
+            for name in names:
+                for slot in target.layers[name].tensors.values():
+                    keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+        return tuple(keys)
+
+    def __call__(self, stage: Stage) -> dict[str, Any]:
+        """Refit the stage's target; R^2 by layer, and why layers were left as they were."""
+        count = self._count(stage)
+        drawn = stage.images(count, seed=0)
+        stage.progress(f"refitting {stage.target.model.name} on {count} images")
+        with torch.no_grad():
+            source = Replay(stage.source.module, stage.shown(drawn, stage.source))
+            target = Replay(stage.target.module, stage.shown(drawn, stage.target))
+        pairs = [
+            (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
+        ]
+        channels = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms)
+        wanted = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
+        done, left = refit(source, target, wanted, channels, torch.Generator().manual_seed(stage.seed), self.rows)
+        if not done:
+            raise UsageError(
+                "Not a single layer of the target can be refitted.",
+                where="; ".join(dict.fromkeys(left.values())),
+                hint="Use --recipe graft or distil.",
+            )
+        return {
+            "images": count,
+            "layers": [
+                {"layer": d.layer, "source": d.partner, "r2": None if d.r2 is None else round(d.r2, 3), "how": d.how}
+                for d in done
+            ],
+            "left": left,
+        }
+
+    def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
+        if self.pairs == "stages":
+            return follow(source, target)
+        heads = {layer.name for layer in target.heads()}
+        return [
+            (p.source, p.target) for p in pairing.pairs if target.layers[p.target].is_kernel and p.target not in heads
+        ]
+
+    def _count(self, stage: Stage) -> int:
+        """As many images as asked for, or as fit into memory."""
+        largest = 1
+        for graph in (stage.source.graph, stage.target.graph):
+            batch = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), 1)
+            largest = max(largest, *(numel(node.shape) // max(batch, 1) for node in graph.nodes))
+        return max(min(self.images, LARGEST // largest), 8)

@@ -1,0 +1,228 @@
+"""The best initialisation that can be made of weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from typing import Literal
+
+from netgraft import index_map, plugins
+from netgraft.correspondence import Correspondence, Norms, axes_of
+from netgraft.endings import find_endings
+from netgraft.graph import Layer, LayerGraph, Slot
+from netgraft.groups import find_groups
+from netgraft.index_map import NEW
+from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
+from netgraft.recipes import _tables
+from netgraft.recipes._norms import with_norms
+from netgraft.recipes._same import copy_all, same_backbone
+
+
+@dataclass(frozen=True)
+class Graft:
+    """Weights only: what training needs of a source, rather than what the source computed (OPERATORS part 2).
+
+    Layers are paired along the wiring. Coupled channels share one map: the source's most important channels where the
+    target is narrower, all of them where it is wider, and new ones start fresh, read by no transferred output. Larger
+    kernels are padded with zeros. A dense kernel becomes a depthwise and a pointwise one by its best rank-one parts.
+    Where a batch norm follows, transferred kernels get the scale that the target's own initialisation has; where none
+    does, the source's norm is folded into the weights.
+    """
+
+    matcher: str = field(default="wired", metadata={"help": "which layer goes to which (netgraft matchers)"})
+    reuse: bool = field(default=True, metadata={"help": "let a source layer serve several in a row (matcher wired)"})
+    shrink: Literal["uniform", "first", "importance"] = field(
+        default="importance", metadata={"help": "which channels a narrower target takes: spread out, first, or largest"}
+    )
+    scale: Literal["own", "source"] = field(
+        default="own", metadata={"help": "norm of kernels before a batch norm: the target's initialisation, or as is"}
+    )
+    head: Literal["same-size", "always", "never"] = field(
+        default="same-size", metadata={"help": "when the classifier's weights move"}
+    )
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether ``plan`` wants the ``norms`` of the source's weights."""
+        return self.shrink == "importance"
+
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """Which layer goes to which, norms included."""
+        options = {"reuse": self.reuse} if self.matcher == "wired" else {}
+        return with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
+
+    def plan(
+        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
+    ) -> tuple[Pairing, list[Move], list[Kept]]:
+        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
+        if (same := same_backbone(source, target)) is not None:
+            return copy_all(same, source, target, self.head)
+        return _Planner(self, source, target, self.pair(source, target), norms).run()
+
+
+class _Planner:
+    def __init__(
+        self, options: Graft, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
+    ) -> None:
+        self.options, self.source, self.target, self.pairing = options, source, target, pairing
+        self.pairs = [(pair, source.layers[pair.source], target.layers[pair.target]) for pair in pairing.pairs]
+        # Dense kernels that become depthwise ones say nothing about channels: what they stand for is decided around.
+        plain = [(there, here) for _, there, here in self.pairs if not _split(there, here)]
+        self.maps = Correspondence(find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True)
+        self.endings = find_endings(source), find_endings(target)
+        self.notes: list[str] = []
+        depthwise: set[str] = {there.name for _, there, here in self.pairs if _split(there, here)}
+        self.halved = {
+            here.name
+            for _, there, here in self.pairs
+            if there.name in depthwise
+            and here.groups == 1
+            and not set(here.shape[2:]) - {1}
+            and set(there.shape[2:]) - {1}
+        }
+
+    def run(self) -> tuple[Pairing, list[Move], list[Kept]]:
+        heads = {layer.name for layer in self.target.heads()}
+        source_heads = {layer.name for layer in self.source.heads()}
+        moves: dict[str, Move] = {}  # a tied tensor stands in several layers: its first move decides
+        reasons: dict[str, str] = dict(self.pairing.unpaired)
+        for pair, there, here in self.pairs:
+            if here.name in heads and (reason := self._head_stays(there, here, there.name in source_heads)):
+                reasons[here.name] = reason
+                continue
+            for role, slot in here.tensors.items():
+                found = self._move(there, here, role, slot)
+                if isinstance(found, str):
+                    reasons[slot.key] = found
+                    continue
+                key, shape, steps = found
+                for move in moves_to(slot, key, shape, steps, pair.why):
+                    moves.setdefault(move.key, move)
+        found_moves = list(moves.values())
+        kept = keep_rest(self.target, found_moves, reasons, "no counterpart in the source")
+        return replace(self.pairing, notes=tuple(dict.fromkeys(self.notes))), found_moves, kept
+
+    def _move(
+        self, there: Layer, here: Layer, role: str, slot: Slot
+    ) -> tuple[str, tuple[int, ...], tuple[Step, ...]] | str:
+        """(source key, its shape, steps) for one tensor, or why it is kept."""
+        folded = self._folded(there, here)
+        if role == "bias" and folded is not None and here.is_kernel:
+            norm = self.source.layers[folded]
+            beta, mean, var, gamma = (norm.tensors.get(r) for r in ("bias", "running_mean", "running_var", "weight"))
+            if beta is not None and mean is not None and var is not None:
+                bias = there.tensors.get("bias")
+                names = {"mean": mean.key, "variance": var.key}
+                names |= {"gamma": gamma.key} if gamma else {}
+                names |= {"bias": bias.key} if bias else {}
+                rows = self._index(there.tensors["weight"], here.tensors["weight"], 0)
+                if rows is not None:
+                    return beta.key, beta.shape, (Step("fold-norm", names), _overlay(rows, None))
+        partner = there.tensors.get(role)
+        if partner is None:
+            return f"{there.name} in the source has no {role}"
+        if here.is_norm and slot.buffer and self.options.scale == "own":
+            return "statistics of inputs that have another scale now"
+        steps = self._steps(there, here, role, partner, slot)
+        if steps is None:
+            return f"no operator makes it of {partner.key} {list(partner.shape)}"
+        return partner.key, partner.shape, steps
+
+    def _steps(self, there: Layer, here: Layer, role: str, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
+        """From the partner's tensor to the target's; None if no operator does it."""
+        if len(partner.shape) != len(slot.shape):
+            return None
+        if not slot.shape:
+            return ()
+        kernel = here.kind.startswith("conv") and slot.shape == here.shape
+        steps: list[Step] = []
+        if kernel and (folded := self._folded(there, here)) is not None:
+            tensors = self.source.layers[folded].tensors
+            if "running_var" in tensors:
+                gamma = {"gamma": tensors["weight"].key} if "weight" in tensors else {}
+                steps.append(Step("fold-norm", {"variance": tensors["running_var"].key} | gamma))
+        if kernel and _split(there, here):
+            rows = self._split_rows(partner, slot)
+            steps += [Step("rank-one", {"part": "spatial"}), *self._kernel_size(there, here, partner, slot)]
+            return (*steps, _overlay(rows, None, norm="own"))
+        resized = _tables.resize(self.source, self.target, there, here, partner, slot)
+        if kernel and here.name in self.halved:
+            steps.append(Step("rank-one", {"part": "channel"}))
+        else:
+            steps += resized.steps
+        self.notes += resized.notes
+        rows = self._index(partner, slot, 0)
+        if rows is None:
+            return None
+        columns: Sequence[int] | None = None
+        if len(slot.shape) > 1 and 1 not in resized.dims:
+            columns = self._index(partner, slot, 1)
+            if columns is None:
+                return None
+        for dim in range(2, len(slot.shape)):
+            if not kernel and dim not in resized.dims and partner.shape[dim] != slot.shape[dim]:
+                return None
+        if here.is_kernel and columns is not None and NEW not in columns and len(columns) < partner.shape[1]:
+            steps.append(Step("scale", {"factor": sqrt(partner.shape[1] / len(columns))}))
+        norm = "own" if self._normed(here) and here.is_kernel and len(slot.shape) > 1 else "source"
+        if norm == "own" and self.options.scale == "source":
+            norm = "source"
+        return (*steps, _overlay(rows, columns, norm))
+
+    def _kernel_size(self, there: Layer, here: Layer, partner: Slot, slot: Slot) -> list[Step]:
+        return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []
+
+    def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
+        """The source position of each position along an axis, -1 for new ones."""
+        a, b = (axes_of(groups, each)[dim] for groups, each in ((self.maps.theirs, partner), (self.maps.ours, slot)))
+        index = self.maps.index(a, b)
+        if index is not None and len(index) == slot.shape[dim]:
+            return index
+        if dim > 1 or len(slot.shape) < 2:
+            return list(range(a.size)) if a.size == b.size else _first(a.size, b.size)
+        return _first(partner.shape[dim], slot.shape[dim])
+
+    def _split_rows(self, partner: Slot, slot: Slot) -> list[int]:
+        """Filters stand for the source's input channels."""
+        a, b = axes_of(self.maps.theirs, partner)[1], axes_of(self.maps.ours, slot)[0]
+        index = self.maps.index(a, b)
+        return index if index is not None and len(index) == slot.shape[0] else _first(partner.shape[1], slot.shape[0])
+
+    def _normed(self, here: Layer) -> bool:
+        ending = self.endings[1].get(here.name)
+        return ending is not None and ending.norm is not None
+
+    def _folded(self, there: Layer, here: Layer) -> str | None:
+        """The source's batch norm, where the target has none in this place."""
+        ending = self.endings[0].get(there.name)
+        if not here.is_kernel or ending is None or ending.norm is None or self._normed(here):
+            return None
+        return None if _split(there, here) else ending.norm
+
+    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
+        if self.options.head == "always":
+            return ""
+        if self.options.head == "never":
+            return "the head keeps its own initialisation (head=never)"
+        if not from_head or there.out_channels != here.out_channels:
+            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
+            return f"the head keeps its own initialisation: {sizes} (--head moves it anyway)"
+        return ""
+
+
+def _split(there: Layer, here: Layer) -> bool:
+    """Whether a dense kernel is to become a depthwise one."""
+    depthwise = here.kind.startswith("conv") and here.groups > 1 and here.shape[1:2] == (1,)
+    return depthwise and there.kind == here.kind and there.groups == 1 and len(there.shape) > 2
+
+
+def _first(before: int, after: int) -> list[int]:
+    return [*range(min(before, after)), *[NEW] * (after - before)]
+
+
+def _overlay(rows: Sequence[int], columns: Sequence[int] | None, norm: str = "source") -> Step:
+    options: dict[str, object] = {"rows": [list(run) for run in index_map.runs(rows)], "norm": norm}
+    if columns is not None:
+        options["columns"] = [list(run) for run in index_map.runs(columns)]
+    return Step("overlay", options)

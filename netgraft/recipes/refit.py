@@ -1,0 +1,31 @@
+"""Weights, then every layer refitted to what its source layer computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from netgraft.recipes.graft import Graft
+
+
+@dataclass(frozen=True)
+class Refit(Graft):
+    """The weights of ``graft``, then a closed-form refit of each layer on synthetic images: no data, no labels.
+
+    Each target layer is regressed, in execution order, onto what its source layer makes of the same images (OPERATORS
+    part 3). The knowledge moves with the activations, so widths, kernels and kinds of layer may differ freely.
+    """
+
+    generator: str = field(
+        default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
+    )
+    refit_images: int = field(default=512, metadata={"help": "synthetic images for the refit"})
+    follow: Literal["stages", "plan"] = field(
+        default="stages", metadata={"help": "refit to how far the source has come, or to where the weights came from"}
+    )
+
+    @property
+    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+        """What runs after the moves, by name and options."""
+        return (("refit", {"images": self.refit_images, "pairs": self.follow}), ("recalibrate", {}))

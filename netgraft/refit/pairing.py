@@ -1,0 +1,114 @@
+"""Which source layer's activations each target layer is to reproduce.
+
+Weights want partners of like kind and shape; activations do not: what counts is how far a layer has come. So the last
+layer of a resolution follows the last of the source's at that resolution, whatever stands between (OPERATORS part 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from netgraft.endings import Ending, find_endings
+from netgraft.graph import LayerGraph
+from netgraft.matchers._flow import Block, is_depthwise
+from netgraft.matchers._wiring import Wiring, levels
+
+
+class _Side:
+    """One network: its points, which are the layers whose value everything passes through, by resolution."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.graph, self.wiring = graph, Wiring(graph)
+        self.endings: dict[str, Ending] = find_endings(graph)
+        self.level = {name: round(value, 1) for name, value in levels(graph).items()}
+        kernels = [name for name in self.wiring.chain if name in self.endings and name not in self.wiring.heads]
+        self.points = [name for name in kernels if self._is_point(name)]
+        self.stages: dict[float, list[str]] = {}
+        for name in self.points:
+            self.stages.setdefault(self.level[name], []).append(name)
+
+    def _is_point(self, name: str) -> bool:
+        """Outside of residual blocks, or the end of one; a depthwise layer is half of what its pointwise one ends."""
+        if self.wiring.block_of.get(name) is not None:
+            return self.endings[name].add is not None and self.endings[name].main
+        return not is_depthwise(self.graph.layers[name])
+
+    def interior(self, block: Block) -> list[str]:
+        """The kernels of a residual block before its end, shortcuts and gates left out."""
+        return [
+            name
+            for name in block.kernels
+            if name in self.endings and name in self.wiring.position and self.endings[name].add is None
+        ]
+
+
+def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
+    """(source layer, target layer) in the target's execution order; layers that follow nothing are left out.
+
+    Of the n points of the source at a resolution the k-th of m target points follows number ceil(k n / m): the last the
+    last. A resolution that the other network lacks joins the nearest that it has; a target of one resolution spreads
+    over the whole source. Inside a residual block layers follow those in the same place of the source's block if both
+    blocks are built alike, else, where they are convolutions, the point that the block's end follows. A projection on a
+    shortcut follows the source's, or the block's end. A depthwise layer follows what the layer after it does.
+    """
+    theirs, ours = _Side(source), _Side(target)
+    if not theirs.points or not ours.points:
+        return []
+    chosen: dict[str, str] = {}
+    for candidates, points in _clusters(theirs, ours):
+        for k, point in enumerate(points, start=1):
+            chosen[point] = candidates[-(-k * len(candidates) // len(points)) - 1]
+    inside: dict[str, str] = {}
+    for block in ours.wiring.blocks:
+        end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
+        if end is not None:
+            inside |= _within(theirs, ours, block, end, chosen[end])
+    chosen |= {name: there for name, there in inside.items() if name not in chosen}
+    for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
+        if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
+            after = ours.wiring.chain[ours.wiring.position[name] + 1 :][:1]
+            chosen |= {name: chosen[other] for other in after if other in chosen}
+    return [(chosen[name], name) for name in target.layers if name in chosen]
+
+
+def _clusters(theirs: _Side, ours: _Side) -> list[tuple[list[str], list[str]]]:
+    """Points of the source and points of the target that go together: every point of either is in one cluster."""
+    if len(ours.stages) == 1 or len(theirs.stages) == 1:
+        return [(theirs.points, ours.points)]
+    image = {level: _nearest(theirs.stages, level) for level in ours.stages}
+    owner = {level: _nearest(set(image.values()), level) for level in theirs.stages}
+    return [
+        (
+            [name for name in theirs.points if owner[theirs.level[name]] == cluster],
+            [name for name in ours.points if image[ours.level[name]] == cluster],
+        )
+        for cluster in sorted(set(image.values()))
+    ]
+
+
+def _nearest(levels: Iterable[float], level: float) -> float:
+    """The nearest level, of two equally near ones the deeper."""
+    return min(levels, key=lambda other: (abs(other - level), -other))
+
+
+def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str) -> dict[str, str]:
+    """The layers of one residual block of the target whose end follows ``partner``."""
+    other = theirs.wiring.block_of.get(partner)
+    found: dict[str, str] = {}
+    here, there = ours.interior(block), theirs.interior(other) if other else []
+    if other and _built_alike(theirs, ours, there, here):
+        found |= dict(zip(here, there, strict=True))
+    else:
+        found |= {name: partner for name in here if ours.graph.layers[name].kind.startswith("conv")}
+    projections = [n for n in block.kernels if n in ours.endings and n != end and ours.endings[n].add is not None]
+    shortcuts = [n for n in (other.kernels if other else ()) if n in theirs.wiring.shortcuts and n in theirs.endings]
+    for i, name in enumerate(projections):
+        found[name] = shortcuts[i] if i < len(shortcuts) else partner
+    return found
+
+
+def _built_alike(theirs: _Side, ours: _Side, there: Sequence[str], here: Sequence[str]) -> bool:
+    def kinds(side: _Side, names: Sequence[str]) -> list[tuple[str, bool]]:
+        return [(side.graph.layers[name].kind, is_depthwise(side.graph.layers[name])) for name in names]
+
+    return kinds(theirs, there) == kinds(ours, here)

@@ -1,0 +1,179 @@
+"""A training as people see it: progress on stderr, a table at the end, and what a method is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from netgraft import plugins
+from netgraft.report.text import safe, size_text, table
+
+if TYPE_CHECKING:
+    from netgraft.finetune.describe import Described
+    from netgraft.finetune.engine import Result
+    from netgraft.finetune.explain import Cost
+    from netgraft.finetune.meters import Meters
+    from netgraft.finetune.prepare import Prepared
+
+REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
+
+
+class Lines:
+    """One line per epoch, for files and pipes."""
+
+    def begin(self, prepared: Prepared, step: int, batches: int) -> None:  # noqa: ARG002
+        self.quiet = not prepared.processes.first
+
+    def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None:
+        """Nothing: an epoch is soon enough."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        if not self.quiet:
+            self.say(epoch_text(record))
+
+    def say(self, text: str) -> None:
+        print(safe(text), file=sys.stderr, flush=True)
+
+
+class Silence(Lines):
+    """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Bar(Lines):
+    """A bar on the terminal: losses, throughput, time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=self.console)
+        self.task: Any = None
+        self.looked, self.images, self.began = 0.0, 0, time.monotonic()
+
+    def begin(self, prepared: Prepared, step: int, batches: int) -> None:
+        super().begin(prepared, step, batches)
+        if not self.quiet:
+            self.task = self.progress.add_task("", total=prepared.run.steps, completed=step)
+            self.progress.start()
+            self.began = time.monotonic()
+
+    def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None:
+        self.images += images
+        now = time.monotonic()
+        if self.quiet or now - self.looked < REFRESH:
+            return
+        self.looked = now
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in meters.means().items())
+        speed = self.images / (now - self.began)
+        text = f"epoch {epoch + 1}  {losses}  {speed:,.0f} images/s".replace("[", r"\[")
+        self.progress.update(self.task, completed=step, description=text)
+
+    def say(self, text: str) -> None:
+        self.console.print(safe(text), markup=False, highlight=False)
+
+
+@contextmanager
+def watching() -> Iterator[Lines]:
+    """Who looks on at a training: a bar where stderr is a terminal, else lines."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        yield Silence()
+        return
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    bar = Bar()
+    try:
+        yield bar
+    finally:
+        bar.progress.stop()
+
+
+def epoch_text(record: Mapping[str, Any]) -> str:
+    losses = ", ".join(f"{n[6:]} {v:.4g}" for n, v in record.items() if n.startswith("train_"))
+    speed = f"{record['images_per_second']:,.0f} images/s"
+    return f"epoch {record['epoch'] + 1}: {losses}; accuracy {record['eval_top1']:.2f} %; {speed}"
+
+
+def result_lines(result: Result) -> list[str]:
+    """The best and the last epoch, and where the weights are."""
+    rows = [
+        (
+            name,
+            str(r["epoch"] + 1),
+            f"{r['eval_top1']:.2f} %",
+            f"{r['eval_loss']:.4f}",
+            f"{r.get('train_task', 0.0):.4f}",
+        )
+        for name, r in (("best", result.best), ("last", result.history[-1]))
+    ]
+    lines = table(("weights", "epoch", "accuracy", "test loss", "training loss"), rows)
+    files = ", ".join(str(result.folder / f"{name}.safetensors") for name in ("best", "last"))
+    return [*lines, "", safe(f"wrote {files}")]
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    return {"out": str(result.folder), "best": result.best, "epochs": result.history}
+
+
+def method_lines(method: Described) -> Iterator[str]:
+    """Docstring, needs, rule and options of a method."""
+    yield f"method {safe(method.name)}"
+    yield ""
+    yield from (safe(line.replace("``", "")) for line in method.doc.splitlines())
+    yield ""
+    needs = [need.value for need in type_order(method)]
+    yield f"It needs {' and '.join(needs)}." if needs else "It needs nothing but data."
+    if method.combine != "total":
+        yield f"Its losses are combined by {method.combine} unless --combine says otherwise."
+    yield ""
+    if not method.options:
+        yield "It has no options."
+        return
+    rows = [(o.name, o.type, _default(o), o.doc) for o in method.options]
+    yield from table(("option", "values", "default", ""), rows)
+    yield ""
+    yield f"Set one with --set, for example --set {method.options[0].name}={rows[0][2]}."
+
+
+def method_document(method: Described) -> dict[str, Any]:
+    options: Sequence[dict[str, object]] = [
+        {"name": o.name, "type": o.type, "doc": o.doc}
+        | ({} if o.default is plugins.REQUIRED else {"default": o.default})
+        for o in method.options
+    ]
+    needs = [need.name for need in type_order(method)]
+    return {"name": method.name, "doc": method.doc, "needs": needs, "combine": method.combine, "options": options}
+
+
+def cost_lines(cost: Cost) -> Iterator[str]:
+    """What a step costs, and what makes it cheaper."""
+    yield f"method {safe(cost.method)}, rule {cost.combine}, {cost.batch} images in a step"
+    yield "1 F is a forward pass of the target over them: " + f"{cost.forward / 1e9:,.3g} GFLOP"
+    rows = [("one step", f"{cost.step:.2f} F"), ("of it the source", f"{cost.source:.2f} F")]
+    if cost.cached is not None:
+        rows.append(("one step with the source cached", f"{cost.cached:.2f} F"))
+    yield from table(("what", "cost"), rows)
+    yield f"{cost.updates} updates, {cost.gradients} backward passes"
+    if cost.cached is not None:
+        yield f"a full cache has {size_text(cost.cache_bytes)}"
+    yield from cost.remarks
+
+
+def type_order(method: Described) -> list[Any]:
+    """The needs in the order of their declaration."""
+    from netgraft.finetune.protocol import Need
+
+    return [need for need in Need if need in method.needs]
+
+
+def _default(option: plugins.Option) -> str:
+    return "required" if option.default is plugins.REQUIRED else str(option.default)

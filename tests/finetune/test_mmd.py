@@ -1,0 +1,339 @@
+"""Discrepancies of distributions: against loops over pairs, their expectations, their cost, and whole trainings."""
+
+import numpy as np
+import pytest
+import torch
+from runs import settings, steps, train, training, with_source, write_nets
+from scipy.spatial.distance import cdist
+from test_processes import SAME, distance, launch, weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from netgraft.errors import UnknownName, UsageError
+from netgraft.finetune import domains, mmd
+from netgraft.finetune.domains import DomainAdaptation
+
+ESTIMATORS = ["linear", "unbiased", "biased"]
+GAUSSIANS = [1 / 8, 1 / 4, 1 / 2, 1, 2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_nets(tmp_path)
+
+
+def draw(*shapes, seed=0, shift=3.0):
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.normal(shift * i, 1 + i, shape)) for i, shape in enumerate(shapes)]
+
+
+def slow(kernel, s, t, estimator):
+    """The estimators as they are written in the papers, pair by pair; ``kernel`` takes two images' numbers."""
+    n, m = len(s), len(t)
+    if estimator == "linear":
+        h = []
+        for i in range(0, min(n, m) - 1, 2):
+            h.append(kernel(s[i], s[i + 1]) + kernel(t[i], t[i + 1]) - kernel(s[i], t[i + 1]) - kernel(s[i + 1], t[i]))
+        return sum(h) / len(h)
+    skip = estimator == "unbiased"
+    ss = sum(kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j or not skip)
+    tt = sum(kernel(a, b) for i, a in enumerate(t) for j, b in enumerate(t) if i != j or not skip)
+    st = sum(kernel(a, b) for a in s for b in t)
+    return ss / (n * (n - skip)) + tt / (m * (m - skip)) - 2 * st / (n * m)
+
+
+def width(s, t):
+    both = np.concatenate([s, t])
+    return cdist(both, both, "sqeuclidean").mean()
+
+
+# ----------------------------------------------------------------------------------------------------------- the values
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("sizes", [(6, 6), (7, 5)])
+def test_multi_kernel(estimator, sizes):
+    s, t = draw((sizes[0], 4), (sizes[1], 4))
+    mean = width(s.numpy(), t.numpy())
+
+    def kernel(a, b):
+        return sum(np.exp(-((a - b) ** 2).sum() / (2 * factor * mean)) for factor in GAUSSIANS)
+
+    found = mmd.mmd([s], [t], [mmd.gaussians()], estimator)
+    assert float(found) == pytest.approx(slow(kernel, s.numpy(), t.numpy(), estimator), abs=1e-9)
+    single = mmd.mmd([s.float()], [t.float()], [mmd.gaussians()], estimator)
+    assert float(single) == pytest.approx(float(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_joint(estimator):
+    """Pairs of (features, probabilities): the product of both kernels."""
+    fs, ft, ls, lt = draw((6, 4), (6, 4), (6, 3), (6, 3), shift=0.5)
+    ps, pt = ls.softmax(1), lt.softmax(1)
+    mean = width(fs.numpy(), ft.numpy())
+
+    def kernel(a, b):
+        (f, p), (g, q) = a, b
+        one = sum(np.exp(-np.sum((f - g) ** 2) / (2 * factor * mean)) for factor in GAUSSIANS)
+        return one * np.exp(-np.sum((p - q) ** 2) / (2 * 0.92**2))
+
+    s, t = (list(zip(f.numpy(), p.numpy(), strict=True)) for f, p in ((fs, ps), (ft, pt)))
+    found = mmd.mmd([fs, ps], [ft, pt], [mmd.gaussians(), mmd.gaussian(0.92)], estimator)
+    assert float(found) == pytest.approx(slow(kernel, s, t, estimator), abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("sizes", [(6, 6), (7, 5)])
+def test_linear_kernel(estimator, sizes):
+    s, t = draw((sizes[0], 4), (sizes[1], 4))
+    found = mmd.linear_mmd(s, t, estimator)
+    assert float(found) == pytest.approx(slow(np.dot, s.numpy(), t.numpy(), estimator), abs=1e-9)
+    if estimator == "biased":
+        torch.testing.assert_close(found, (s.mean(0) - t.mean(0)).norm() ** 2)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradient_takes_widths_as_constants(estimator):
+    s, t = (x.requires_grad_() for x in draw((6, 4), (6, 4)))
+    mean = width(s.detach().numpy(), t.detach().numpy())
+
+    def kernel(a, b):
+        return sum(torch.exp(-((a - b) ** 2).sum() / (2 * factor * mean)) for factor in GAUSSIANS)
+
+    mine = torch.autograd.grad(mmd.mmd([s], [t], [mmd.gaussians()], estimator), (s, t))
+    theirs = torch.autograd.grad(slow(kernel, s, t, estimator), (s, t))
+    torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=0)
+
+
+def test_far_from_the_origin_in_single_precision():
+    """Squared distances by products would cancel: the samples' middle is subtracted."""
+    s, t = draw((32, 8), (32, 8), shift=1.0)
+    near = mmd.mmd([s], [t], [mmd.gaussians()])
+    far = mmd.mmd([(s + 1000).float()], [(t + 1000).float()], [mmd.gaussians()])
+    assert float(far) == pytest.approx(float(near), abs=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("which", ["kernels", "linear"])
+def test_equal_distributions_have_none_in_expectation(estimator, which):
+    rng = np.random.default_rng(0)
+    call = mmd.linear_mmd if which == "linear" else lambda s, t, e: mmd.mmd([s], [t], [mmd.gaussian(2.0)], e)
+    draws = [call(*torch.from_numpy(rng.normal(size=(2, 10, 3))), estimator) for _ in range(1500)]
+    values = torch.stack(draws)
+    error = float(values.std()) / len(values) ** 0.5
+    if estimator == "biased":
+        assert values.min() >= 0
+        assert float(values.mean()) > 20 * error
+    else:
+        assert abs(float(values.mean())) < 3 * error
+        assert (values < 0).double().mean() > 0.25
+
+
+def test_one_sample_twice_and_constants():
+    (s,) = draw((9, 4))
+    assert abs(float(mmd.mmd([s], [s.clone()], [mmd.gaussians()], "biased"))) < 1e-12
+    assert float(mmd.linear_mmd(s, s.clone())) == 0
+    same = torch.ones(4, 3, requires_grad=True)
+    found = mmd.mmd([same], [torch.ones(4, 3)], [mmd.gaussians()])
+    (gradient,) = torch.autograd.grad(found, same)
+    assert float(found) == 0
+    assert gradient.abs().max() == 0
+
+
+def test_other_distributions_are_far():
+    """Means apart, and with equal means variances apart, which DDC's linear kernel does not see."""
+    rng = np.random.default_rng(0)
+    s, moved, wide = (torch.from_numpy(rng.normal(m, d, (400, 3))) for m, d in ((0, 1), (1, 1), (0, 2)))
+    for other in (moved, wide):
+        assert mmd.mmd([s], [other], [mmd.gaussians()]) > 0.1
+    assert mmd.linear_mmd(s, moved, "unbiased") > 2
+    assert abs(mmd.linear_mmd(s, wide, "unbiased")) < 0.1
+
+
+@pytest.mark.parametrize("estimator", ["linear", "unbiased"])
+def test_one_image_is_too_few(estimator):
+    s, t = draw((1, 3), (1, 3))
+    for call in (lambda: mmd.linear_mmd(s, t, estimator), lambda: mmd.mmd([s], [t], [mmd.gaussians()], estimator)):
+        with pytest.raises(UsageError, match="two images"):
+            call()
+
+
+# -------------------------------------------------------------------------------------------------------------- domains
+
+
+def sides(folder, set_=None, layers=(domains.FEATURES, domains.LOGITS), **more):
+    """What the first batch of a run gives, the batch, and the run."""
+    running = training(with_source(folder, **({"method": "ddc", "target_arg": {"drop": 0.0}} | more)))
+    run = running.run
+    run.target_module.train()
+    batch = next(running.prepared.loader.epoch(0))
+    run.begin(batch)
+    return DomainAdaptation(**(set_ or {})).sides(run, batch, layers), batch, run
+
+
+def test_each_domain_has_its_own_statistics(folder):
+    """One pass is what two are, and the target's alone updates what BatchNorm keeps."""
+    found, batch, run = sides(folder)
+    kept = {name: buffer.clone() for name, buffer in run.target_module.named_buffers()}
+    _, _, other = sides(folder)
+    ours = other.target(batch.unlabelled, stats=True).logits
+    theirs = other.target(batch.source, stats=False).logits
+    torch.testing.assert_close(found.target[domains.LOGITS], ours, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.source[domains.LOGITS], theirs, atol=1e-6, rtol=1e-5)
+    for name, buffer in other.target_module.named_buffers():
+        torch.testing.assert_close(kept[name], buffer)
+    assert "forward" not in vars(run.target_module.stem_norm)
+    assert run.target_module.stem_norm.track_running_stats
+
+
+def test_joint_statistics(folder):
+    found, batch, _ = sides(folder, {"norm": "joint"})
+    _, _, other = sides(folder)
+    logits = other.target(torch.cat([batch.unlabelled.x, batch.source.x]), stats=True).logits
+    torch.testing.assert_close(torch.cat([found.target[domains.LOGITS], found.source[domains.LOGITS]]), logits)
+
+
+def test_statistics_over_processes(folder):
+    """--bn sync replaces BatchNorm's forward, which must be there again afterwards."""
+    apart, _, _ = sides(folder)
+    found, _, run = sides(folder, bn="sync")
+    torch.testing.assert_close(found.source[domains.LOGITS], apart.source[domains.LOGITS], atol=1e-5, rtol=1e-4)
+    assert run.target_module.stem_norm.forward.func.__name__ == "_forward"
+    assert int(run.target_module.stem_norm.num_batches_tracked) == 2
+
+
+def test_features_are_what_the_classifier_reads(folder):
+    found, _, run = sides(folder, layers=("features", "logits", "body"))
+    assert found.source["body"].shape == (16, 12)
+    for side in (found.source, found.target):
+        torch.testing.assert_close(run.target_module.head(side["features"]), side["logits"])
+
+
+@pytest.mark.parametrize("labels", ["source", "target", "both"])
+@pytest.mark.parametrize("unlabelled", ["netgraft:digits", None])
+def test_whose_labels(labels, unlabelled, folder):
+    found, batch, run = sides(folder, {"labels": labels, "norm": "joint"}, unlabelled=unlabelled, bn="eval")
+    run.target_module.eval()
+    chosen = {"source": [batch.source], "target": [batch], "both": [batch.source, batch]}[labels]
+    _, _, again = sides(folder, {"labels": labels, "norm": "joint"}, unlabelled=unlabelled, bn="eval")
+    compared = batch if unlabelled is None else batch.unlabelled
+    images = torch.cat(
+        [b.x for b in ([batch, batch.source] if unlabelled is None else [compared, batch, batch.source])]
+    )
+    if unlabelled is not None and labels == "source":
+        images = torch.cat([compared.x, batch.source.x])
+    logits = again.target(images, stats=True).logits
+    places = {"source": logits[-16:], "target": logits[-32:-16]}
+    picked = torch.cat([places["source" if b is batch.source else "target"] for b in chosen])
+    expected = torch.nn.functional.cross_entropy(picked, torch.cat([b.y for b in chosen]))
+    torch.testing.assert_close(found.task, expected)
+    torch.testing.assert_close(found.target["logits"], logits[:16])
+
+
+def test_without_lambda_the_target_trains_as_ever(folder):
+    """Up to rounding: the source's images are in the same pass."""
+    common = {"target_arg": {"drop": 0.0}, "unlabelled": None}
+    _, plain = train(with_source(folder, method="plain", **common))
+    given = {"method": "dan", "set": {"labels": "target"}, "lam": 0.0}
+    _, found = train(with_source(folder, out=f"{folder}/other", **given, **common))
+    assert distance(plain, found) < 1e-5
+
+
+def test_other_classes_are_refused(folder):
+    running = training(with_source(folder, method="ddc", source_data="netgraft:glyphs"))
+    with pytest.raises(UsageError, match="more classes than the target's 10"):
+        steps(running)
+
+
+def test_layers_are_checked(folder):
+    with pytest.raises(UnknownName, match="hed"):
+        training(with_source(folder, method="dan", set={"layers": "features,hed"}))
+    with pytest.raises(UsageError, match="No layer"):
+        training(with_source(folder, method="dan", set={"layers": ","}))
+
+
+# ---------------------------------------------------------------------------------------------------------- the methods
+
+
+def first_losses(folder, method, set_=None, **more):
+    running = training(with_source(folder, method=method, set=set_ or {}, target_arg={"drop": 0.0}, **more))
+    run = running.run
+    run.target_module.train()
+    batch = next(running.prepared.loader.epoch(0))
+    run.begin(batch)
+    update = next(running.prepared.method.epoch(run, [batch], running.parts))
+    found, _, _ = sides(folder, **more)
+    return update.losses, found
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("method", ["ddc", "dan", "jan"])
+def test_losses_of_the_first_batch(method, estimator, folder):
+    losses, seen = first_losses(folder, method, {"estimator": estimator, "weight": 2.0})
+    (fs, ls), (ft, lt) = ([side[n].detach().double() for n in ("features", "logits")] for side in seen[:2])
+
+    def gaussians(s, t):
+        mean = width(s.numpy(), t.numpy())
+        return lambda a, b: sum(np.exp(-((a - b) ** 2).sum() / (2 * factor * mean)) for factor in GAUSSIANS)
+
+    if method == "ddc":
+        expected = slow(np.dot, fs.numpy(), ft.numpy(), estimator)
+    elif method == "dan":
+        expected = sum(slow(gaussians(s, t), s.numpy(), t.numpy(), estimator) for s, t in ((fs, ft), (ls, lt)))
+    else:
+        features = gaussians(fs, ft)
+        s, t = (list(zip(f.numpy(), p.softmax(1).numpy(), strict=True)) for f, p in ((fs, ls), (ft, lt)))
+        expected = slow(
+            lambda a, b: features(a[0], b[0]) * np.exp(-((a[1] - b[1]) ** 2).sum() / (2 * 0.92**2)), s, t, estimator
+        )
+    assert float(losses["mmd"]) == pytest.approx(2 * expected, abs=2e-6)
+    torch.testing.assert_close(losses["task"], seen.task)
+
+
+def test_weight_grows(folder):
+    losses, _ = first_losses(folder, "dan", {"steepness": 10.0})
+    assert float(losses["mmd"]) == 0
+
+
+TWO = {f"{m} {e}": {"method": m, "set": {"estimator": e}} for m in ("ddc", "dan", "jan") for e in ESTIMATORS}
+TWO |= {"dan sync": {"method": "dan", "bn": "sync"}, "alone": {"method": "dan", "set": {"estimator": "biased"}}}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """How far two gloo processes are from one, and what is left of it if each had half a batch. The rate is small: from
+    random weights the gradients of MK-MMD are so large that rounding grows tenfold with every few steps."""
+    folder = write_nets(tmp_path_factory.mktemp("two"))
+    runs = {name: SAME | {"bn": "eval", "lr": 2e-4} | given for name, given in TWO.items()}
+    launch(folder, {name: given | {"batch_size": 8} for name, given in runs.items()}, 2)
+    ones = {n: train(with_source(folder, out=f"{folder}/one", batch_size=16, **g), force=True) for n, g in runs.items()}
+    _, alone = train(with_source(folder, out=f"{folder}/one", batch_size=8, **runs["alone"]), force=True)
+    return {n: distance(one, weights(folder, n)) for n, (_, one) in ones.items()} | {
+        "half": distance(alone, ones["alone"][1])
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in TWO if name != "alone"])
+def test_kernels_are_of_the_batches_of_all_processes(name, two):
+    assert two[name] <= 1e-6
+
+
+def flops(folder, method, set_=None, **more):
+    """Of one step with 16 images of the target."""
+    running = training(with_source(folder, method=method, set=set_ or {}, unlabelled=None, **more))
+    with FlopCounterMode(display=False) as counter:
+        steps(running)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("method", ["ddc", "dan", "jan"])
+def test_cost_is_that_of_both_batches(method, folder):
+    """Two domains, two times plain training: 6 F; the kernels in linear time cost no product of matrices."""
+    plain = flops(folder, "plain")
+    assert flops(folder, method) == 2 * plain
+    if method != "ddc":
+        assert flops(folder, method, {"estimator": "unbiased"}) < 2.1 * plain
+
+
+def test_settings_without_source_data_are_refused(folder):
+    with pytest.raises(UsageError, match="--source-data"):
+        training(settings(folder, method="dan"))
