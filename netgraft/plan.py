@@ -95,7 +95,7 @@ class PlannedPass:
 
     name: str
     options: Mapping[str, Any]
-    fate: str
+    fate: str  # empty: where the numbers come from stays as it was
     keys: tuple[str, ...]
 
 
@@ -143,7 +143,8 @@ class Plan:
         """What has happened to each key when all is done."""
         found = {move.key: move.fate for move in self.moves} | {kept.key: KEPT for kept in self.kept}
         for each in self.passes:
-            found |= dict.fromkeys(each.keys, each.fate)
+            if each.fate:
+                found |= dict.fromkeys(each.keys, each.fate)
         return found
 
     def to_json(self) -> dict[str, Any]:

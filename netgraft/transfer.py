@@ -121,7 +121,9 @@ def _plan(
     else:
         pairing, moves, kept = chosen.plan(source_graph, target_graph)
         warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
-    planned_passes = plan_passes([*getattr(chosen, "passes", ()), *passes], source_graph, target_graph, pairing)
+    copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
+    own = () if copied else getattr(chosen, "passes", ())
+    planned_passes = plan_passes([*own, *passes], source_graph, target_graph, pairing)
     if not moves and not any(each.fate == DISTILLED for each in planned_passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
@@ -190,7 +192,12 @@ def transfer(
         Party(planned.target, planned.target_graph, result),
     )
     result, reports = run_passes(
-        planned.plan, *parties, pictures=pictures or Pictures.of(getattr(chosen, "generator", "mix")), seed=seed, device=device, progress=progress
+        planned.plan,
+        *parties,
+        pictures=pictures or Pictures.of(getattr(chosen, "generator", "mix")),
+        seed=seed,
+        device=device,
+        progress=progress,
     )
     if not source.allow_nonfinite:
         check_finite(result, target.reference)

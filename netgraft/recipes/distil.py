@@ -20,8 +20,8 @@ class Distil(Refit):
     one linear head. ``keep_head`` makes the result a classifier of the source's classes.
     """
 
-    steps: int = field(default=300, metadata={"help": "gradient steps; 100 is a fast mode"})
-    images: int = field(default=4096, metadata={"help": "synthetic images that the source is asked about"})
+    steps: int = field(default=600, metadata={"help": "gradient steps; 100 is a fast mode"})
+    images: int = field(default=8192, metadata={"help": "synthetic images that the source is asked about"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of Adam"})
     batch: int = field(default=64, metadata={"help": "images per step"})
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
@@ -35,7 +35,7 @@ class Distil(Refit):
         options = {"steps": self.steps, "images": self.images, "lr": self.lr, "batch": self.batch}
         head = "keep" if self.keep_head else "temporary"
         first = (("refit", {"images": self.refit_images, "pairs": self.follow}),) if self.start == "refit" else ()
-        return (*first, ("distil", options | {"head": head}))
+        return (*first, ("distil", options | {"head": head}), ("rescale", {"gain": self.gain}))
 
     def plan(
         self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None

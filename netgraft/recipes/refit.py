@@ -28,4 +28,8 @@ class Refit(Graft):
     @property
     def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
         """What runs after the moves, by name and options."""
-        return (("refit", {"images": self.refit_images, "pairs": self.follow}), ("recalibrate", {}))
+        return (
+            ("refit", {"images": self.refit_images, "pairs": self.follow}),
+            ("recalibrate", {}),
+            ("rescale", {"gain": self.gain}),
+        )

@@ -130,6 +130,23 @@ def _fit_dual(x: Tensor, y: Tensor, *, intercept: bool, ridge: float = RIDGE) ->
     return Fit(weight, bias, r2)
 
 
+def with_spread(
+    solution: Fit,
+    x: Tensor,  # [rows, features]
+    wanted: Tensor,  # [rows, out]
+    most: float = 4.0,
+) -> Fit:
+    """The same map, each output scaled up to the standard deviation that is wanted, at most ``most`` times.
+
+    A regression that explains the share r of a variance gives r of it. A norm would make up for that; without one,
+    activations would fade from layer to layer.
+    """
+    given = x @ solution.weight.T
+    gain = (wanted.std(0) / given.std(0).clamp(min=1e-12)).clamp(1.0, most)
+    bias = solution.bias + given.mean(0) * (1 - gain)
+    return Fit(solution.weight * gain[:, None], bias, solution.r2)
+
+
 def rank_one(
     weight: Tensor,  # [out, channels, taps]: a dense kernel
 ) -> Tensor:  # [channels, taps]

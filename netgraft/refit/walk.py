@@ -18,15 +18,13 @@ from netgraft.graph import Layer, LayerGraph
 from netgraft.index_map import NEW
 from netgraft.refit.channels import OutputChannels
 from netgraft.refit.layout import Layout, channel_axis, comparable, layout_of, rows_from, rows_of, sample
-from netgraft.refit.regression import Fit, best_filters, fit, patches, rank_one
+from netgraft.refit.regression import Fit, best_filters, fit, patches, rank_one, with_spread
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
 DENSE_FOR_DEPTHWISE = 2304
 """Most inputs times taps for which the filters of a depthwise layer are read off a dense solution."""
 LEAST_VARIANCE = 1e-10
-import os
-UNIT = float(os.environ.get('UNIT','1'))
 
 
 @dataclass
@@ -149,7 +147,7 @@ class _Walk:
                 if self.endings[0][job.there.name].activated and not job.ending.activated and not self._rectified(job):
                     job.wanted = job.wanted.relu()  # what the source's next layer reads
                 if job.ending.norm is None:  # nothing else gives the activations of a net without norms a unit scale
-                    job.wanted = job.wanted * (UNIT / job.wanted.std().clamp(min=1e-6))
+                    job.wanted = job.wanted / job.wanted.std().clamp(min=1e-6)
 
         self.source.watch({node: lambda value, asking=asking: take(asking, value) for node, asking in by_node.items()})
 
@@ -213,7 +211,10 @@ class _Walk:
         return None
 
     def _fit_dense(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        solution = fit(patches(value, job.here, rows), wanted, intercept=self._intercept(job))
+        x = patches(value, job.here, rows)
+        solution = fit(x, wanted, intercept=self._intercept(job))
+        if job.ending.norm is None and not self._ends_block(job):
+            solution = with_spread(solution, x, wanted)
         self._write(job, job.channels, solution)
         return solution.r2, "ridge regression"
 

@@ -45,7 +45,10 @@ class Overlay:
         shape = (len(read), *([] if columns is None else [len(columns)]), *weight.shape[2:])
         if tuple(own.shape) != shape:
             raise PlanError(f"overlay: the target's own tensor has the shape {tuple(own.shape)}, not {shape}.")
-        whole = runs(read) == identity(weight.shape[0]) and across in (None, identity(weight.shape[1] if columns else 0))
+        whole = runs(read) == identity(weight.shape[0]) and across in (
+            None,
+            identity(weight.shape[1] if columns else 0),
+        )
         if whole and self.norm == "source":
             return weight
         result = own.to(weight.dtype).clone()
