@@ -24,6 +24,9 @@ class Distil(Refit):
     images: int = field(default=8192, metadata={"help": "synthetic images that the source is asked about"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of Adam"})
     batch: int = field(default=64, metadata={"help": "images per step"})
+    gain: float = field(
+        default=2.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
+    )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
     start: Literal["refit", "graft", "scratch"] = field(
         default="refit", metadata={"help": "where the steps start; the last two are there for comparison"}

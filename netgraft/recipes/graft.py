@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -41,14 +41,6 @@ class Graft:
     head: Literal["same-size", "always", "never"] = field(
         default="same-size", metadata={"help": "when the classifier's weights move"}
     )
-    gain: float = field(
-        default=2.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s"}
-    )
-
-    @property
-    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
-        """What runs after the moves, by name and options."""
-        return (("rescale", {"gain": self.gain}),)
 
     @property
     def reads_weights(self) -> bool:

@@ -21,6 +21,9 @@ class Refit(Graft):
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
     refit_images: int = field(default=512, metadata={"help": "synthetic images for the refit"})
+    gain: float = field(
+        default=1.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
+    )
     follow: Literal["stages", "plan"] = field(
         default="stages", metadata={"help": "refit to how far the source has come, or to where the weights came from"}
     )

@@ -82,7 +82,7 @@ def source_features(pairs: Sequence[Pair], there: Mapping[str, Tensor]) -> list[
 
 def distances(adapted: Iterable[Tensor], sources: Iterable[Tensor]) -> list[Tensor]:
     """d of each pair, [B, C]: squared differences, averaged over places."""
-    found: list[Tensor] = [_MeanSquare.apply(a.float() - b) for a, b in zip(adapted, sources, strict=True)]  # type: ignore[no-untyped-call]
+    found: list[Tensor] = [_MeanSquare.apply(a.float() - b) for a, b in zip(adapted, sources, strict=True)]
     return found
 
 

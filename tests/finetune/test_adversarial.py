@@ -1,0 +1,279 @@
+"""Adversaries: the reversed gradient, who is frozen when, multilinear maps, weights, and what a step costs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from scipy.stats import entropy
+from test_every_method import Killed, Killer
+from test_mmd import flops, fresh, sides
+from test_processes import SAME, distance, launch, weights
+from torch.autograd import grad, gradcheck
+
+from netgraft.finetune.adversary import Discriminator, Multilinear, domain_loss, is_source, ramp, recognised, reverse
+from netgraft.finetune.methods.cdan import certainty
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_nets(tmp_path)
+
+
+def first_update(folder, method, set_=None, progress=0.0, **more):
+    """The first update of a run that is so far already, the run and its parts."""
+    running, batch = fresh(folder, method=method, set=set_ or {}, **more)
+    running.run.step = round(progress * running.run.steps)
+    for part in running.parts.values():
+        part.module.train()
+    updates = running.prepared.method.epoch(running.run, [batch], running.parts)
+    return next(updates), updates, running
+
+
+# ----------------------------------------------------------------------------------------------------------- adversaries
+
+
+def test_reversal():
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(reverse(x, 0.3), x)
+    (gradient,) = grad((reverse(x, 0.3) ** 2).sum(), x)
+    torch.testing.assert_close(gradient, -0.3 * 2 * x.detach())
+    assert gradcheck(lambda x: reverse(x, -1.0) ** 3, x)  # a strength of -1 is the identity
+
+
+def test_ramp():
+    run = type("Run", (), {"steps": 40})()
+    values = []
+    for run.step in range(41):
+        values.append(ramp(run, 10.0))
+        assert ramp(run, 0.0) == 1
+    expected = [math.tanh(10 * step / 40 / 2) for step in range(41)]  # the same function
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+    assert values[0] == 0
+
+
+def test_domain_loss():
+    s, t = torch.randn(6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    one, zero = torch.ones_like(s), torch.zeros_like(t)
+    bce = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(domain_loss(s, t), (bce(s, one) + bce(t, zero)) / 2)
+    torch.testing.assert_close(is_source(t).mean(), bce(t, torch.ones_like(t)))
+    ws, wt = torch.rand(6, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    expected = (bce(s, one, weight=ws) + bce(t, zero, weight=wt)) / 2
+    torch.testing.assert_close(domain_loss(s, t, (ws, wt)), expected)
+    assert float(recognised(torch.tensor([1.0, -1]), torch.tensor([-1.0, -2, -3, 4]))) == (0.5 + 0.75) / 2
+
+
+def test_discriminator_sees_each_image_alone():
+    net, x = Discriminator(4, 8), torch.randn(5, 4)
+    assert net(x).shape == (5,)
+    torch.testing.assert_close(net(x)[2:3], net(x[2:3]))
+    assert not list(net.buffers())
+
+
+# ------------------------------------------------------------------------------------------------------------------ dann
+
+
+def test_the_discriminator_descends_what_the_network_ascends(folder):
+    """The gradients of one backward pass, against those of two losses written out."""
+    update, _, running = first_update(folder, "dann", {"hidden": 16, "weight": 0.7}, progress=0.25)
+    seen, _, run = sides(folder)
+    discriminator = running.parts["discriminator"].module
+    logits = [discriminator(side["features"]) for side in seen[:2]]
+    names = torch.cat([torch.ones(16), torch.zeros(16)])
+    told = F.binary_cross_entropy_with_logits(torch.cat(logits), names)
+    torch.testing.assert_close(update.losses["domain"], told)
+    strength = 0.7 * math.tanh(10 * running.run.step / running.run.steps / 2)
+    assert strength > 0.5
+    whole, mine = sum(update.losses.values()), list(discriminator.parameters())
+    torch.testing.assert_close(grad(whole, mine, retain_graph=True), grad(told, mine, retain_graph=True))
+    expected = grad(seen.task - strength * told, list(run.target_module.parameters()))
+    found = grad(whole, list(running.run.target_module.parameters()))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert update.parts == ("target", "discriminator")
+
+
+def test_at_first_only_the_discriminator_learns(folder):
+    update, _, running = first_update(folder, "dann")
+    gradients = grad(update.losses["domain"], list(running.run.target_module.parameters()), allow_unused=True)
+    assert all(g is None or g.abs().max() == 0 for g in gradients)
+
+
+def test_tokens_and_confusion_are_logged(folder):
+    result, _ = train(with_source(folder, method="dann", epochs=1))
+    assert 0 <= result.history[0]["train_domain_accuracy"] <= 1
+
+
+# ------------------------------------------------------------------------------------------------------------------ cdan
+
+
+def test_multilinear_map():
+    f, g = torch.randn(5, 3), torch.randn(5, 4).softmax(1)
+    exact = Multilinear(3, 4, 7)
+    torch.testing.assert_close(exact(f, g), torch.stack([torch.kron(a, b) for a, b in zip(f, g, strict=True)]))
+    assert (exact.width, len(exact.state_dict())) == (12, 0)
+    assert Multilinear(64, 64, 7).width == 4096
+    assert Multilinear(64, 65, 7).width == 7
+
+
+def test_randomised_map_keeps_inner_products():
+    torch.manual_seed(0)
+    f, g = torch.randn(6, 3), torch.randn(6, 4).softmax(1)
+    random = Multilinear(3, 4, 200_000, longest=11)
+    assert set(random.state_dict()) == {"features", "classes"}
+    assert not list(random.parameters())
+    h, exact = random(f, g), Multilinear(3, 4, 0)(f, g)
+    torch.testing.assert_close(h @ h.T, exact @ exact.T, atol=0.1, rtol=0)
+    i = 17
+    one = sum(random.features[a, i] * f[0, a] for a in range(3)) * sum(random.classes[b, i] * g[0, b] for b in range(4))
+    torch.testing.assert_close(h[0, i], one / math.sqrt(200_000))
+
+
+def test_weights_are_of_certainty(folder):
+    _, _, running = first_update(folder, "cdan")
+    logits = torch.randn(6, 10), 5 * torch.randn(8, 10)
+    for found, x in zip(certainty(running.run, *logits), logits, strict=True):
+        expected = 1 + np.exp(-entropy(x.double().softmax(1).numpy(), axis=1))
+        np.testing.assert_allclose(found.numpy(), expected / expected.mean(), rtol=1e-5)
+    assert torch.isfinite(certainty(running.run, 1e4 * logits[0], logits[1])[0]).all()
+
+
+@pytest.mark.parametrize("entropy_", [True, False])
+@pytest.mark.parametrize("longest", [4096, 10])
+def test_conditional_loss_and_gradients(longest, entropy_, folder):
+    """Predictions and weights are constants: the gradient reaches the network through its features alone."""
+    set_ = {"hidden": 16, "longest": longest, "dimensions": 24, "entropy": entropy_}
+    update, _, running = first_update(folder, "cdan", set_, progress=0.5)
+    seen, _, run = sides(folder)
+    module = running.parts["discriminator"].module
+    told = 0.0
+    for side, name in ((seen.source, 1.0), (seen.target, 0.0)):
+        f, p = side["features"], side["logits"].detach().double().softmax(1).float()
+        if longest == 10:
+            h = (f @ module["map"].features) * (p @ module["map"].classes) / math.sqrt(24)
+        else:
+            h = torch.einsum("bi,bj->bij", f, p).reshape(len(f), -1)
+        weight = torch.from_numpy(1 + np.exp(-entropy(p.numpy(), axis=1))) if entropy_ else torch.ones(len(f))
+        loss = F.binary_cross_entropy_with_logits(module["net"](h), torch.full((len(f),), name), reduction="none")
+        told = told + (loss * weight / weight.mean()).mean().float() / 2
+    torch.testing.assert_close(update.losses["domain"], told, atol=1e-6, rtol=0)
+    strength = math.tanh(10 * running.run.step / running.run.steps / 2)
+    theirs = grad(-strength * told, list(run.target_module.parameters()), allow_unused=True)
+    mine = grad(update.losses["domain"], list(running.run.target_module.parameters()), allow_unused=True)
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_random_matrices_are_resumed(folder):
+    """They were drawn once: after resuming from a state they are the state's."""
+    chosen = with_source(folder, method="cdan", set={"longest": 10, "hidden": 16}, recovery_interval=2)
+    whole, one = train(other_folder(chosen, "whole"))
+    killed = other_folder(chosen, "killed")
+    with pytest.raises(Killed):
+        train(killed, watch=Killer(7))
+    state = (
+        torch.load(folder / "killed" / "state.pt", weights_only=True) if (folder / "killed/state.pt").exists() else None
+    )
+    if state is not None:
+        assert "map.features" in state["modules"]["discriminator"]
+    result, other = train(killed, resume=True)
+    assert same(one, other)
+    assert result.resumed
+
+
+# ------------------------------------------------------------------------------------------------------------------ adda
+
+
+def test_true_alternation(folder):
+    """D steps first and alone; then the encoder alone, against the new D; the classifier and M_s never."""
+    running = training(with_source(folder, method="adda", set={"hidden": 16}, target_arg={"drop": 0.0}))
+    parts = {"target": running.run.target_module, **running.parts["discriminator"].module}
+    encoder = lambda: {
+        k: v for k, v in state_of(parts["target"]).items() if not k.startswith("head") and "norm" not in k
+    }  # noqa: E731
+    start = {name: state_of(module) for name, module in parts.items()}
+    before, logits = encoder(), None
+    reference = state_of(parts["reference"])
+    performed = []
+
+    def perform(update, factor, plain=running.perform):
+        nonlocal logits
+        states = {name: state_of(parts[name]) for name in ("target", "net")}
+        if update.parts == ("target",):
+            features = fresh_features(parts["target"], running, batch)
+            expected = F.binary_cross_entropy_with_logits(parts["net"](features), torch.ones(len(features)))
+            torch.testing.assert_close(update.losses["confusion"], expected, atol=1e-6, rtol=1e-5)
+        plain(update, factor)
+        moved = [name for name in states if not same(states[name], state_of(parts[name]))]
+        performed.append((update.parts, moved))
+
+    batch = next(running.prepared.loader.epoch(0))
+    running.perform = perform
+    steps(running, 2)
+    assert performed == [(("discriminator",), ["net"]), (("target",), ["target"])]
+    assert not same(before, encoder())
+    assert same(reference, state_of(parts["reference"]))
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(start["target"][name], parts["target"].state_dict()[name])
+
+
+def fresh_features(net, running, batch):
+    found = []
+    handle = net.head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    running.run.target(batch.unlabelled, stats=False)
+    handle.remove()
+    return found[0]
+
+
+def test_reference_is_frozen_in_eval_mode(folder):
+    running = training(with_source(folder, method="adda"))
+    reference = running.parts["discriminator"].module["reference"]
+    assert not any(p.requires_grad for p in reference.parameters())
+    steps(running, 2)
+    assert not any(m.training for m in reference.modules())
+    assert running.parts["discriminator"].module["net"].training
+    _, weights_ = train(with_source(folder, method="adda"))
+    start = state_of(training(with_source(folder, method="adda", out=f"{folder}/x")).run.target_module)
+    assert torch.equal(weights_["head.weight"], start["head.weight"])
+    assert not torch.equal(weights_["stem.weight"], start["stem.weight"])
+
+
+# ----------------------------------------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("method", ["dann", "cdan"])
+def test_cost_is_that_of_both_batches(method, folder):
+    """6 F and the discriminator's three passes: all else is the plain step of twice as many images."""
+    width = 12 if method == "dann" else 12 * 10
+    multiplications = width * 8 + 8 * 8 + 8
+    assert flops(folder, method, {"hidden": 8}) == 2 * flops(folder, "plain") + 3 * 2 * 32 * multiplications
+
+
+def test_cost_of_alternation(folder):
+    """3 F + F_s: one pass of M_t for both steps, and one of M_s without gradients. D: 2 passes and 3 of them back."""
+    plain = flops(folder, "plain")
+    found = flops(folder, "adda", {"hidden": 8}, count=2)
+    discriminator = 2 * 16 * (12 * 8 + 8 * 8 + 8)
+    assert found <= plain * 4 / 2.9 + 8 * discriminator
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    """How far two gloo processes are from one."""
+    folder = write_nets(tmp_path_factory.mktemp("two"))
+    options = {"dann": {"hidden": 16}, "cdan": {"hidden": 16}, "adda": {"hidden": 16}}
+    runs = {f"{m} {bn}": {"method": m, "set": options[m], "bn": bn} for m in options for bn in ("eval", "sync")}
+    runs = {name: SAME | {"lr": 0.005, "epochs": 1} | given for name, given in runs.items()}
+    launch(folder, {name: given | {"batch_size": 8} for name, given in runs.items()}, 2)
+    ones = {n: train(with_source(folder, out=f"{folder}/one", batch_size=16, **g), force=True) for n, g in runs.items()}
+    return {name: distance(one, weights(folder, name)) for name, (_, one) in ones.items()}
+
+
+@pytest.mark.parametrize("bn", ["eval", "sync"])
+@pytest.mark.parametrize("method", ["dann", "cdan", "adda"])
+def test_two_processes_train_as_one(method, bn, far):
+    assert far[f"{method} {bn}"] <= 2e-6
