@@ -134,7 +134,8 @@ class Plan:
         """Elements of the target by fate (parameters and buffers together)."""
         counts = dict.fromkeys(FATES, 0)
         fates = self.fates
-        for entry in (*self.moves, *self.kept):
+        entries: list[Move | Kept] = [*self.moves, *self.kept]
+        for entry in entries:
             counts[fates[entry.key]] += numel(entry.shape)
         return counts
 
@@ -205,7 +206,9 @@ def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, st
     """Every key of ``graph`` without a move, once, with the reason given for it, for its layer, or ``otherwise``."""
     decided = {move.key for move in moves}
     kept: list[Kept] = []
-    slots = [(slot, name) for name, layer in graph.layers.items() for slot in layer.tensors.values()]
+    slots: list[tuple[Slot, str]] = []
+    for name, layer in graph.layers.items():
+        slots += [(slot, name) for slot in layer.tensors.values()]
     for slot, name in [*slots, *((slot, "") for slot in graph.loose.values())]:
         if slot.key in decided:
             continue

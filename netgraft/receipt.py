@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import prod
 from statistics import median
 from typing import Any
 
+from netgraft.cost import multiply_adds
 from netgraft.errors import CheckFailed
 from netgraft.graph import LayerGraph
 from netgraft.load.construct import brief
-from netgraft.parity import BATCH, Comparison, Parity, Party, measure, tensors_of
-from netgraft.plan import EXACT, INTERPOLATED, STACKED, Plan, numel
+from netgraft.parity import Comparison, Parity, Party, measure, tensors_of
+from netgraft.plan import DISTILLED, EXACT, INTERPOLATED, REFITTED, STACKED, Plan, numel
 
 SEED = 0
 RUNS_BELOW = 2e10
@@ -85,28 +85,14 @@ def derived_share(plan: Plan, target: LayerGraph) -> tuple[int, int]:
     Tied parameters count once, buffers not at all; nor does what was set to a constant come from the source.
     """
     parameters = {slot.key: numel(slot.shape) for slot in target.slots.values() if not slot.buffer}
-    moved = {move.key for move in plan.moves if move.fate in (EXACT, STACKED, INTERPOLATED)}
+    derived = (EXACT, STACKED, INTERPOLATED, REFITTED, DISTILLED)
+    moved = {key for key, fate in plan.fates.items() if fate in derived}
     return sum(count for key, count in parameters.items() if key in moved), sum(parameters.values())
 
 
 def claims_exactness(plan: Plan) -> bool:
     """Whether the recipe is one that notes what is not exact (it has the option ``exact``), and noted nothing."""
     return "exact" in plan.options and not plan.pairing.notes
-
-
-def multiply_adds(graph: LayerGraph) -> int:
-    """Of one forward pass on the receipt's batch: numel(weight) x output positions, over the kernel layers.
-
-    Products without a weight, as in attention, are not counted.
-    """
-    total = 0
-    for layer in graph.kernels():
-        weights = sum(numel(slot.shape) for slot in layer.tensors.values() if len(slot.shape) > 1)
-        shape = layer.in_shape if layer.kind.startswith("conv_transpose") else layer.out_shape
-        positions = prod(shape[:1] + shape[2:]) if layer.kind.startswith("conv") else prod(shape[:-1])
-        total += weights * positions * layer.calls
-    traced = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), BATCH)
-    return total * BATCH // max(traced, 1)
 
 
 def _why_not(source: Party, target: Party, total: int) -> str:

@@ -45,21 +45,21 @@ def run_passes(
     if not plan.passes:
         return dict(target.tensors), []
     where = find_device(device)
-    networks = [_network(party, where) for party in (source, target)]
-    stage = Stage(plan, *networks, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
+    there, here = _network(source, where), _network(target, where)
+    stage = Stage(plan, there, here, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
     reports = []
     with torch.random.fork_rng(devices=[]), _deterministic():
         for each in plan.passes:
             torch.manual_seed(seed)
             reports.append({"name": each.name} | plugins.create("passes", each.name, each.options)(stage))
-    state = networks[1].module.state_dict()
+    state = here.module.state_dict()
     return {
         key: state[key].detach().to("cpu", tensor.dtype).contiguous() for key, tensor in target.tensors.items()
     }, reports
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one, else the CPU. Raises UsageError for one that fails."""
+    """The device of this name; "auto" is CUDA where there is one, else the CPU. Raises UsageError for a bad one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

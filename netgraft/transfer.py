@@ -25,7 +25,7 @@ from netgraft.parity import Party
 from netgraft.passes import Pictures
 from netgraft.plan import DISTILLED, KEPT, Plan
 from netgraft.receipt import check_exact, make_receipt
-from netgraft.staging import plan_passes, run_passes
+from netgraft.staging import find_device, plan_passes, run_passes
 from netgraft.trace import trace
 
 
@@ -66,6 +66,7 @@ class Planned:
     """A plan and what it was made from."""
 
     plan: Plan
+    recipe: Any  # the recipe itself, the one that was chosen where netgraft chose
     source: Model
     target: Model
     source_graph: LayerGraph
@@ -79,15 +80,17 @@ def make_plan(
     source: Side,
     target: Side,
     *,
-    recipe: str = "hmt",
+    recipe: str = "auto",
     options: Mapping[str, object] | None = None,
     progress: Progress = lambda _: None,
     passes: Sequence[tuple[str, Mapping[str, object]]] = (),
+    device: str = "auto",
 ) -> Planned:
     """What a transfer would do. Both architectures are traced on the meta device; no weight is read or downloaded.
 
-    ``passes`` run after those of the recipe. A recipe that chooses channels by the source's weights cannot do so here,
-    and says what it does instead. Raises NothingToTransfer if not a single tensor of a layer would move.
+    ``passes`` run after those of the recipe; the recipe "auto" reckons with the kind of ``device``. A recipe that
+    chooses channels by the source's weights cannot do so here, and says what it does instead. Raises NothingToTransfer
+    if not a single tensor of a layer would move.
     """
     chosen = plugins.create("recipes", recipe, options or {})
     models = source.load(), target.load()
@@ -95,19 +98,22 @@ def make_plan(
     source_graph = trace(models[0])
     progress(f"tracing {target.reference}")
     target_graph = trace(models[1])
-    plan = _plan((source, target), (source_graph, target_graph), recipe, chosen, passes, None)
-    return Planned(plan, *models, source_graph, target_graph)
+    why = ""
+    if hasattr(chosen, "choose"):
+        recipe, chosen, why = chosen.choose(source_graph, target_graph, find_device(device).type)
+    plan = _plan((source, target), (source_graph, target_graph), (recipe, chosen, why), passes, None)
+    return Planned(plan, chosen, *models, source_graph, target_graph)
 
 
 def _plan(
     sides: tuple[Side, Side],
     graphs: tuple[LayerGraph, LayerGraph],
-    recipe: str,
-    chosen: Any,  # the recipe itself
+    choice: tuple[str, Any, str],  # the recipe's name, the recipe itself, why netgraft took it
     passes: Sequence[tuple[str, Mapping[str, object]]],
     weights: Mapping[str, torch.Tensor] | None,
 ) -> Plan:
     source, target = sides
+    recipe, chosen, why = choice
     source_graph, target_graph = graphs
     warnings = [
         f"{side.role} {side.reference}: {text}"
@@ -144,6 +150,7 @@ def _plan(
         kept=tuple(kept),
         warnings=tuple(warnings),
         passes=planned_passes,
+        chosen=why,
     )
     plan.check_law(target_graph.slots)
     return plan
@@ -154,7 +161,7 @@ def transfer(
     target: Side,
     output: Path,
     *,
-    recipe: str = "hmt",
+    recipe: str = "auto",
     options: Mapping[str, object] | None = None,
     seed: int = 0,
     force: bool = False,
@@ -173,16 +180,16 @@ def transfer(
     the recipe was told to be exact and the receipt is against it.
     """
     check_output(output, force=force)
-    planned = make_plan(source, target, recipe=recipe, options=options, progress=progress, passes=passes)
+    planned = make_plan(source, target, recipe=recipe, options=options, progress=progress, passes=passes, device=device)
     inputs = [w.file for w in (planned.source.weights, planned.target.weights) if w is not None and w.file is not None]
     check_output(output, force=force, inputs=inputs)
     check_coverage(planned.plan, fail_under)
     progress(f"reading the weights of {source.reference}")
     theirs = read_weights(planned.source, allow_nonfinite=source.allow_nonfinite)
-    chosen = plugins.create("recipes", recipe, options or {})
-    graphs = planned.source_graph, planned.target_graph
+    chosen, graphs = planned.recipe, (planned.source_graph, planned.target_graph)
     if getattr(chosen, "reads_weights", False):
-        planned = replace(planned, plan=_plan((source, target), graphs, recipe, chosen, passes, theirs.tensors))
+        choice = planned.plan.recipe, chosen, planned.plan.chosen
+        planned = replace(planned, plan=_plan((source, target), graphs, choice, passes, theirs.tensors))
     progress(f"initialising {target.reference}")
     ours, kept_from = own_weights(planned.target, seed, allow_nonfinite=source.allow_nonfinite)
     progress("grafting")

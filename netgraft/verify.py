@@ -186,6 +186,13 @@ def check_tensors(
         again = graft(plan, weights.tensors, ours)
     except NetgraftError as error:
         return Check("tensors", "failed", f"cannot be made again: {error.what}")
+    changed = {key for each in plan.passes for key in each.keys}  # by forward passes, not by the steps
+    again = {key: tensor for key, tensor in again.items() if key not in changed}
+    if changed:
+        names = ", ".join(each.name for each in plan.passes)
+        rest += f"; {len(changed)} that {names} changed were not made again"
+    if not again:
+        return Check("tensors", "skipped", rest.removeprefix("; "))
     different = tuple(key for key in again if key not in tensors or not _same_bits(again[key], tensors[key]))
     if different:
         kept = {fate.key for fate in plan.kept}

@@ -8,6 +8,9 @@ from netgraft.plan import Plan
 
 
 def make_plan(recipe, source, target):
+    if hasattr(recipe, "choose"):
+        _, recipe, why = recipe.choose(source, target, "cpu")
+        assert why
     pairing, moves, kept = recipe.plan(source, target)
     return Plan("s", "t", source.fingerprint(), target.fingerprint(), "r", {}, pairing, tuple(moves), tuple(kept))
 

@@ -18,7 +18,18 @@ from command_line import NET, link_examples, run, state, write_net, write_weight
 import netgraft
 from netgraft import transfer as job
 
-COMMANDS = ("transfer", "plan", "inspect-chains", "show", "models", "recipes", "matchers")
+COMMANDS = (
+    "transfer",
+    "plan",
+    "inspect-chains",
+    "show",
+    "verify",
+    "models",
+    "recipes",
+    "matchers",
+    "passes",
+    "generators",
+)
 
 
 @pytest.fixture
@@ -78,8 +89,10 @@ def test_examples_run(command, tmp_path, monkeypatch):
     link_examples(tmp_path)
     torch.manual_seed(0)
     write_weights("r18.safetensors", timm.create_model("resnet18").state_dict())
-    if command == ("show",):
-        succeed("transfer", "netgraft:resnet20-glyphs", "examples/my_arch.py", "-o", "init.safetensors")
+    if command in (("show",), ("verify",)):
+        succeed(
+            "transfer", "--recipe", "hmt", "netgraft:resnet20-glyphs", "examples/my_arch.py", "-o", "init.safetensors"
+        )
     lines = examples(*command)
     assert lines
     for line in lines:
@@ -97,12 +110,16 @@ def test_examples_run(command, tmp_path, monkeypatch):
 def test_a_transfer_and_its_ledger():
     wide = ("./net.py", "./net.py", "--target-arg", "width=6")
     weights = ("--source-weights", "w.safetensors")
-    text = succeed("transfer", *wide, *weights, "-o", "init.safetensors")
+    text = succeed("transfer", "--recipe", "hmt", *wide, *weights, "-o", "init.safetensors")
     assert re.search(r"^  stem +4x3x3x3 +stem +6x3x3x3 +cyclic out 4 to 6$", text, re.MULTILINE)
     assert "wrote init.safetensors (" in text
     assert "head.weight, head.bias" not in text
     plan, rest = text.split("\n\nwrote init.safetensors")
-    assert succeed("plan", *wide) == succeed("transfer", *wide, "--dry-run") == plan + "\n"
+    assert (
+        succeed("plan", "--recipe", "hmt", *wide)
+        == succeed("transfer", "--recipe", "hmt", *wide, "--dry-run")
+        == plan + "\n"
+    )
     shown = succeed("show", "init.safetensors")
     assert shown.startswith(f"written by netgraft {netgraft.__version__}\nsource: w.safetensors, sha256 of the file ")
     assert shown.endswith(f"\n\n{plan}\n")
@@ -128,7 +145,7 @@ def execute(text, **names):
 def test_a_timm_target_loads_in_timm():
     write_weights("r18.safetensors", timm.create_model("resnet18").state_dict())
     text = succeed(
-        *("transfer", "resnet18=r18.safetensors", "resnet10t", "--target-arg", "num_classes=7"),
+        *("transfer", "--recipe", "hmt", "resnet18=r18.safetensors", "resnet10t", "--target-arg", "num_classes=7"),
         *("--seed", "3", "-o", "a folder.safetensors"),
     )
     assert "netgraft show 'a folder.safetensors'" in text
@@ -145,8 +162,8 @@ def test_a_timm_target_loads_in_timm():
 @pytest.mark.usefixtures("folder")
 def test_every_tensor():
     options = ("./net.py=w.safetensors", "./net.py", "--set", "head=never", "--every-tensor")
-    written = succeed("transfer", *options, "-o", "init.safetensors")
-    planned = succeed("plan", "./net.py", *options[1:])
+    written = succeed("transfer", "--recipe", "hmt", *options, "-o", "init.safetensors")
+    planned = succeed("plan", "--recipe", "hmt", "./net.py", *options[1:])
     assert written.startswith(planned)
     assert succeed("show", "init.safetensors", "--every-tensor").endswith(planned)
     assert [line.split()[0] for line in planned.splitlines()] == ["tensor", *sorted(state())]
@@ -160,7 +177,7 @@ def _sha256(name):
 @pytest.mark.usefixtures("folder")
 def test_remarks_about_the_weights_are_shown():
     torch.save({"state_dict_ema": state()}, "ema.pth")
-    text = succeed("transfer", "./net.py=ema.pth", "./net.py", "-o", "init.safetensors")
+    text = succeed("transfer", "--recipe", "hmt", "./net.py=ema.pth", "./net.py", "-o", "init.safetensors")
     assert "note: ema.pth holds state_dict_ema: state_dict_ema is taken, an average of the weights (EMA)." in text
 
 
@@ -187,10 +204,19 @@ warnings.warn("warned at import")
 @pytest.mark.parametrize(
     "args",
     [
-        ("transfer", "./net.py=w.safetensors", "./loud.py:Loud", "-o", "init.safetensors"),
-        ("transfer", "./net.py=w.safetensors", "./loud.py:Loud", "-o", "init.safetensors", "--dry-run"),
-        ("plan", "./loud.py:Loud", "./net.py"),
-        ("plan", "./net.py", "./loud.py:Loud", "--every-tensor"),
+        ("transfer", "--recipe", "hmt", "./net.py=w.safetensors", "./loud.py:Loud", "-o", "init.safetensors"),
+        (
+            "transfer",
+            "--recipe",
+            "hmt",
+            "./net.py=w.safetensors",
+            "./loud.py:Loud",
+            "-o",
+            "init.safetensors",
+            "--dry-run",
+        ),
+        ("plan", "--recipe", "hmt", "./loud.py:Loud", "./net.py"),
+        ("plan", "--recipe", "hmt", "./net.py", "./loud.py:Loud", "--every-tensor"),
         ("inspect-chains", "./loud.py:Loud"),
     ],
 )
@@ -232,9 +258,9 @@ def test_listings_as_json(args):
 @pytest.mark.usefixtures("folder")
 def test_json_of_a_transfer():
     args = ("./net.py", "./net.py", "--source-weights", "w.safetensors", "-o", "init.safetensors")
-    written = json.loads(succeed("transfer", *args, "--format", "json"))
+    written = json.loads(succeed("transfer", "--recipe", "hmt", *args, "--format", "json"))
     shown = json.loads(succeed("show", "init.safetensors", "--format", "json"))
-    planned = json.loads(succeed("plan", "./net.py", "./net.py", "--format", "json"))
+    planned = json.loads(succeed("plan", "--recipe", "hmt", "./net.py", "./net.py", "--format", "json"))
     assert written == shown | {"output": "init.safetensors", "sha256": _sha256("init.safetensors")}
     assert shown["plan"] == planned["plan"]
     assert shown["coverage"] == planned["coverage"]
@@ -250,16 +276,20 @@ def test_control_characters_reach_no_terminal(folder):
         NET.replace("self.head = ", f"self.add_module({evil!r}, nn.Linear(2 * width, 9))\n        self.head = "),
     )
     outputs = [
-        succeed("transfer", "./net.py=w.safetensors", "./evil.py", "-o", "init.safetensors", *more)
+        succeed("transfer", "--recipe", "hmt", "./net.py=w.safetensors", "./evil.py", "-o", "init.safetensors", *more)
         for more in ([], ["--force", "--every-tensor"])
     ]
     outputs += [succeed("show", "init.safetensors"), succeed("show", "init.safetensors", "--every-tensor")]
-    outputs += [succeed("inspect-chains", "./evil.py"), run("plan", evil, evil).stderr, run(evil).stderr]
+    outputs += [
+        succeed("inspect-chains", "./evil.py"),
+        run("plan", "--recipe", "hmt", evil, evil).stderr,
+        run(evil).stderr,
+    ]
     for output in outputs:
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", output)
     assert "[bold]" in outputs[1]  # no markup is read either
     write_net(folder, "raises.py", f"raise ValueError({evil!r})")
-    assert "\x1b" not in run("plan", "./raises.py", "./net.py").stderr
+    assert "\x1b" not in run("plan", "--recipe", "hmt", "./raises.py", "./net.py").stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- exit codes
@@ -270,7 +300,7 @@ def test_an_internal_error_is_no_failed_check(folder, monkeypatch):
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(job, "graft", fail)
-    result = run("transfer", "./net.py=w.safetensors", "./net.py", "-o", "init.safetensors")
+    result = run("transfer", "--recipe", "hmt", "./net.py=w.safetensors", "./net.py", "-o", "init.safetensors")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "internal error (RuntimeError)" in result.stderr
     assert "unforeseen" in result.stderr
@@ -279,10 +309,22 @@ def test_an_internal_error_is_no_failed_check(folder, monkeypatch):
 
 @pytest.mark.usefixtures("folder")
 def test_a_failed_check_after_its_report():
-    result = run("plan", "./net.py", "./net.py", "--set", "head=never", "--fail-under", "99", "--format", "json")
+    result = run(
+        "plan",
+        "--recipe",
+        "hmt",
+        "./net.py",
+        "./net.py",
+        "--set",
+        "head=never",
+        "--fail-under",
+        "99",
+        "--format",
+        "json",
+    )
     assert result.exit_code == 1
     assert json.loads(result.stdout)["coverage"]["kept"] == 45
-    assert run("plan", "./net.py", "./net.py", "--fail-under", "100").exit_code == 0
+    assert run("plan", "--recipe", "hmt", "./net.py", "./net.py", "--fail-under", "100").exit_code == 0
 
 
 def shell(line):

@@ -63,7 +63,7 @@ def refused(folder, *args, code=2):
 
 
 def transfer(folder, source="./net.py=w.safetensors", target="./net.py", *options):
-    return refused(folder, "transfer", source, target, "-o", "init.safetensors", "--force", *options)
+    return refused(folder, "transfer", source, target, "-o", "init.safetensors", "--force", "--recipe", "hmt", *options)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,10 @@ def test_a_pickle_that_would_run_code(folder):
 def test_safetensors_that_are_not_whole(folder, damage):
     data = damage((folder / "w.safetensors").read_bytes())
     (folder / "sick.safetensors").write_bytes(data)
-    for error in (transfer(folder, "./net.py=sick.safetensors"), refused(folder, "show", "sick.safetensors")):
+    for error in (
+        transfer(folder, "./net.py=sick.safetensors"),
+        refused(folder, "show", "sick.safetensors"),
+    ):
         assert "sick.safetensors" in error
         assert "not a whole .safetensors file" in error or "is empty" in error
 
@@ -276,7 +279,7 @@ def test_a_failed_check_is_1_and_writes_nothing(folder):
     assert "not the 99 % asked for" in refused(
         folder, "transfer", "./net.py=w.safetensors", "./net.py", "-o", "new.safetensors", *options, code=1
     )
-    for command in (["plan"], ["transfer", "--dry-run"]):
+    for command in (["plan"], ["transfer", "--recipe", "hmt", "--dry-run"]):
         result = run(command[0], "./net.py", "./net.py", *command[1:], *options)
         assert result.exit_code == 1
         assert "head.weight" in result.stdout  # the plan is shown all the same
@@ -285,7 +288,7 @@ def test_a_failed_check_is_1_and_writes_nothing(folder):
 
 def test_no_hub(folder):
     """In a process of its own: huggingface_hub reads its environment once."""
-    command = ["transfer", "resnet18.a1_in1k", "./net.py", "-o", "init.safetensors", "--force"]
+    command = ["transfer", "--recipe", "hmt", "resnet18.a1_in1k", "./net.py", "-o", "init.safetensors", "--force"]
     before = contents(folder)
     result = subprocess.run(
         [sys.executable, "-m", "netgraft", *command],
@@ -312,7 +315,7 @@ def test_interrupted_in_the_users_code(folder, moment):
     }
     error = refused(
         folder,
-        *("transfer", "./net.py=w.safetensors", write_net(folder, "stop.py", stop[moment])),
+        *("transfer", "--recipe", "hmt", "./net.py=w.safetensors", write_net(folder, "stop.py", stop[moment])),
         *("-o", "init.safetensors", "--force"),
         code=130,
     )
@@ -344,7 +347,12 @@ def test_signals(folder, number, code):
     )
     before = contents(folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "netgraft", *("transfer", "./net.py=w.safetensors", slow, "-o", "new.safetensors")],
+        [
+            sys.executable,
+            "-m",
+            "netgraft",
+            *("transfer", "--recipe", "hmt", "./net.py=w.safetensors", slow, "-o", "new.safetensors"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

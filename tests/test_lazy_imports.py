@@ -36,10 +36,10 @@ def imported(*args, code=0):
         (("recipes",), 0),
         (("matchers",), 0),
         (("trasnfer",), 2),
-        (("transfer", "resnet18"), 2),
-        (("transfer", "resnet18", "resnet18"), 2),
-        (("transfer", "a", "b", "-o", "c", "--format", "jsno"), 2),
-        (("transfer", "a", "b", "-o", "c", "--target-arg", "x"), 2),
+        (("transfer", "--recipe", "hmt", "resnet18"), 2),
+        (("transfer", "--recipe", "hmt", "resnet18", "resnet18"), 2),
+        (("transfer", "--recipe", "hmt", "a", "b", "-o", "c", "--format", "jsno"), 2),
+        (("transfer", "--recipe", "hmt", "a", "b", "-o", "c", "--target-arg", "x"), 2),
         (("recipes", "hmtt"), 2),
     ],
 )
@@ -56,6 +56,14 @@ def test_timm_only_where_a_reference_needs_it(tmp_path):
     write_weights(tmp_path / "w.safetensors")
     for args in (
         ("show", str(tmp_path / "w.safetensors")),
-        ("transfer", "netgraft:resnet20-glyphs", "netgraft:no-such-net", "-o", str(tmp_path / "out.safetensors")),
+        (
+            "transfer",
+            "--recipe",
+            "hmt",
+            "netgraft:resnet20-glyphs",
+            "netgraft:no-such-net",
+            "-o",
+            str(tmp_path / "out.safetensors"),
+        ),
     ):
         assert imported(*args, code=2) & {"timm", "torchvision", "huggingface_hub"} == set()

@@ -23,7 +23,8 @@ from netgraft.checkpoint import read_provenance
 from netgraft.errors import CheckFailed
 from netgraft.parity import Party
 from netgraft.plan import Kept, Move, Step
-from netgraft.receipt import derived_share, make_receipt, multiply_adds
+from netgraft.cost import multiply_adds
+from netgraft.receipt import derived_share, make_receipt
 from netgraft.transfer import Side, literal, make_plan, transfer
 
 
@@ -194,7 +195,7 @@ def test_numbers_that_json_cannot_hold(value, why):
     state = safetensors.torch.load_file("w.safetensors")
     write_weights("w.safetensors", state | {key: state[key] * 0 + value for key in ("head.weight", "head.bias")})
     sides = Side("./net.py=w.safetensors", "source", allow_nonfinite=True), Side("./net.py", "target")
-    transfer(*sides, Path("out.safetensors"))
+    transfer(*sides, Path("out.safetensors"), recipe="hmt")
     found = read_provenance("out.safetensors")["receipt"]
     assert why in found["output"]["skipped"]
     assert [layer["target"] for layer in found["layers"]] == ["stem", "norm", "body"]
@@ -318,7 +319,7 @@ def test_a_model_that_cannot_run_is_no_error(folder):
 def test_when_models_run(monkeypatch):
     assert receive(receipt=False)["skipped"] == "not asked for (--no-receipt)"
     monkeypatch.setattr(receipts, "RUNS_BELOW", 1e6)
-    cost = multiply_adds(make_plan(Side("./net.py", "source"), Side("./net.py", "target")).source_graph)
+    cost = multiply_adds(make_plan(Side("./net.py", "source"), Side("./net.py", "target"), recipe="hmt").source_graph)
     assert 2 * cost < 1e6
     assert "skipped" not in receive()
     monkeypatch.setattr(receipts, "RUNS_BELOW", 2 * cost)
@@ -355,7 +356,9 @@ def test_multiply_adds_are_half_of_what_torch_counts(build, size):
 def test_the_share_of_parameters():
     graph = traced(lambda: Tied(width=6), (6,))
     weight, bias = (6, 6), (6,)
-    plan = make_plan(Side("netgraft:vgg11-glyphs", "source"), Side("netgraft:vgg11-glyphs", "target")).plan
+    plan = make_plan(
+        Side("netgraft:vgg11-glyphs", "source"), Side("netgraft:vgg11-glyphs", "target"), recipe="hmt"
+    ).plan
     moves = (
         Move("first.weight", "a", weight, weight, (), "copied"),
         Move("last.weight", "a", weight, weight, (), "tied, counted once"),
@@ -449,7 +452,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
 def test_nothing_else_changes():
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
-    planned = make_plan(Side("./net.py=w.safetensors", "source"), Side("./net.py", "target"))
+    planned = make_plan(Side("./net.py=w.safetensors", "source"), Side("./net.py", "target"), recipe="hmt")
     state = safetensors.torch.load_file("w.safetensors")
     copies = {key: tensor.clone() for key, tensor in state.items()}
     found = make_receipt(
@@ -466,7 +469,7 @@ def test_nothing_else_changes():
     sides = Side("./net.py=w.safetensors", "source"), Side("./net.py", "target", args={"width": 6})
     digests = set()
     for _ in range(3):
-        transfer(*sides, first, force=True)
+        transfer(*sides, first, force=True, recipe="hmt")
         digests.add(hashlib.sha256(first.read_bytes()).hexdigest())
     assert len(digests) == 1
 
@@ -476,7 +479,18 @@ def test_nothing_else_changes():
 
 @pytest.mark.usefixtures("folder")
 def test_the_receipt_is_printed_and_shown():
-    args = ("transfer", "./net.py=w.safetensors", "./net.py", "--target-arg", "width=6", "-o", "out.safetensors", "-f")
+    args = (
+        "transfer",
+        "--recipe",
+        "hmt",
+        "./net.py=w.safetensors",
+        "./net.py",
+        "--target-arg",
+        "width=6",
+        "-o",
+        "out.safetensors",
+        "-f",
+    )
     result = run(*args)
     assert (result.exit_code, result.stderr) == (0, "")
     found = read_provenance("out.safetensors")["receipt"]

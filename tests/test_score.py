@@ -48,7 +48,7 @@ class Net(nn.Module):
 def init(tmp_path_factory):
     """The embedded net into itself with ten classes."""
     file = tmp_path_factory.mktemp("init") / "init.safetensors"
-    transfer(Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False)
+    transfer(Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt")
     return file
 
 
@@ -337,7 +337,13 @@ def test_examples_run(command, tmp_path, monkeypatch):
     assert (page.exit_code, page.stderr) == (0, "")
     lines = [line.strip() for line in page.stdout.partition("Examples:\n")[2].splitlines() if line.strip()]
     assert lines
-    transfer(Side(GLYPHS, "source"), Side("examples/my_arch.py", "target"), Path("init.safetensors"), receipt=False)
+    transfer(
+        Side(GLYPHS, "source"),
+        Side("examples/my_arch.py", "target"),
+        Path("init.safetensors"),
+        receipt=False,
+        recipe="hmt",
+    )
     for line in lines:
         program, *words = shlex.split(line)
         result = run(*words)

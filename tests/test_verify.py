@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 def write(*more, recipe="hmt", source="./net.py=w.safetensors", target="./net.py", width=6):
     """A checkpoint that keeps some tensors, stacks some and copies some."""
     args = ("--recipe", recipe, "--target-arg", f"width={width}", "--target-arg", "classes=7", "--seed", "3")
-    result = run("transfer", source, target, *args, "-o", OUT, "-f", *more)
+    result = run("transfer", "--recipe", "hmt", source, target, *args, "-o", OUT, "-f", *more)
     assert result.exit_code == 0, result.stderr
 
 
@@ -121,7 +121,7 @@ def test_a_random_source_and_a_target_with_weights():
 @pytest.mark.usefixtures("folder")
 def test_by_name_nothing_needs_to_be_typed():
     args = ("--target-arg", "num_classes=10", "-o", OUT)
-    assert run("transfer", "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs", *args).exit_code == 0
+    assert run("transfer", "--recipe", "hmt", "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs", *args).exit_code == 0
     found = examined(code=0, models=())
     assert {check["outcome"] for check in found.values()} == {"passed"}
     assert examined("--offline", code=0, models=()) == found
@@ -134,7 +134,7 @@ def test_arguments_and_sizes_are_recorded(tmp_path):
     )
     write_net(tmp_path, "other.py", text.replace("input_size = (3, 16, 16)", ""))
     side = Side("./other.py", "target", args={"extra": (1, "a"), "name": "true", "width": 6}, input_size=(3, 20, 12))
-    transfer(Side("./net.py", "source", weights=Path("w.safetensors").resolve()), side, Path(OUT))
+    transfer(Side("./net.py", "source", weights=Path("w.safetensors").resolve()), side, Path(OUT), recipe="hmt")
     provenance = read_provenance(OUT)
     assert provenance["request"]["target"] == {
         "args": ["extra=(1, 'a')", "name='true'", "width=6"],
@@ -244,7 +244,7 @@ def test_metadata_changed():
 )
 def test_a_receipt_changed(change, text):
     args = ("./net.py=w.safetensors", "./net.py", "--target-arg", "width=6", "-o", OUT)
-    assert run("transfer", *args).exit_code == 0
+    assert run("transfer", "--recipe", "hmt", *args).exit_code == 0
     assert read_provenance(OUT)["receipt"]["output"]["error"] not in (0, 0.5)
     rewrite(
         lambda provenance: provenance["receipt"]["output"].update(error=provenance["receipt"]["output"]["error"] * 1.02)
@@ -352,7 +352,7 @@ def test_operators_of_ones_own_do_not_run():
 @pytest.mark.usefixtures("folder")
 def test_references_that_are_gone():
     args = ("--target-arg", "num_classes=10", "-o", OUT)
-    assert run("transfer", "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs", *args).exit_code == 0
+    assert run("transfer", "--recipe", "hmt", "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs", *args).exit_code == 0
     rewrite(lambda provenance: provenance["plan"].update(target="netgraft:vgg12-glyphs", source="./gone"))
     found = examined(code=0, models=())
     assert skipped(found)["target architecture"] == "Unknown embedded net 'vgg12-glyphs'."
@@ -365,7 +365,7 @@ def test_references_that_are_gone():
 def test_weights_that_would_have_to_be_downloaded():
     write_weights("r.safetensors", timm.create_model("resnet10t").state_dict())
     args = ("resnet10t=r.safetensors", "./net.py", "-o", OUT)
-    assert run("transfer", *args).exit_code == 0
+    assert run("transfer", "--recipe", "hmt", *args).exit_code == 0
     Path("r.safetensors").unlink()
     found = examined("--offline", code=0, models=("--target", "./net.py"))
     why = {"source weights": "r.safetensors: add --source-weights FILE"}
@@ -422,7 +422,15 @@ def test_from_python():
 
 def test_examples_in_the_help(folder):
     link_examples(folder)
-    command = ("transfer", "netgraft:resnet20-glyphs", "examples/my_arch.py", "-o", "init.safetensors")
+    command = (
+        "transfer",
+        "--recipe",
+        "hmt",
+        "netgraft:resnet20-glyphs",
+        "examples/my_arch.py",
+        "-o",
+        "init.safetensors",
+    )
     assert run(*command).exit_code == 0
     _, _, listed = run("verify", "--help").stdout.partition("Examples:\n")
     lines = [line.split()[1:] for line in listed.splitlines() if line.strip()]

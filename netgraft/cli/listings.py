@@ -88,3 +88,26 @@ def operators(
 ) -> None:
     """List the operators: what the steps of a plan do to a tensor."""
     _listing("resize", name, format)
+
+
+@command("netgraft passes", "netgraft passes recalibrate")
+def passes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this pass's options.")] = None,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """List the passes: what can be done to grafted weights by running the networks (--pass)."""
+    _listing("passes", name, format)
+
+
+@command("netgraft generators", "netgraft generators strokes")
+def generators(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A generator, or the path of your own: ./own_generator.py.")
+    ] = None,
+    format: OutputFormat = Format.TEXT,
+) -> None:
+    """List the generators of synthetic images (--images).
+
+    With NAME: what that generator draws.
+    """
+    _listing("images.generators", name, format)

@@ -50,6 +50,24 @@ Skip = Annotated[
     list[str] | None,
     typer.Option("--skip", metavar="GLOB", help="Target layers that keep their own initialisation; repeatable."),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="Images to refit and distil on: a generator (netgraft generators), or your own, unlabelled.",
+    ),
+]
+KeepHead = Annotated[
+    bool, typer.Option("--keep-head", help="Teach the target's own head the source's classes, and keep it.")
+]
+Budget = Annotated[
+    float | None, typer.Option(metavar="MINUTES", help="What a transfer may take, as estimated (recipe auto).")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where networks run: cpu, cuda; auto takes what there is.")]
+Passes = Annotated[
+    list[str] | None,
+    typer.Option("--pass", metavar="NAME", help="Run this pass after the recipe's (netgraft passes); repeatable."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Option of the recipe (netgraft recipes NAME); repeatable."),
@@ -160,22 +178,57 @@ def _json_pairs(text: str, file: Path) -> list[tuple[str, str]]:
     return found
 
 
-def parse_recipe_options(
-    recipe: str, settings: list[str] | None, matcher: str | None, head: bool, labels: Path | None, exact: bool
-) -> dict[str, object]:
+def parse_recipe_options(recipe: str, settings: list[str] | None, **given: object) -> dict[str, object]:
+    """The options of ``--set`` and those that have an option of their own, ``given`` by name; None for absent ones.
+
+    Raises UsageError for one that the recipe does not have.
+    """
     options = parse_args(settings)
     known = {option.name for option in plugins.options(plugins.load("recipes", recipe))}
-    for name, given in (("labels", labels is not None), ("exact", exact)):
-        if given and name not in known:
-            raise UsageError(f"The recipe {recipe} has no option --{name}.", hint="Add --recipe grow, which has it.")
-    if matcher is not None:
-        options["matcher"] = matcher
-    if head:
-        options["head"] = "always"
-    if labels is not None:
-        from netgraft.labels import read_labels
-
-        options["labels"] = read_labels(labels)
-    if exact:
-        options["exact"] = True
+    for name, value in given.items():
+        if value is None or value is False or value == ():
+            continue
+        if name not in known:
+            others = [
+                other
+                for other in plugins.listing("recipes")
+                if name in {option.name for option in plugins.options(plugins.load("recipes", other))}
+            ]
+            raise UsageError(
+                f"The recipe {recipe} has no option {FLAGS.get(name, '--' + name.replace('_', '-'))}.",
+                hint=f"Add --recipe {others[0]}, which has it." if others else f"See netgraft recipes {recipe}.",
+            )
+        options[name] = value
     return options
+
+
+def read_given(
+    matcher: str | None,
+    head: bool,
+    labels: Path | None,
+    exact: bool,
+    map: list[str] | None,
+    map_file: Path | None,
+    skip: list[str] | None,
+    images: str | None,
+    keep_head: bool,
+    budget: float | None,
+) -> dict[str, object]:
+    """The options of recipes that have an option of their own on the command line, by the recipe's name for them."""
+    from netgraft.labels import read_labels
+
+    return {
+        "matcher": matcher,
+        "head": "always" if head else None,
+        "labels": read_labels(labels) if labels is not None else None,
+        "exact": exact,
+        "maps": tuple(f"{there}={here}" for there, here in parse_maps(map, map_file)),
+        "skip": parse_skips(skip),
+        "generator": images,
+        "keep_head": keep_head,
+        "budget": budget,
+    }
+
+
+FLAGS = {"maps": "--map", "generator": "--images"}
+"""Options whose name on the command line is another than the recipe's."""

@@ -10,6 +10,7 @@ import typer
 
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.options import (
+    Device,
     InputSize,
     OutputFormat,
     RandomSource,
@@ -56,7 +57,6 @@ Mean = Annotated[
 Std = Annotated[
     str | None, typer.Option(metavar="NUMBERS", help="Standard deviation of the images, given like --mean.")
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where networks run: cpu, cuda; auto takes what there is.")]
 BatchSize = Annotated[int, typer.Option(metavar="NUMBER", min=2, help="Images in a forward pass.")]
 
 

@@ -11,17 +11,25 @@ import typer
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.options import (
     AllowNonfinite,
+    Budget,
+    Device,
     EveryTensor,
     Exact,
     FailUnder,
     Head,
+    Images,
     InputSize,
+    KeepHead,
     Labels,
+    Map,
+    MapFile,
     Matcher,
     OutputFormat,
+    Passes,
     RandomSource,
     Recipe,
     Settings,
+    Skip,
     SourceArg,
     SourceInputSize,
     SourceRef,
@@ -30,6 +38,7 @@ from netgraft.cli.options import (
     TargetRef,
     parse_recipe_options,
     parse_sides,
+    read_given,
 )
 from netgraft.errors import CheckFailed, UsageError
 from netgraft.report.progress import progress
@@ -41,8 +50,8 @@ if TYPE_CHECKING:
 
 @command(
     "netgraft transfer netgraft:resnet20-glyphs examples/my_arch.py -o init.safetensors",
-    "netgraft transfer netgraft:vgg11-glyphs examples/plainnet5.py --target-arg num_classes=10 -o init.safetensors",
-    "netgraft transfer resnet18 examples/my_arch.py --source-weights r18.safetensors -o init.safetensors",
+    "netgraft transfer netgraft:vgg11-glyphs examples/my_arch.py --recipe refit --images strokes -o init.safetensors",
+    "netgraft transfer resnet18 examples/my_arch.py --recipe hmt --source-weights r18.safetensors -o init.safetensors",
 )
 def transfer(
     source: SourceRef,
@@ -50,9 +59,16 @@ def transfer(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="The checkpoint to write.")
     ] = None,
-    recipe: Recipe = "hmt",
+    recipe: Recipe = "auto",
+    budget: Budget = None,
+    images: Images = None,
+    keep_head: KeepHead = False,
     matcher: Matcher = None,
+    map: Map = None,
+    map_file: MapFile = None,
+    skip: Skip = None,
     settings: Settings = None,
+    passes: Passes = None,
     head: Head = False,
     labels: Labels = None,
     exact: Exact = False,
@@ -80,6 +96,7 @@ def transfer(
             help="Run both models once and record how far apart they are; by default where that takes seconds.",
         ),
     ] = None,
+    device: Device = "auto",
     every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
@@ -101,9 +118,11 @@ def transfer(
         random_source,
         allow_nonfinite,
     )
-    options = parse_recipe_options(recipe, settings, matcher, head, labels, exact)
+    given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
+    options = parse_recipe_options(recipe, settings, **given)
+    extra: list[tuple[str, dict[str, object]]] = [(name, {}) for name in passes or []]
     if dry_run or output is None:
-        _plan(sides, recipe, options, fail_under, every_tensor, format)
+        _plan(sides, recipe, options, extra, device, fail_under, every_tensor, format)
         return
     from netgraft.transfer import transfer as write
 
@@ -117,6 +136,8 @@ def transfer(
             force=force,
             fail_under=fail_under,
             receipt=receipt,
+            passes=extra,
+            device=device,
             progress=say,
         )
     _show_result(planned, sides[1], output, every_tensor, format)
@@ -130,9 +151,16 @@ def transfer(
 def plan(
     source: SourceRef,
     target: TargetRef,
-    recipe: Recipe = "hmt",
+    recipe: Recipe = "auto",
+    budget: Budget = None,
+    images: Images = None,
+    keep_head: KeepHead = False,
     matcher: Matcher = None,
+    map: Map = None,
+    map_file: MapFile = None,
+    skip: Skip = None,
     settings: Settings = None,
+    passes: Passes = None,
     head: Head = False,
     labels: Labels = None,
     exact: Exact = False,
@@ -149,20 +177,17 @@ def plan(
     Weights are neither read nor downloaded: both architectures are only traced.
     """
     sides = parse_sides(source, target, source_arg, target_arg, source_input_size, input_size)
-    _plan(
-        sides,
-        recipe,
-        parse_recipe_options(recipe, settings, matcher, head, labels, exact),
-        fail_under,
-        every_tensor,
-        format,
-    )
+    given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
+    options = parse_recipe_options(recipe, settings, **given)
+    _plan(sides, recipe, options, [(name, {}) for name in passes or []], "auto", fail_under, every_tensor, format)
 
 
 def _plan(
     sides: tuple[Side, Side],
     recipe: str,
     options: dict[str, object],
+    passes: list[tuple[str, dict[str, object]]],
+    device: str,
     fail_under: float,
     every_tensor: bool,
     format: Format,
@@ -171,7 +196,7 @@ def _plan(
     from netgraft.transfer import check_coverage, make_plan
 
     with progress() as say:
-        plan = make_plan(*sides, recipe=recipe, options=options, progress=say).plan
+        plan = make_plan(*sides, recipe=recipe, options=options, passes=passes, device=device, progress=say).plan
     if format is Format.JSON:
         write_json({"plan": plan.to_json(), "coverage": plan.coverage()})
     else:
@@ -190,6 +215,7 @@ def _show_result(planned: Planned, target: Side, output: Path, every_tensor: boo
         write_json(provenance | {"coverage": plan.coverage()} | written)
         return
     write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    write_lines(ledger.pass_lines(provenance))
     write_lines(ledger.notes(provenance))
     size = size_text(output.stat().st_size)
     write_lines(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}")])
@@ -214,11 +240,13 @@ def show(
     provenance = read_provenance(file)
     plan = ledger.recorded_plan(provenance, file)
     receipt = recorded_receipt(provenance, file)
+    passes = list(ledger.pass_lines(provenance))
     if format is Format.JSON:
         write_json(provenance | {"coverage": plan.coverage()})
         return
     write_lines(ledger.origin_lines(provenance))
     write_lines(receipt)
+    write_lines(passes)
     write_lines([""])
     write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
 

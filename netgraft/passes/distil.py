@@ -48,8 +48,10 @@ class Distil:
     fate = DISTILLED
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.images, self.batch) < 1 or not (self.lr > 0 and self.temperature > 0):
-            raise ValueError("steps, images, batch, lr and temperature must be positive")
+        if min(self.steps, self.images) < 1 or not (self.lr > 0 and self.temperature > 0):
+            raise ValueError("steps, images, lr and temperature must be positive")
+        if self.batch < 2:
+            raise ValueError("batch must be 2 or more: one image has no variance")
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
         """Everything that the forward pass uses, but for the head, unless that is kept."""
@@ -80,8 +82,9 @@ class Distil:
             before = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
             losses = self._train(stage, net, drawn[seen], answers[seen])
             with recalibrating(net), torch.no_grad():
-                for batch in _batches(stage, drawn[seen][:512], self.batch):
-                    net(batch)
+                shown = drawn[seen][:512]
+                for part in shown.tensor_split(-(-len(shown) // self.batch)):  # of equal size: no batch of one image
+                    net(stage.shown(part, stage.target))
             after = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
         return {
             "images": count,
@@ -102,7 +105,7 @@ class Distil:
         for norm in norms:
             norm.train()
         losses: list[float] = []
-        total, said = 0.0, 0.0
+        total, said = torch.zeros((), device=stage.device), 0.0
         low = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda")
         with torch.enable_grad():
             for step in range(self.steps):
@@ -190,7 +193,8 @@ class _Learner:
         if head == "keep" and heads[0].out_channels != classes:
             raise UsageError(
                 f"The target's head has {heads[0].out_channels} outputs, and the source {classes} classes.",
-                hint=f"To keep a head with the source's classes, give the target that many: --target-arg num_classes={classes}",
+                hint="To keep a head with the source's classes, give the target that many: "
+                f"--target-arg num_classes={classes}",
             )
 
     @contextmanager
@@ -207,22 +211,22 @@ class _Learner:
         finally:
             setattr(parent, name, own)
 
-    def _like(self, own: nn.Module) -> nn.Module:
+    def _like(self, own: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
         if isinstance(own, nn.Conv2d):
-            made: nn.Module = nn.Conv2d(own.in_channels, self.classes, 1)
-        else:
-            made = nn.Linear(own.in_features, self.classes)  # type: ignore[attr-defined]
-        return made.to(self.stage.device)
+            return nn.Conv2d(own.in_channels, self.classes, 1).to(self.stage.device)
+        return nn.Linear(own.in_features, self.classes).to(self.stage.device)
 
     @torch.no_grad()
-    def _start(self, head: nn.Module) -> None:
+    def _start(self, head: nn.Linear | nn.Conv2d) -> None:
         """The source's classifier where a feature follows one of the source's; small random weights elsewhere."""
-        weight: Tensor = head.weight  # type: ignore[assignment]
+        weight = head.weight
         weight.mul_(0.1)
         if head.bias is not None:
-            head.bias.zero_()  # type: ignore[operator]
+            head.bias.zero_()
         heads = self.stage.source.graph.heads()
         if len(heads) != 1 or heads[0].transposed or heads[0].out_channels != self.classes:
+            return
+        if not all("weight" in layer.tensors for layer in (heads[0], self.layer)):  # reparametrised
             return
         tensors = dict(self.stage.source.module.state_dict())
         theirs = tensors[heads[0].tensors["weight"].key]
@@ -236,7 +240,7 @@ class _Learner:
         weight[:, columns] = theirs[:, sources].to(weight)
         bias = heads[0].tensors.get("bias")
         if bias is not None and head.bias is not None:
-            head.bias.copy_(tensors[bias.key])  # type: ignore[operator]
+            head.bias.copy_(tensors[bias.key])
 
     def _features(self, there: Layer) -> list[int] | None:
         """For each feature the target's head reads, the source's behind it."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import Any, ClassVar
@@ -71,12 +72,22 @@ class Rescale:
 def _normed(graph: LayerGraph) -> list[tuple[Layer, Layer]]:
     """Kernels of one call, and the batch norm that alone reads them, with nothing but a ReLU between."""
     found = []
+    uses = Counter(slot.key for layer in graph.layers.values() for slot in layer.tensors.values())
+    shared = {key for key, count in uses.items() if count > 1}
     for name, ending in find_endings(graph).items():
         layer = graph.layers[name]
         norm = graph.layers[ending.norm] if ending.norm is not None else None
         if norm is not None and norm.calls == 1 and layer.kind.startswith("conv") and _homogeneous(graph, ending):
-            found.append((layer, norm))
+            if _own_weight(graph, layer, shared):
+                found.append((layer, norm))
     return found
+
+
+def _own_weight(graph: LayerGraph, layer: Layer, shared: set[str]) -> bool:
+    """Whether the weight is used as it is, and nowhere else; the bias too."""
+    slots = [layer.tensors[role] for role in ("weight", "bias") if role in layer.tensors]
+    plain = "weight" in layer.tensors and layer.tensors["weight"].shape == layer.shape
+    return plain and not graph.by_id[layer.name].facts.get("prepared") and not any(s.key in shared for s in slots)
 
 
 def _homogeneous(graph: LayerGraph, ending: Ending) -> bool:

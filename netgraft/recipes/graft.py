@@ -16,6 +16,7 @@ from netgraft.index_map import NEW
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._norms import with_norms
+from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
 
 
@@ -41,6 +42,12 @@ class Graft:
     head: Literal["same-size", "always", "never"] = field(
         default="same-size", metadata={"help": "when the classifier's weights move"}
     )
+    maps: tuple[str, ...] = field(
+        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
+    )
+    skip: tuple[str, ...] = field(
+        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
+    )
 
     @property
     def reads_weights(self) -> bool:
@@ -50,13 +57,14 @@ class Graft:
     def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
         """Which layer goes to which, norms included."""
         options = {"reuse": self.reuse} if self.matcher == "wired" else {}
-        return with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
+        pairing = with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
+        return overridden(pairing, source, target, self.maps, self.skip)
 
     def plan(
         self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
     ) -> tuple[Pairing, list[Move], list[Kept]]:
         """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
-        if (same := same_backbone(source, target)) is not None:
+        if not (self.maps or self.skip) and (same := same_backbone(source, target)) is not None:
             return copy_all(same, source, target, self.head)
         return _Planner(self, source, target, self.pair(source, target), norms).run()
 
@@ -124,12 +132,12 @@ class _Planner:
             return f"{there.name} in the source has no {role}"
         if here.is_norm and slot.buffer and self.options.scale == "own":
             return "statistics of inputs that have another scale now"
-        steps = self._steps(there, here, role, partner, slot)
+        steps = self._steps(there, here, partner, slot)
         if steps is None:
             return f"no operator makes it of {partner.key} {list(partner.shape)}"
         return partner.key, partner.shape, steps
 
-    def _steps(self, there: Layer, here: Layer, role: str, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
+    def _steps(self, there: Layer, here: Layer, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
         """From the partner's tensor to the target's; None if no operator does it."""
         if len(partner.shape) != len(slot.shape):
             return None
@@ -143,9 +151,8 @@ class _Planner:
                 gamma = {"gamma": tensors["weight"].key} if "weight" in tensors else {}
                 steps.append(Step("fold-norm", {"variance": tensors["running_var"].key} | gamma))
         if kernel and _split(there, here):
-            rows = self._split_rows(partner, slot)
-            steps += [Step("rank-one", {"part": "spatial"}), *self._kernel_size(there, here, partner, slot)]
-            return (*steps, _overlay(rows, None, norm="own"))
+            steps += [Step("rank-one", {"part": "spatial"}), *self._kernel_size(partner, slot)]
+            return (*steps, _overlay(self._split_rows(partner, slot), None, norm="own"))
         resized = _tables.resize(self.source, self.target, there, here, partner, slot)
         if kernel and here.name in self.halved:
             steps.append(Step("rank-one", {"part": "channel"}))
@@ -170,7 +177,7 @@ class _Planner:
             norm = "source"
         return (*steps, _overlay(rows, columns, norm))
 
-    def _kernel_size(self, there: Layer, here: Layer, partner: Slot, slot: Slot) -> list[Step]:
+    def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
         return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []
 
     def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
@@ -198,7 +205,9 @@ class _Planner:
         ending = self.endings[0].get(there.name)
         if not here.is_kernel or ending is None or ending.norm is None or self._normed(here):
             return None
-        return None if _split(there, here) else ending.norm
+        if ending.late or there.transposed or _split(there, here):  # an activation between, or outputs not on axis 0
+            return None
+        return ending.norm
 
     def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
         if self.options.head == "always":

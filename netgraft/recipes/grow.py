@@ -16,6 +16,7 @@ from netgraft.groups.axes import Axis, Var, normal
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._norms import with_norms
+from netgraft.recipes._overrides import overridden
 from netgraft.spine import query_rows
 from netgraft.stream import stretch
 
@@ -50,6 +51,12 @@ class Grow:
     labels: tuple[int, ...] | None = field(
         default=None, metadata={"help": "source class of each target class, -1 for a new one: moves the head"}
     )
+    maps: tuple[str, ...] = field(
+        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
+    )
+    skip: tuple[str, ...] = field(
+        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
+    )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
 
     @property
@@ -69,6 +76,7 @@ class Grow:
             chain: Pairing = plugins.create("matchers", "longest-chain", {})(source, target)
             note = "the target does not contain the source: layers are paired along the longest chains"
             pairing = replace(with_norms(chain, source, target), notes=(note,))
+        pairing = overridden(pairing, source, target, self.maps, self.skip)
         planner = _Planner(self, source, target, pairing, norms)
         moves, kept = planner.run()
         notes = tuple(dict.fromkeys((*pairing.notes, *planner.notes)))

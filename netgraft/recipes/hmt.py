@@ -9,6 +9,7 @@ from netgraft import plugins
 from netgraft.graph import Layer, LayerGraph, Shape, Slot
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes._norms import with_norms
+from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import same_backbone
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
@@ -36,6 +37,12 @@ class Hmt:
     head: Literal["same-size", "always", "never"] = field(
         default="same-size", metadata={"help": "when the classifier's weights move"}
     )
+    maps: tuple[str, ...] = field(
+        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
+    )
+    skip: tuple[str, ...] = field(
+        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
+    )
 
     def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
         """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
@@ -53,6 +60,7 @@ class Hmt:
             pairing = with_norms(
                 matcher(source, target), source, target, NORMS_LEFT_OUT if self.norms == "none" else ""
             )
+            pairing = overridden(pairing, source, target, self.maps, self.skip)
         heads = {layer.name for layer in target.heads()}
         source_heads = {layer.name for layer in source.heads()}
         moves: list[Move] = []

@@ -67,7 +67,8 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
         if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
             after = ours.wiring.chain[ours.wiring.position[name] + 1 :][:1]
-            chosen |= {name: chosen[other] for other in after if other in chosen}
+            if after and after[0] in chosen:
+                chosen[name] = chosen[after[0]]
     return [(chosen[name], name) for name in target.layers if name in chosen]
 
 

@@ -58,11 +58,12 @@ class Normal:
     """The normal equations of a regression: sums over positions, added up in double precision."""
 
     def __init__(self, features: int, outputs: int, device: torch.device) -> None:
-        double = {"dtype": torch.float64, "device": device}
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
         self.count = 0
-        self.xx = torch.zeros((features, features), **double)
-        self.xy = torch.zeros((features, outputs), **double)
-        self.x, self.y, self.yy = (torch.zeros(size, **double) for size in (features, outputs, outputs))
+        self.xx, self.xy = zeros(features, features), zeros(features, outputs)
+        self.x, self.y, self.yy = zeros(features), zeros(outputs), zeros(outputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Positions: [rows, features] and [rows, outputs]."""

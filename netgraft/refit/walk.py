@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class _Walk:
         self.generator, self.most_rows = generator, rows
         self.endings = find_endings(source.graph), find_endings(target.graph)
         self.batch = source.inputs[0].shape[0]
-        self.tensors = dict(target.module.named_parameters(remove_duplicate=False))
+        self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
         self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
         self.done: list[Refitted] = []
         self.left: dict[str, str] = {}
@@ -149,7 +150,7 @@ class _Walk:
                 if job.ending.norm is None:  # nothing else gives the activations of a net without norms a unit scale
                     job.wanted = job.wanted / job.wanted.std().clamp(min=1e-6)
 
-        self.source.watch({node: lambda value, asking=asking: take(asking, value) for node, asking in by_node.items()})
+        self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
 
     def _rectified(self, job: Job) -> bool:
         """Whether the layer's own activation follows before its norm: it is to give what comes before the source's."""
@@ -159,7 +160,8 @@ class _Walk:
 
     def _when(self, job: Job) -> fx.Node:
         """Before the layer runs; for the end of a residual branch before the addition, when the shortcut is known."""
-        return self.target.ends[job.ending.add] if self._ends_block(job) else self.target.starts[job.here.name]
+        add = job.ending.add if self._ends_block(job) else None
+        return self.target.starts[job.here.name] if add is None else self.target.ends[add]
 
     def _ends_block(self, job: Job) -> bool:
         """The branch, rather than a shortcut's projection: that is fitted by itself, and first."""
@@ -189,14 +191,13 @@ class _Walk:
         if self._ends_block(job):
             skip = self.target.values[self.target.ends[ending.skip or ""]]
             wanted = wanted - rows_of(skip, job.layout, rows)[:, job.channels.to(rows.device)]
-            if ending.scale is not None:
-                for slot in self.target.graph.layers[ending.scale].tensors.values():
-                    self.tensors[slot.key].fill_(1.0)
             found = self._own_rows(job, rows)
             if found is None:
                 return "what lies between the layer and the addition does more than move numbers"
-            rows, valid = found
-            rows, wanted = rows[valid], wanted[valid]
+            rows = found
+            if ending.scale is not None:
+                for slot in self.target.graph.layers[ending.scale].tensors.values():
+                    self.tensors[slot.key].fill_(1.0)
         value = self.target.values[self._input(job)]
         filters = here.groups == here.shape[0] > 1 and here.shape[1] == 1
         method = self._fit_depthwise if filters else self._fit_grouped if here.groups > 1 else self._fit_dense
@@ -288,12 +289,16 @@ class _Walk:
         weight = self.tensors[here.tensors["weight"].key]
         matrix = (weight.T if here.transposed else weight.flatten(1)).clone()
         at, new = channels.to(matrix.device), solution.weight
+        bias = solution.bias
         if job.ending.norm is not None:  # the norm undoes any scale: take the one that the initialisation has
-            new = new * (matrix[at].norm() / new.norm().clamp(min=1e-12))
+            length = matrix[at].norm()
+            factor = length / new.norm().clamp(min=1e-12) if length > 0 else length.new_ones(())
+            new = new * factor
+            bias = bias * factor if job.ending.late else torch.zeros_like(bias)  # before an activation it counts
         matrix[at] = new.to(matrix.dtype)
         weight.copy_(matrix.T if here.transposed else matrix.reshape(weight.shape))
         if "bias" in here.tensors:
-            self._set(here, "bias", at, torch.zeros_like(solution.bias) if job.ending.norm else solution.bias)
+            self._set(here, "bias", at, bias)
 
     def _set_norm(self, job: Job, norm: Layer, wanted: Tensor, *, linear: bool) -> None:
         """The norm's statistics from what it reads now, and the wanted mean and standard deviation as its affine part.
@@ -302,7 +307,7 @@ class _Walk:
         """
         start, entry = self.target.starts[job.here.name], self.target.starts[norm.name].all_input_nodes[0]
         self.target.again(start, entry)
-        read = self.target.values[entry].movedim(1 if job.here.kind.startswith("conv") else -1, -1)
+        read = self.target.values[entry].movedim(1, -1)
         read = read.reshape(-1, read.shape[-1]).float()
         self._set(norm, "running_mean", slice(None), read.mean(0))
         self._set(norm, "running_var", slice(None), read.var(0).clamp(min=LEAST_VARIANCE))
@@ -316,8 +321,8 @@ class _Walk:
             tensor = self.tensors[slot.key]
             tensor[at] = values.to(tensor)
 
-    def _own_rows(self, job: Job, rows: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The layer's own rows behind positions of the sum, and which of them there are; None if that cannot be said.
+    def _own_rows(self, job: Job, rows: Tensor) -> Tensor | None:
+        """The layer's own rows behind positions of the sum; None if that cannot be said.
 
         Numbers 0, 1, 2 ... are sent from the layer to the addition in place of what it computes.
         """
@@ -337,8 +342,7 @@ class _Walk:
                 path[node] = path[read[0]]
                 continue
             if path[read[0]] is None:
-                count = own.rows if tuple(replay.ends[layer.name].meta["shape"]) == own.shape else 0
-                numbers = torch.arange(count, device=rows.device).unflatten(0, _without(own.shape, own.axis))
+                numbers = torch.arange(own.rows, device=rows.device).unflatten(0, _without(own.shape, own.axis))
                 path[read[0]] = numbers.unsqueeze(own.axis).expand(own.shape)
             given = {other: path[other] for other in read}
 
@@ -351,13 +355,12 @@ class _Walk:
                 )
             path[node], moved = value, True
         branch = next(other for other in end.all_input_nodes if other in path)
-        numbers = path[branch]
-        if not moved or numbers is None:
-            return rows, torch.ones_like(rows, dtype=torch.bool)
-        if tuple(numbers.shape) != job.layout.shape:
+        sent = path[branch]
+        if not moved or sent is None:
+            return rows
+        if tuple(sent.shape) != job.layout.shape:
             return None
-        found = numbers.movedim(job.layout.axis, -1)[..., 0].reshape(-1)[rows]
-        return found, torch.ones_like(found, dtype=torch.bool)
+        return sent.movedim(job.layout.axis, -1)[..., 0].reshape(-1)[rows]
 
 
 def _multiplies(node: fx.Node) -> bool:

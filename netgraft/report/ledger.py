@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netgraft.errors import CorruptFile
-from netgraft.plan import FATES, KEPT, SET, Move, Plan, Step, numel
+from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, Move, Plan, Step, numel
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
@@ -21,10 +21,14 @@ def ledger(plan: Plan) -> Iterator[str]:
     """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings."""
     yield f"{safe(plan.source)} -> {safe(plan.target)}   (recipe {plan.recipe}{_options(plan)})"
     yield ""
+    if plan.chosen:
+        yield safe(f"chosen: {plan.chosen}")
+        yield ""
     header = ("source layer", "shape", "target layer", "shape", "how")
     yield from table(header, (_pair_row(plan, pair.source, pair.target) for pair in plan.pairing.pairs), indent="  ")
     yield ""
     yield from _shares(plan)
+    yield from _passes(plan)
     yield from _kept(plan)
     yield from _lossy(plan)
     for warning in plan.warnings:
@@ -33,16 +37,17 @@ def ledger(plan: Plan) -> Iterator[str]:
 
 def every_tensor(plan: Plan) -> Iterator[str]:
     """One line per key of the target: its fate, where it came from or why it was kept."""
+    fates = plan.fates
     rows = [
         (
             move.key,
             shape_text(move.shape),
-            move.fate,
+            fates[move.key],
             f"{move.source_key} {shape_text(move.source_shape)}{_arrow(move)}",
         )
         for move in plan.moves
     ]
-    rows += [(kept.key, shape_text(kept.shape), KEPT, kept.why) for kept in plan.kept]
+    rows += [(kept.key, shape_text(kept.shape), fates[kept.key], kept.why) for kept in plan.kept]
     yield from table(("tensor", "shape", "fate", "from, or why kept"), sorted(rows), indent="  ")
 
 
@@ -50,7 +55,7 @@ def recorded_plan(provenance: Mapping[str, Any], file: Path) -> Plan:
     """The plan in the ledger of a written checkpoint; CorruptFile if the ledger is not one of netgraft's."""
     try:
         plan = Plan.from_json(provenance["plan"])
-        for lines in (origin_lines(provenance), ledger(plan), every_tensor(plan)):
+        for lines in (origin_lines(provenance), ledger(plan), every_tensor(plan), pass_lines(provenance)):
             list(lines)  # whoever wrote the file may have put anything anywhere
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         where = f"{file}: {type(error).__name__}: {error}"
@@ -89,7 +94,7 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 def _options(plan: Plan) -> str:
     """The options that say something: switched off and absent ones do not."""
-    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False))
+    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), []))
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
@@ -113,6 +118,10 @@ def _how(move: Move) -> str:
 def _step(step: Step, move: Move) -> str:
     """A step in a few words; sizes are those of the whole tensor, before and after."""
     options = dict(step.options)
+    if step.operator == "overlay":
+        return _overlaid(options)
+    if step.operator == "fold-norm":
+        return "norm folded in"
     unflattened = [s.options["shape"] for s in move.steps if s.operator == "unflatten"]
     folded = unflattened[0] if unflattened else move.source_shape[1:]  # channels and kernel of the input side
     if step.operator in ("bilinear", "bicubic", "centre", "pi-resize") and "size" in options:
@@ -127,6 +136,16 @@ def _step(step: Step, move: Move) -> str:
     return " ".join([step.operator, *(f"{k}={v}" for k, v in options.items())])
 
 
+def _overlaid(options: Mapping[str, Any]) -> str:
+    """How many channels have a source: "32 of 40 out, 16 of 24 in"."""
+    words = []
+    for side, runs in (("out", options["rows"]), ("in", options.get("columns"))):
+        if runs:
+            total, new = sum(count for _, count in runs), sum(count for start, count in runs if start < 0)
+            words.append(f"{total - new} of {total} {side}" if new else f"{total} {side}")
+    return ", ".join(words) + (", scale of the initialisation" if options.get("norm") == "own" else "")
+
+
 def _origin(move: Move) -> str:
     return f"{move.source_key} {shape_text(move.source_shape)}" if move.source_key else "its own initial values"
 
@@ -138,9 +157,48 @@ def _arrow(move: Move) -> str:
 def _shares(plan: Plan) -> Iterator[str]:
     coverage = plan.coverage()
     total = sum(coverage.values())
-    fates = (fate for fate in FATES if fate != SET or coverage[SET])  # few recipes set anything
+    rare = (SET, REFITTED, DISTILLED, RECALIBRATED)  # few recipes do that
+    fates = (fate for fate in FATES if fate not in rare or coverage[fate])
     shares = "   ".join(f"{fate} {percent(coverage[fate], total)}" for fate in fates)
     yield f"{total:,} numbers in {len(plan.moves) + len(plan.kept)} tensors of the target:   {shares}"
+
+
+def _passes(plan: Plan) -> Iterator[str]:
+    for each in plan.passes:
+        options = ", ".join(f"{name} {value}" for name, value in sorted(each.options.items()))
+        yield safe(f"then {each.name}: {len(each.keys)} tensors{f' ({options})' if options else ''}")
+
+
+def pass_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """What the passes of a written checkpoint reported; nothing for a file without any."""
+    for report in provenance.get("passes", ()):
+        name = report["name"]
+        if name == "refit":
+            known = [layer["r2"] for layer in report["layers"] if layer["r2"] is not None]
+            spread = f": R^2 from {min(known):.2f} to {max(known):.2f}" if known else ""
+            yield f"refit: {len(report['layers'])} layers on {report['images']} images{spread}"
+            rows = [
+                (layer["source"], layer["layer"], "" if layer["r2"] is None else f"{layer['r2']:.2f}", layer["how"])
+                for layer in report["layers"]
+            ]
+            yield from table(("follows", "target layer", "R^2", "how"), rows, indent="  ")
+            for why in dict.fromkeys(report["left"].values()):
+                yield safe(f"  {some([name for name, w in report['left'].items() if w == why])}: {why}")
+        elif name == "distil":
+            before, after = (100 * report["agreement"][when] for when in ("before", "after"))
+            yield (
+                f"distil: {report['steps']} steps on {report['images']} images; agrees with the source on "
+                f"{after:.0f} % of {report['agreement']['images']} others ({before:.0f} % before)"
+            )
+        else:
+            facts = ", ".join(f"{key} {_brief(value)}" for key, value in report.items() if key != "name")
+            yield safe(f"{name}: {facts}")
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return some([str(each) for each in value]) if isinstance(value, list) and value else str(value or 0)
 
 
 def _lossy(plan: Plan) -> Iterator[str]:
@@ -157,6 +215,8 @@ def _lossy(plan: Plan) -> Iterator[str]:
 def _kept(plan: Plan) -> Iterator[str]:
     by_reason: dict[str, list[str]] = {}
     for kept in plan.kept:
+        if plan.fates[kept.key] != KEPT:
+            continue
         by_reason.setdefault(kept.why, []).append(kept.key)
     if by_reason:
         yield "kept at the target's own initialisation:"

@@ -15,8 +15,10 @@ def plugins_text(folder: str, found: Mapping[str, plugins.Plugin]) -> Iterator[s
     yield from table(("name", "what it does"), [(name, _plain(plugin.summary)) for name, plugin in found.items()])
     yield ""
     kind = plugins.noun(folder)
-    more = f"More about one: netgraft {kind}s NAME."
-    yield more if folder == "resize" else f"{more} A {kind} of your own: --{kind} ./own_{kind}.py."
+    plural = "passes" if kind == "pass" else f"{kind}s"
+    option = {"generator": "--images"}.get(kind, f"--{kind}")
+    more = f"More about one: netgraft {plural} NAME."
+    yield more if folder == "resize" else f"{more} A {kind} of your own: {option} ./own_{kind}.py."
 
 
 def plugins_document(found: Mapping[str, plugins.Plugin]) -> list[dict[str, str]]:

@@ -17,14 +17,18 @@ def compare(
     target: Side,
     settings: Settings,
     *,
-    recipes: Sequence[str] | None = None,  # None: all of them
+    recipes: Sequence[str] | None = None,  # None: all of them but auto, which is one of them
     progress: Progress = lambda _: None,
 ) -> Scores:
     """The scores of the target as each recipe initialises it with its defaults; recipes that refuse are listed apart.
 
     The initialisations are written to a temporary folder. Raises what the recipes raise if they all refuse.
     """
-    names = list(dict.fromkeys(recipes)) if recipes is not None else list(plugins.listing("recipes"))
+    names = (
+        list(dict.fromkeys(recipes))
+        if recipes is not None
+        else [name for name in plugins.listing("recipes") if name != "auto"]
+    )  # one of the others
     if not names:
         raise UsageError("No recipe is named.", hint="For example --recipes hmt,grow.")
     for name in names:

@@ -32,7 +32,7 @@ class Replay:
         recorder = Recorder(module, keep_constants=True)
         for i, tensor in enumerate(inputs):
             recorder.placeholder(f"input_{i}" if i else "input", tensor)
-        with calm(self.device), recorder.recording():
+        with calm(str(self.device)), recorder.recording():
             result = module(*inputs)
         recorder.finish(result)
         self.graph, ids = reduce_with_ids(recorder.graph, module, rung="replay")
@@ -61,11 +61,11 @@ class Replay:
         for node in wanted:
             self.hold(node)
         for node in self.run():
-            if before in wanted:
+            if before is not None and before in wanted:
                 wanted[before](self.values[before])
                 self.release(before, node)
             before = node
-        if before in wanted:
+        if before is not None and before in wanted:
             wanted[before](self.values[before])
 
     def hold(self, node: fx.Node) -> None:
@@ -100,7 +100,7 @@ class Replay:
         kwargs = fx.node.map_arg(node.kwargs, read)
         if node.op == "output":
             return args[0]
-        function = self.module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        function: Any = self.module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         try:
             with torch.no_grad(), torch.device(self.device):
                 return function(*args, **kwargs)
@@ -128,7 +128,7 @@ def check_replay(replay: Replay) -> None:
     results: list[Any] = []
     replay.watch({replay.nodes[-1]: results.append})
     again = tensors_in(results)
-    with calm(replay.device):
+    with calm(str(replay.device)):
         wanted = tensors_in(replay.module(*replay.inputs))
     if len(again) != len(wanted) or not all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(float(b.abs().max()), 1e-6))

@@ -41,7 +41,18 @@ def test_between_different_networks(tmp_path, monkeypatch):
     """From the ledger of a transfer, and from a matcher without one: maps of the same rank, no classifiers."""
     monkeypatch.chdir(write_nets(tmp_path))
     source, target = "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs"
-    made = run("transfer", source, target, "--target-arg", "num_classes=10", "-o", "t.safetensors", "--no-receipt")
+    made = run(
+        "transfer",
+        "--recipe",
+        "hmt",
+        source,
+        target,
+        "--target-arg",
+        "num_classes=10",
+        "-o",
+        "t.safetensors",
+        "--no-receipt",
+    )
     assert made.exit_code == 0, made.stderr
     found = {}
     for init in ("t.safetensors", None):
@@ -76,7 +87,18 @@ class FM:
 def test_what_came_from_the_source(tmp_path, monkeypatch):
     monkeypatch.chdir(write_nets(tmp_path))
     source, target = "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs"
-    made = run("transfer", source, target, "--target-arg", "num_classes=10", "-o", "t.safetensors", "--no-receipt")
+    made = run(
+        "transfer",
+        "--recipe",
+        "hmt",
+        source,
+        target,
+        "--target-arg",
+        "num_classes=10",
+        "-o",
+        "t.safetensors",
+        "--no-receipt",
+    )
     assert made.exit_code == 0, made.stderr
     chosen = settings(tmp_path, target=target, target_arg={"num_classes": 10}, init="t.safetensors")
     live = prepare(chosen).run

@@ -30,6 +30,13 @@ OPERATORS = {
             ({"dim": -4, "index": [[1, 1], [0, 2], [0, 1]], "reduce": "sum"}, (2, 6, 3, 3)),
         ],
     ),
+    "fold-norm": (
+        None,
+        [
+            ({"variance": "var", "gamma": "gamma"}, SHAPE),
+            ({"variance": "var", "mean": "mean", "bias": "bias", "eps": 1e-3}, SHAPE),
+        ],
+    ),
     "gather": (
         {"dim": 1, "index": [(0, 2), (2, 4)]},
         [({"dim": 1, "index": [[0, 6], [0, 3]]}, (4, 9, 3, 3)), ({"dim": -4, "index": [[2, 1]]}, (1, 6, 3, 3))],
@@ -50,6 +57,13 @@ OPERATORS = {
             ({"index": [[-1, 1], [1, 2]], "fill": "mean", "dim": -1}, SHAPE),
         ],
     ),
+    "overlay": (
+        {"rows": [(0, 4)], "columns": [(0, 6)]},
+        [
+            ({"rows": [[1, 2], [-1, 3]], "columns": [[0, 6], [-1, 1]], "norm": "own"}, (5, 7, 3, 3)),
+            ({"rows": [[3, 1]], "columns": [[-1, 2], [2, 2]], "rest": "own"}, (1, 4, 3, 3)),
+        ],
+    ),
     "pad": ({"dim": 1, "size": 6}, [({"dim": -1, "size": 4}, (4, 6, 3, 4)), ({"dim": 0, "size": 9}, (9, 6, 3, 3))]),
     "pi-resize": (
         {"size": (3, 3)},
@@ -65,6 +79,7 @@ OPERATORS = {
             ({"size_from": [3, 1], "size_to": [2, 2]}, (4, 6, 4, 3)),
         ],
     ),
+    "rank-one": (None, [({"part": "spatial"}, (6, 1, 3, 3)), ({"part": "channel"}, (4, 6, 1, 1))]),
     "relative-table": (
         {"size": (2, 1), "size_from": (2, 1)},
         [
@@ -118,6 +133,24 @@ def weight(dtype=torch.float32, shape=SHAPE):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).mul(9).to(dtype)
 
 
+def beside(shape):
+    """What there is to read beside the tensor itself, for a result of this shape: the target's own, and the source."""
+    rng = torch.Generator().manual_seed(1)
+    source = {name: torch.rand(SHAPE[0], generator=rng) + 0.1 for name in ("mean", "var", "gamma", "bias")}
+    return {"own": torch.randn(shape, generator=rng), "source": source}
+
+
+def called(name, options, shape=SHAPE):
+    """The operator as a function of the tensor alone."""
+    operator = plugins.create("resize", name, options)
+    reads = getattr(operator, "reads", None)
+    return operator if reads is None else lambda tensor: operator(tensor, beside(shape)[reads])
+
+
+def applied(tensor, name, options, shape=SHAPE):
+    return apply_steps(tensor, [Step(name, options)], **beside(shape))
+
+
 def bits(tensor):
     return (str(tensor.dtype), tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
 
@@ -142,7 +175,7 @@ def test_same_size_is_the_identity_bit_for_bit(name, dtype):
     source.view(-1)[0] = 0
     if dtype in FLOATS:
         source.view(-1)[:3] = torch.tensor([float("nan"), float("-inf"), -0.0])
-    result = plugins.create("resize", name, IDENTITIES[name])(source)
+    result = called(name, IDENTITIES[name])(source)
     assert bits(result) == bits(source)
 
 
@@ -151,7 +184,7 @@ def test_same_size_is_the_identity_bit_for_bit(name, dtype):
 def test_shape_is_exact_dtype_kept_and_source_untouched(name, options, shape, dtype):
     source = weight(dtype)
     before = bits(source)
-    operator = plugins.create("resize", name, options)
+    operator = called(name, options, shape)
     first, second = operator(source), operator(source.clone())
     assert tuple(first.shape) == shape
     assert first.dtype == dtype
@@ -163,7 +196,7 @@ def test_shape_is_exact_dtype_kept_and_source_untouched(name, options, shape, dt
 @pytest.mark.parametrize(("name", "options", "shape"), CHANGES)
 def test_memory_layout_does_not_matter(name, options, shape):
     source = weight()
-    operator = plugins.create("resize", name, options)
+    operator = called(name, options, shape)
     assert tuple(operator(source).shape) == shape
     strided = source.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     assert not strided.is_contiguous()
@@ -174,13 +207,13 @@ def test_memory_layout_does_not_matter(name, options, shape):
 def test_a_scalar_is_a_deliberate_error(name):
     _, [(options, _), *_] = OPERATORS[name]
     with pytest.raises(PlanError, match=name):
-        plugins.create("resize", name, options)(torch.tensor(1.0))
+        called(name, options)(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_empty_tensor_keeps_its_other_axes(name):
     _, [(options, shape), *_] = OPERATORS[name]
-    operator = plugins.create("resize", name, options)
+    operator = called(name, options, shape)
     empty = weight(shape=(0, *SHAPE[1:]) if name != "cyclic" else (*SHAPE[:3], 0))
     wanted = (0, *shape[1:]) if name != "cyclic" else (*shape[:3], 0)
     assert tuple(operator(empty).shape) == wanted
@@ -189,7 +222,7 @@ def test_an_empty_tensor_keeps_its_other_axes(name):
 @pytest.mark.parametrize(("name", "options", "shape"), CHANGES)
 def test_steps_own_their_memory_and_need_no_gradient(name, options, shape):
     source = torch.nn.Parameter(weight())
-    result = apply_steps(source, [Step(name, options)])
+    result = applied(source, name, options, shape)
     assert tuple(result.shape) == shape
     assert type(result) is torch.Tensor
     assert not result.requires_grad
@@ -241,6 +274,8 @@ def test_flatten_undoes_unflatten():
         ("fill", {"value": "zero"}),
         ("fold", {"dim": 0, "index": [[0, 2], [3, 2]]}),
         ("fold", {"dim": 0, "index": [[0, 3], [-1, 1]]}),
+        ("fold-norm", {}),
+        ("fold-norm", {"variance": "nowhere"}),
         ("gather", {"dim": 0, "index": [[-2, 1]]}),
         ("gather", {"dim": 0, "index": [[0, 0]]}),
         ("gather", {"dim": 0, "index": [0, 4]}),
@@ -250,6 +285,9 @@ def test_flatten_undoes_unflatten():
         ("inflate", {"size": 0}),
         ("inflate", {"size": 3, "mode": "first"}),
         ("labels", {"index": [[0, 2]], "fill": "noise"}),
+        ("overlay", {"rows": [[-2, 1]]}),
+        ("overlay", {"rows": [[0, 4]], "norm": "mine"}),
+        ("overlay", {"rows": [[0, 4]], "rest": "one"}),
         ("pad", {"dim": 0, "size": -1}),
         ("pi-resize", {"size": []}),
         ("pi-resize", {"size": [5], "interpolation": "nearest"}),
@@ -257,6 +295,7 @@ def test_flatten_undoes_unflatten():
         ("positions", {"size_from": [3], "size_to": [0]}),
         ("positions", {"size_from": [3], "size_to": [2, 2]}),
         ("positions", {"size_from": [3], "size_to": [4], "prefix": -1}),
+        ("rank-one", {"part": "both"}),
         ("relative-table", {"size": []}),
         ("relative-table", {"size": [2]}),
         ("relative-table", {"size": [2, 2], "size_from": [3]}),
@@ -281,7 +320,7 @@ def test_flatten_undoes_unflatten():
 )
 def test_impossible_options_are_refused(name, options):
     with pytest.raises(NetgraftError):
-        apply_steps(weight(), [Step(name, options)])
+        applied(weight(), name, options)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +337,8 @@ def test_impossible_options_are_refused(name, options):
         ("head-dim", {"dim": 1, "heads": 2, "size_from": 2, "size_to": 4}),
         ("inflate", {"size": 2, "dim": 5}),
         ("labels", {"index": [[4, 1]]}),
+        ("overlay", {"rows": [[0, 5]]}),
+        ("overlay", {"rows": [[0, 4]], "columns": [[2, 5]]}),
         ("pad", {"dim": 1, "size": 5}),
         ("positions", {"size_from": [2], "size_to": [4]}),
         ("relative-table", {"size": [2, 2]}),
@@ -318,24 +359,24 @@ def test_impossible_options_are_refused(name, options):
 )
 def test_a_step_that_does_not_fit_says_both_shapes(name, options):
     with pytest.raises(NetgraftError, match=r"\(4, 6, 3, 3\)"):
-        apply_steps(weight(), [Step(name, options)])
+        applied(weight(), name, options)
 
 
-COMPUTING = "bicubic bilinear bilinear-gain deflate fold in-chans pi-resize positions relative-table scale scale-part"
+COMPUTING = "bicubic bilinear bilinear-gain deflate fold fold-norm in-chans pi-resize positions rank-one relative-table"
 
 
-@pytest.mark.parametrize("name", [*COMPUTING.split(), "share", "tap-sum"])
+@pytest.mark.parametrize("name", [*COMPUTING.split(), "scale", "scale-part", "share", "tap-sum"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 def test_operators_that_compute_refuse_what_is_not_a_float(name, dtype):
     _, [(options, _), *_] = OPERATORS[name]
     with pytest.raises(PlanError, match=str(dtype)):
-        apply_steps(weight(dtype), [Step(name, options)])
+        applied(weight(dtype), name, options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "options", "shape"), CHANGES)
 def test_small_types_are_rounded_once(name, options, shape, dtype):
     source = weight(dtype)
-    result, wanted = (apply_steps(given, [Step(name, options)]) for given in (source, source.float()))
+    result, wanted = (applied(given, name, options, shape) for given in (source, source.float()))
     assert bits(result) == bits(wanted.to(dtype))
     assert tuple(result.shape) == shape

@@ -12,11 +12,12 @@ With (lambda, nu) the derivatives of the outer loss by (theta', v'), a step is t
 
 and its part of the hypergradient by a coefficient a of its loss is d<grad L_s, u>/da. Both are one backward pass
 through the graph of the step's own gradient, 6 forward passes long; a replay by forward over reverse would be 9. At
-the first step only the coefficients are asked for, which takes a Jacobian-vector product of L_s's terms alone (2).
+the first step only the coefficients are asked for: no Hessian, a Jacobian-vector product of the terms of L_s (2; 4 as
+PyTorch does it, whose double backward pass of a convolution computes all of its parts).
 
 Steps are taken on copies: a network, its optimizer and its buffers never see them, so there is nothing to undo. On
-several processes all of ``reduce``'s arguments are averages over processes: every one holds the same u, and the
-coefficients' derivatives of its own samples.
+several processes ``reduce`` averages every gradient and Hessian-vector product: all hold the same u, and each the
+derivatives by the coefficients of its own samples.
 """
 
 from __future__ import annotations

@@ -1,0 +1,151 @@
+"""The best recipe for a pair of architectures, by rule: what the benchmark says (tests/benchmarks/transfer_quality)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from netgraft import plugins
+from netgraft.correspondence import Norms
+from netgraft.cost import multiply_adds
+from netgraft.graph import LayerGraph
+from netgraft.plan import Kept, Move, Pairing
+from netgraft.recipes._same import same_backbone
+
+SPEED = {"cpu": 1.5e10, "cuda": 5e12}
+"""Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
+OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
+"""Seconds that a layer takes in a forward pass, however small it is."""
+STEPS = (600, 300, 100)
+"""Distillation takes as many steps as fit into the budget, of these."""
+
+
+Choice = tuple[str, Any, str]
+"""A recipe's name, the recipe, and why it was taken."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
+
+    Growth applies where the target contains the source. What was taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
+    """
+
+    budget: float = field(default=1.0, metadata={"help": "minutes that a transfer may take, as estimated"})
+    generator: str = field(
+        default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
+    )
+    head: Literal["same-size", "always", "never"] = field(
+        default="same-size", metadata={"help": "when the classifier's weights move"}
+    )
+    keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
+    maps: tuple[str, ...] = field(
+        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
+    )
+    skip: tuple[str, ...] = field(
+        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.budget > 0:
+            raise ValueError("budget must be positive")
+
+    def choose(self, source: LayerGraph, target: LayerGraph, device: str) -> Choice:
+        """The recipe for these two architectures on "cpu" or "cuda"."""
+        common: dict[str, object] = {"head": self.head, "maps": self.maps, "skip": self.skip}
+        shown = common | {"generator": self.generator}
+        overridden = bool(self.maps or self.skip)
+        if not overridden and not self.keep_head and same_backbone(source, target) is not None:
+            return _choice("graft", common, "source and target are one architecture, which is copied")
+        if not overridden and not self.keep_head and self._grows(source, target):
+            return _choice(
+                "grow", {"head": self.head}, "the target contains the source: exact growth keeps all it can do"
+            )
+        if why := _blind(source) or _blind(target):
+            return _choice("graft", common, f"only weights can be used: {why}")
+        seconds = self._seconds(source, target, device)
+        if seconds["refit"] > 60 * self.budget:
+            needed = _minutes(seconds["refit"])
+            why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
+            return _choice("graft", common, why)
+        if why := _unteachable(source, target):
+            return _choice("refit", shown, f"layers can be refitted, but not distilled: {why}")
+        for steps in STEPS:
+            took = seconds["refit"] + seconds["answer"] + steps * seconds["step"]
+            if took <= 60 * self.budget:
+                why = f"{steps} label-free steps take about {_minutes(took)} ({device}, estimated)"
+                if steps < STEPS[0]:
+                    more = seconds["refit"] + seconds["answer"] + STEPS[0] * seconds["step"]
+                    why += f"; --budget {more / 60 + 0.5:.0f} would allow {STEPS[0]}"
+                return _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
+        needed = _minutes(seconds["refit"] + seconds["answer"] + STEPS[-1] * seconds["step"])
+        why = f"{STEPS[-1]} label-free steps would take about {needed}, the budget is {self.budget:g} min (--budget)"
+        return _choice("refit", shown, why)
+
+    def plan(
+        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
+    ) -> tuple[Pairing, list[Move], list[Kept]]:
+        """As the recipe that is chosen on a CPU."""
+        _, recipe, _ = self.choose(source, target, "cpu")
+        if getattr(recipe, "reads_weights", False):
+            return recipe.plan(source, target, norms)
+        return recipe.plan(source, target)
+
+    def _grows(self, source: LayerGraph, target: LayerGraph) -> bool:
+        grow = plugins.create("recipes", "grow", {"head": self.head})
+        pairing, moves, kept = grow.plan(source, target)
+        heads = {slot.key for layer in target.heads() for slot in layer.tensors.values()}
+        return bool(moves) and not pairing.notes and all(fate.key in heads for fate in kept)
+
+    def _seconds(self, source: LayerGraph, target: LayerGraph, device: str) -> Mapping[str, float]:
+        """What the refit, asking the source, and one step take, as estimated."""
+        kind = "cuda" if device.startswith("cuda") else "cpu"
+        distil = plugins.create("recipes", "distil", {})
+        theirs, ours = (multiply_adds(graph, 1) for graph in (source, target))
+        layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
+        images, batch = _images(source, distil.images), distil.batch
+        return {
+            "refit": 4 * _images(source, distil.refit_images) * (theirs + ours) / SPEED[kind]
+            + 0.1 * len(target.kernels()),
+            "answer": images * theirs / SPEED[kind] + images / batch * layers[0],
+            "step": 3 * batch * ours / SPEED[kind] + 5 * layers[1],
+        }
+
+
+def _images(graph: LayerGraph, most: int) -> int:
+    """How many of the source's images a pass draws: fewer of large ones."""
+    size = max((node.shape for node in graph.nodes if node.op == "input"), key=len, default=())
+    pixels = 1
+    for length in size[1:]:
+        pixels *= length
+    return max(min(most, 2**27 // max(pixels, 1)), 8)
+
+
+def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:
+    return name, plugins.create("recipes", name, dict(options)), why
+
+
+def _blind(graph: LayerGraph) -> str:
+    """Why a network cannot be shown images; empty if it can."""
+    inputs = [node for node in graph.nodes if node.op == "input"]
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        return "one of the networks does not take one image"
+    return ""
+
+
+def _unteachable(source: LayerGraph, target: LayerGraph) -> str:
+    """Why the target cannot be taught the source's answers; empty if it can."""
+    if len(source.heads()) != 1:
+        return f"the source has {len(source.heads())} heads"
+    output = next((node.shape for node in reversed(source.nodes) if node.op == "output"), ())
+    if output and len(output) != 2:
+        return "the source does not answer with a score per class"
+    heads = target.heads()
+    if len(heads) != 1 or heads[0].kind not in ("linear", "conv2d") or heads[0].transposed:
+        return "the target has no single linear head"
+    return ""
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
