@@ -190,6 +190,7 @@ class Plan:
                     "moves": moves,
                     "kept": kept,
                     "warnings": tuple(content["warnings"]),
+                    "chosen": content["chosen"],
                     "passes": tuple(PlannedPass(**{**each, "keys": tuple(each["keys"])}) for each in content["passes"]),
                 }
             )

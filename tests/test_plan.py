@@ -7,7 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netgraft.errors import PlanError
-from netgraft.plan import EXACT, FATES, INTERPOLATED, KEPT, SET, STACKED, Kept, Move, Pair, Pairing, Plan, Step, numel
+from netgraft.plan import (
+    EXACT,
+    FATES,
+    INTERPOLATED,
+    KEPT,
+    STACKED,
+    Kept,
+    Move,
+    Pair,
+    Pairing,
+    Plan,
+    PlannedPass,
+    Step,
+    numel,
+)
 
 KEYS = ["conv.weight", "conv.bias", "fc.weight"]
 
@@ -91,8 +105,26 @@ def test_coverage_counts_elements_of_the_target():
         ],
         [kept("e", (10,)), kept("f", (0, 3))],
     )
-    assert made.coverage() == {EXACT: 7, INTERPOLATED: 25, STACKED: 8, SET: 0, KEPT: 10}
+    counts = dict.fromkeys(FATES, 0) | {EXACT: 7, INTERPOLATED: 25, STACKED: 8, KEPT: 10}
+    assert made.coverage() == counts
     assert tuple(plan().coverage()) == FATES
+
+
+def test_the_last_pass_with_a_fate_decides():
+    first = PlannedPass("refit", {"images": 8}, "refitted", ("a", "b"))
+    last = PlannedPass("distil", {}, "distilled", ("b", "c"))
+    silent = PlannedPass("rescale", {}, "", ("a", "b", "c", "d"))
+    moves, keeps = [moved("a"), moved("b", "cyclic")], [kept("c"), kept("d", (5,))]
+    made = plan(moves, keeps, passes=(first, last, silent))
+    assert made.fates == {"a": "refitted", "b": "distilled", "c": "distilled", "d": KEPT}
+    assert {fate: count for fate, count in made.coverage().items() if count} == {
+        "refitted": 6,
+        "distilled": 10,
+        KEPT: 5,
+    }
+    assert plan(moves, keeps, passes=(last, first)).fates["b"] == "refitted"
+    text = json.dumps(made.to_json())
+    assert Plan.from_json(text) == made
 
 
 def test_numel():
@@ -138,7 +170,7 @@ def test_json_and_back(made):
     assert json.dumps(Plan.from_json(text).to_json()) == text
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
 def test_another_version_is_refused(version):
     with pytest.raises(PlanError, match="version"):
         Plan.from_json({**plan().to_json(), "version": version})

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from netgraft import receipt as receipts
 from netgraft import transfer as job
 from netgraft.checkpoint import read_provenance
+from netgraft.cost import multiply_adds
 from netgraft.errors import CheckFailed
 from netgraft.parity import Party
 from netgraft.plan import Kept, Move, Step
-from netgraft.cost import multiply_adds
 from netgraft.receipt import derived_share, make_receipt
 from netgraft.transfer import Side, literal, make_plan, transfer
 
@@ -435,7 +435,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
         for bound in ("0", "1e12"):
             receipt.DOUBLE_BELOW = float(bound)
             out = Path(sys.argv[2]) / f"{threads}-{bound}.safetensors"
-            transfer(Side(net, "source"), Side(net, "target"), out, options={"matcher": "shuffled-chain"})
+            transfer(Side(net, "source"), Side(net, "target"), out, recipe="hmt", options={"matcher": "shuffled-chain"})
             assert torch.get_num_threads() == threads
     """
     for threads in ("1", "4"):

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    "netgraft transfer netgraft:resnet20-glyphs examples/my_arch.py -o init.safetensors",
+    "netgraft transfer netgraft:resnet20-glyphs examples/my_arch.py --budget 1 -o init.safetensors",
     "netgraft transfer netgraft:vgg11-glyphs examples/my_arch.py --recipe refit --images strokes -o init.safetensors",
     "netgraft transfer resnet18 examples/my_arch.py --recipe hmt --source-weights r18.safetensors -o init.safetensors",
 )
@@ -238,6 +238,9 @@ def show(
     from netgraft.report.receipt import recorded_receipt
 
     provenance = read_provenance(file)
+    if "plan" not in provenance and "finetune" in provenance:
+        write_json(provenance) if format is Format.JSON else write_lines(ledger.training_lines(provenance))
+        return
     plan = ledger.recorded_plan(provenance, file)
     receipt = recorded_receipt(provenance, file)
     passes = list(ledger.pass_lines(provenance))

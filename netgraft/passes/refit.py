@@ -13,10 +13,13 @@ from netgraft.plan import REFITTED, Pairing, numel
 from netgraft.refit.channels import OutputChannels
 from netgraft.refit.pairing import follow
 from netgraft.refit.walk import MOST_ROWS, refit
-from netgraft.trace.replay import Replay
+from netgraft.trace.replay import Replay, check_replay
 
 LARGEST = 2**25
 """Most numbers that the largest activation of either network may hold over all images."""
+
+CHECKED = 4
+"""Images on which running a network node by node is compared with running it as a whole."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Refit:
         count = self._count(stage)
         drawn = stage.images(count, seed=0)
         stage.progress(f"refitting {stage.target.model.name} on {count} images")
+        shown = [stage.shown(drawn, network) for network in (stage.source, stage.target)]
         with torch.no_grad():
-            source = Replay(stage.source.module, stage.shown(drawn, stage.source))
-            target = Replay(stage.target.module, stage.shown(drawn, stage.target))
+            for network, images in zip((stage.source, stage.target), shown, strict=True):
+                check_replay(Replay(network.module, images[:CHECKED]))
+            source, target = Replay(stage.source.module, shown[0]), Replay(stage.target.module, shown[1])
         pairs = [
             (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
         ]

@@ -32,7 +32,7 @@ class Auto:
     Growth applies where the target contains the source. What was taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
     """
 
-    budget: float = field(default=1.0, metadata={"help": "minutes that a transfer may take, as estimated"})
+    budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
     generator: str = field(
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
@@ -88,9 +88,9 @@ class Auto:
     ) -> tuple[Pairing, list[Move], list[Kept]]:
         """As the recipe that is chosen on a CPU."""
         _, recipe, _ = self.choose(source, target, "cpu")
-        if getattr(recipe, "reads_weights", False):
-            return recipe.plan(source, target, norms)
-        return recipe.plan(source, target)
+        arguments = (source, target, norms) if getattr(recipe, "reads_weights", False) else (source, target)
+        planned: tuple[Pairing, list[Move], list[Kept]] = recipe.plan(*arguments)
+        return planned
 
     def _grows(self, source: LayerGraph, target: LayerGraph) -> bool:
         grow = plugins.create("recipes", "grow", {"head": self.head})

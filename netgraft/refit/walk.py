@@ -114,7 +114,7 @@ class _Walk:
         if reason or theirs is None or ours is None:
             self.left[target] = reason
             return None
-        there_layout = self._layout(self.source, self._value_of(theirs), there)
+        there_layout = self._layout(self.source, self._value_of(theirs, ours), there)
         here_layout = self._layout(self.target, ours.add or here.name, here)
         if not comparable(there_layout, here_layout):
             self.left[target] = f"its positions have no counterpart in {source}'s"
@@ -127,9 +127,16 @@ class _Walk:
         rows = sample(there_layout, here_layout, self.most_rows, self.generator)
         return Job(here, there, ours, here_layout, rows, mapped, index[mapped])
 
-    def _value_of(self, ending: Ending) -> str:
-        """The node of the source to compare with: a branch's end is the sum, a shortcut's projection itself."""
-        return ending.node if ending.main else (ending.norm or ending.layer)
+    def _value_of(self, theirs: Ending, ours: Ending) -> str:
+        """The node of the source to compare with: a branch's end is the sum, a shortcut's projection itself.
+
+        Where the source's norm stands behind an activation, a layer with an activation follows what comes before both.
+        """
+        if theirs.add is not None and theirs.main:
+            return theirs.node
+        if theirs.late and (ours.late or ours.activated) and ours.add is None:
+            return theirs.layer
+        return theirs.norm or theirs.layer
 
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
@@ -138,11 +145,13 @@ class _Walk:
     def _watch_source(self, jobs: Sequence[Job]) -> None:
         by_node: dict[fx.Node, list[Job]] = {}
         for job in jobs:
-            by_node.setdefault(self.source.ends[self._value_of(self.endings[0][job.there.name])], []).append(job)
+            followed = self._value_of(self.endings[0][job.there.name], job.ending)
+            by_node.setdefault(self.source.ends[followed], []).append(job)
 
         def take(asking: list[Job], value: Tensor) -> None:
             for job in asking:
-                layout = self._layout(self.source, self._value_of(self.endings[0][job.there.name]), job.there)
+                followed = self._value_of(self.endings[0][job.there.name], job.ending)
+                layout = self._layout(self.source, followed, job.there)
                 rows, theirs = job.rows.to(value.device), job.theirs.to(value.device)
                 job.wanted = rows_from(value, layout, job.layout, rows, theirs)
                 if self.endings[0][job.there.name].activated and not job.ending.activated and not self._rectified(job):

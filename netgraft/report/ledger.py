@@ -73,6 +73,21 @@ def origin_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {safe(note)}" for note in origin.get("notes", ()))
 
 
+def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """What is known of a fine-tuned checkpoint: settings, data, where it began, what it reached."""
+    yield f"fine-tuned by netgraft {safe(str(provenance.get('version')))}"
+    training = provenance["finetune"]
+    for name, value in sorted(training.items()) if isinstance(training, Mapping) else ():
+        if value not in (None, [], {}):
+            yield safe(f"  {name}: {_facts(value)}")
+
+
+def _facts(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_facts(each)}" for name, each in value.items() if each not in (None, [], {}))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def notes(provenance: Mapping[str, Any]) -> Iterator[str]:
     """What was remarkable about the weights that were read: an average taken, keys converted."""
     for title in ("source", "kept"):
@@ -94,7 +109,9 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 def _options(plan: Plan) -> str:
     """The options that say something: switched off and absent ones do not."""
-    return "".join(f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), []))
+    return "".join(
+        f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])
+    )
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:

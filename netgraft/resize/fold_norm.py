@@ -32,6 +32,8 @@ class FoldNorm:
             if key not in source or source[key].shape != weight.shape[:1]:
                 raise PlanError(f"fold-norm: the source has no {key} of shape {tuple(weight.shape[:1])}.")
         values = computable("fold-norm", weight)
+        if self.mean is not None and weight.ndim != 1:
+            raise PlanError(f"fold-norm: a tensor of shape {tuple(weight.shape)} is no bias.")
         scale = (source[self.variance].to(values) + self.eps).rsqrt()
         if self.gamma is not None:
             scale = scale * source[self.gamma].to(values)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from netgraft.errors import PlanError
 from netgraft.index_map import NEW, check, identity, runs
-from netgraft.resize._checks import entries
+from netgraft.resize._checks import computable, entries
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -51,22 +51,23 @@ class Overlay:
         )
         if whole and self.norm == "source":
             return weight
-        result = own.to(weight.dtype).clone()
+        values = computable("overlay", weight) if weight.is_floating_point() else weight  # rounded once, at the end
+        result = own.to(values.dtype, copy=True)
         here, there = _pairs(read, weight.device)
         if columns is None:
-            result[here] = weight[there]
+            result[here] = values[there]
         else:
             across_here, across_there = _pairs(columns, weight.device)
             rows = result[here]
             if self.rest == "zero":
                 rows.zero_()
-            rows[:, across_here] = weight[there][:, across_there]
+            rows[:, across_here] = values[there][:, across_there]
             result[here] = rows
         if self.norm == "own" and weight.is_floating_point():
             length = result[here].norm()
             if length > 0:
-                result[here] *= own[here].to(weight.dtype).norm() / length
-        return result
+                result[here] *= own[here].to(values.dtype).norm() / length
+        return result.to(weight.dtype)
 
 
 def _pairs(read: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

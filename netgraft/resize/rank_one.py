@@ -22,8 +22,8 @@ class RankOne:
     part: Literal["spatial", "channel"] = field(metadata={"help": "spatial: depthwise filters; channel: their mixing"})
 
     def __call__(self, weight: Tensor) -> Tensor:
-        if weight.ndim < 3:
-            raise PlanError(f"rank-one: a tensor of shape {tuple(weight.shape)} has no kernel axes.")
+        if weight.ndim < 3 or not weight.numel():
+            raise PlanError(f"rank-one: a tensor of shape {tuple(weight.shape)} has no kernels.")
         by_input = computable("rank-one", weight).flatten(2).transpose(0, 1)  # [in, out, taps]
         left, sizes, right = torch.linalg.svd(by_input, full_matrices=False)
         sign = torch.where(right[:, 0].sum(1) < 0, -1.0, 1.0).to(by_input)

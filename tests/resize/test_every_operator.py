@@ -34,7 +34,7 @@ OPERATORS = {
         None,
         [
             ({"variance": "var", "gamma": "gamma"}, SHAPE),
-            ({"variance": "var", "mean": "mean", "bias": "bias", "eps": 1e-3}, SHAPE),
+            ({"variance": "var", "eps": 1e-3}, SHAPE),
         ],
     ),
     "gather": (
@@ -125,6 +125,7 @@ OPERATORS = {
 }
 CHANGES = [(name, options, shape) for name, (_, cases) in OPERATORS.items() for options, shape in cases]
 IDENTITIES = {name: options for name, (options, _) in OPERATORS.items() if options is not None}
+REFUSE_EMPTY = {"fold-norm", "overlay", "rank-one"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL_TYPES = [*FLOATS, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
@@ -133,7 +134,7 @@ def weight(dtype=torch.float32, shape=SHAPE):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).mul(9).to(dtype)
 
 
-def beside(shape):
+def beside_all(shape):
     """What there is to read beside the tensor itself, for a result of this shape: the target's own, and the source."""
     rng = torch.Generator().manual_seed(1)
     source = {name: torch.rand(SHAPE[0], generator=rng) + 0.1 for name in ("mean", "var", "gamma", "bias")}
@@ -144,11 +145,11 @@ def called(name, options, shape=SHAPE):
     """The operator as a function of the tensor alone."""
     operator = plugins.create("resize", name, options)
     reads = getattr(operator, "reads", None)
-    return operator if reads is None else lambda tensor: operator(tensor, beside(shape)[reads])
+    return operator if reads is None else lambda tensor: operator(tensor, beside_all(shape)[reads])
 
 
 def applied(tensor, name, options, shape=SHAPE):
-    return apply_steps(tensor, [Step(name, options)], **beside(shape))
+    return apply_steps(tensor, [Step(name, options)], **beside_all(shape))
 
 
 def bits(tensor):
@@ -210,13 +211,29 @@ def test_a_scalar_is_a_deliberate_error(name):
         called(name, options)(torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", sorted(set(OPERATORS) - REFUSE_EMPTY))
 def test_an_empty_tensor_keeps_its_other_axes(name):
     _, [(options, shape), *_] = OPERATORS[name]
     operator = called(name, options, shape)
     empty = weight(shape=(0, *SHAPE[1:]) if name != "cyclic" else (*SHAPE[:3], 0))
     wanted = (0, *shape[1:]) if name != "cyclic" else (*shape[:3], 0)
     assert tuple(operator(empty).shape) == wanted
+
+
+@pytest.mark.parametrize("name", sorted(REFUSE_EMPTY))
+def test_an_empty_tensor_is_a_deliberate_error_where_its_rows_are_wanted(name):
+    _, [(options, shape), *_] = OPERATORS[name]
+    with pytest.raises(PlanError, match=name):
+        called(name, options, shape)(weight(shape=(0, *SHAPE[1:])))
+
+
+@pytest.mark.parametrize(("name", "beside"), [("overlay", "own"), ("fold-norm", "source")])
+def test_without_what_it_reads_an_operator_refuses(name, beside):
+    _, [(options, shape), *_] = OPERATORS[name]
+    with pytest.raises(PlanError, match=f"{name}: there is nothing to read"):
+        apply_steps(weight(), [Step(name, options)])
+    with pytest.raises(PlanError, match=f"{name}: there is nothing to read"):
+        apply_steps(weight(), [Step(name, options)], **{k: v for k, v in beside_all(shape).items() if k != beside})
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), CHANGES)
@@ -337,6 +354,7 @@ def test_impossible_options_are_refused(name, options):
         ("head-dim", {"dim": 1, "heads": 2, "size_from": 2, "size_to": 4}),
         ("inflate", {"size": 2, "dim": 5}),
         ("labels", {"index": [[4, 1]]}),
+        ("fold-norm", {"variance": "var", "mean": "mean"}),
         ("overlay", {"rows": [[0, 5]]}),
         ("overlay", {"rows": [[0, 4]], "columns": [[2, 5]]}),
         ("pad", {"dim": 1, "size": 5}),
