@@ -16,6 +16,7 @@ from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.graph import Layer, LayerGraph
 from netgraft.index_map import NEW
 from netgraft.passes import Stage
+from netgraft.passes.recalibrate import loose_statistics
 from netgraft.plan import DISTILLED, Pairing, numel
 from netgraft.refit.channels import OutputChannels
 from netgraft.statistics import recalibrating
@@ -62,6 +63,7 @@ class Distil:
                 trained = not slot.buffer or (layer.kind == "batch_norm" and role != "weight")
                 if trained and layer.name not in spared:
                     keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+        keys.update(dict.fromkeys(loose_statistics(target)))
         for layer in target.heads():  # tied to something else, it changes with that
             for slot in layer.tensors.values():
                 if self.head != "keep":
@@ -99,7 +101,8 @@ class Distil:
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(parameters, lr=self.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, self.steps + 1, pct_start=0.1)
+        warm = max(0.1, 2 / (self.steps + 1))  # at least one step
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, self.steps + 1, pct_start=warm)
         generator = torch.Generator().manual_seed(stage.seed)
         norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         for norm in norms:

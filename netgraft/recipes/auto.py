@@ -29,7 +29,8 @@ Choice = tuple[str, Any, str]
 class Auto:
     """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
 
-    Growth applies where the target contains the source. What was taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
+    Growth applies where the target contains the source. What was taken, and why, stands in the ledger. Costs are
+    estimated from the two architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})

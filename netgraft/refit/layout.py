@@ -112,8 +112,12 @@ def rows_from(value: Tensor, theirs: Layout, ours: Layout, rows: Tensor, channel
     return result
 
 
-def channel_axis(shape: tuple[int, ...], channels: int, kernel: str) -> int:
-    """The axis of the channels in the value at the end of a layer's branch."""
+def channel_axis(shape: tuple[int, ...], channels: int, kernel: str, *, permuted: bool = False) -> int:
+    """The axis of the channels in the value at the end of a layer's branch.
+
+    ``permuted``: feature maps are permuted on the way, which decides where channels are as many as columns.
+    """
     if kernel.startswith("conv"):
         return 1
-    return 1 if len(shape) == 4 and shape[1] == channels != shape[-1] else len(shape) - 1
+    front = len(shape) == 4 and shape[1] == channels
+    return 1 if front and (permuted or shape[-1] != channels) else len(shape) - 1

@@ -140,7 +140,8 @@ class _Walk:
 
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
-        return layout_of(shape, channel_axis(shape, layer.out_channels, layer.kind), self.batch)
+        axis = channel_axis(shape, layer.out_channels, layer.kind, permuted=_permuted(replay.graph, layer.name, id))
+        return layout_of(shape, axis, self.batch)
 
     def _watch_source(self, jobs: Sequence[Job]) -> None:
         by_node: dict[fx.Node, list[Job]] = {}
@@ -370,6 +371,16 @@ class _Walk:
         if tuple(sent.shape) != job.layout.shape:
             return None
         return sent.movedim(job.layout.axis, -1)[..., 0].reshape(-1)[rows]
+
+
+def _permuted(graph: LayerGraph, start: str, end: str) -> bool:
+    """Whether a feature map changes the order of its axes between two nodes."""
+    current = start
+    while current != end and len(readers := graph.readers[current]) == 1:
+        node = graph.by_id[current := readers[0]]
+        if node.op in ("permute", "transpose") and len(node.shape) == 4:
+            return True
+    return False
 
 
 def _multiplies(node: fx.Node) -> bool:

@@ -143,3 +143,9 @@ def test_samples_are_sorted_and_without_repeats():
 def test_the_axis_of_channels(shape, channels, kind, axis):
     assert channel_axis(shape, channels, kind) == axis
     assert Layout(shape, axis, None).channels == channels
+
+
+def test_as_many_channels_as_columns():
+    assert channel_axis((2, 8, 8, 8), 8, "linear") == 3
+    assert channel_axis((2, 8, 8, 8), 8, "linear", permuted=True) == 1
+    assert channel_axis((2, 4, 4, 8), 8, "linear", permuted=True) == 3

@@ -1,0 +1,99 @@
+"""The refit as a pass: what it shows, touches and reports. How it fits is tested in tests/refit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Perceptron, Straight
+from staged import check_pass, grafted, taught
+from stages import network, stage
+from torch import nn
+
+from netgraft import plugins
+from netgraft.errors import TraceError, UsageError
+from netgraft.passes import refit as module
+from netgraft.passes.refit import Refit
+
+SIZE = (3, 16, 16)
+SMALL = {"images": 32, "rows": 2000}
+
+
+def test_it_refits_what_it_names():
+    work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3)), classes=7))
+    report, start, changed = check_pass(Refit(**SMALL), work)
+    assert report["images"] == 32
+    assert [each["layer"] for each in report["layers"]] == ["convs.0", "convs.1"]
+    assert [each["source"] for each in report["layers"]] == ["convs.0", "convs.1"]
+    assert all(0.3 < each["r2"] <= 1 for each in report["layers"])
+    assert report["left"] == {}
+    assert changed == {
+        *(f"convs.{i}.{role}" for i in range(2) for role in ("weight", "bias")),
+        *(f"norms.{i}.{role}" for i in range(2) for role in ("weight", "bias", "running_mean", "running_var")),
+    }
+    assert not any(key.startswith("head") for key in changed)
+    assert set(start) > changed
+
+
+def test_by_the_plan_layers_follow_where_their_weights_came_from():
+    work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 3), (12, 3), (12, 3))), skip=("convs.1",))
+    report, _, changed = check_pass(Refit(**SMALL, pairs="plan"), work)
+    expected = {p.target: p.source for p in work.plan.pairing.pairs if p.target.startswith("convs")}
+    assert {each["layer"]: each["source"] for each in report["layers"]} == expected
+    assert not any(key.startswith("convs.1") for key in changed)
+
+
+def test_other_seeds_other_images():
+    states = []
+    for seed in (0, 1):
+        work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
+        work.seed = seed
+        Refit(**SMALL)(work)
+        states.append(work.target.module.convs[0].weight.clone())
+    assert not torch.equal(*states)
+
+
+def test_fewer_images_where_activations_are_large(monkeypatch):
+    work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
+    monkeypatch.setattr(module, "LARGEST", 16 * 16 * 16 * 10)
+    assert Refit(images=100)(work)["images"] == 10
+
+
+class Restless(Straight):
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_networks_that_cannot_be_replayed_are_refused(side):
+    builds = [Straight, Straight]
+    builds[side] = Restless
+    work = grafted(network(builds[0], SIZE), builds[1], skip=("convs.0",))
+    with pytest.raises(TraceError, match="run again"):
+        Refit(**SMALL)(work)
+
+
+def test_vectors_are_no_images():
+    net = network(Perceptron, (12,))
+    with pytest.raises(UsageError, match="image"):
+        Refit()(stage(net, net))
+
+
+class Volume(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(48, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(F.relu(self.conv(x.flatten(1, 2))).mean(2))
+
+
+def test_nothing_to_refit_is_an_error_that_says_why():
+    work = grafted(taught(Straight, SIZE), Volume)
+    with pytest.raises(UsageError, match="Not a single layer") as error:
+        Refit(**SMALL)(work)
+    assert "conv1d is not refitted" in str(error.value.where)
+
+
+def test_options():
+    assert plugins.create("passes", "refit", {"images": "64", "pairs": "plan"}) == Refit(images=64, pairs="plan")
+    with pytest.raises(UsageError, match="two images"):
+        plugins.create("passes", "refit", {"images": 1})
