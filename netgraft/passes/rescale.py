@@ -77,9 +77,10 @@ def _normed(graph: LayerGraph) -> list[tuple[Layer, Layer]]:
     for name, ending in find_endings(graph).items():
         layer = graph.layers[name]
         norm = graph.layers[ending.norm] if ending.norm is not None else None
-        if norm is not None and norm.calls == 1 and layer.kind.startswith("conv") and _homogeneous(graph, ending):
-            if _own_weight(graph, layer, shared):
-                found.append((layer, norm))
+        if norm is None or norm.calls != 1 or not layer.kind.startswith("conv"):
+            continue
+        if _homogeneous(graph, ending) and _own_weight(graph, layer, shared):
+            found.append((layer, norm))
     return found
 
 
