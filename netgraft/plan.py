@@ -30,6 +30,10 @@ _SPATIAL = frozenset(
 )
 
 
+MAPPED, SKIPPED = "mapped by --map", "skipped by --skip"
+"""How the reasons of what the user said about single layers begin."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A source layer whose weights go to a target layer, and why."""
@@ -49,6 +53,16 @@ class Pairing:
     zeroed: Mapping[str, str] = field(default_factory=dict)  # the ends of these blocks, to be set to zero, and why
     diracs: tuple[str, ...] = ()  # target layers of a plain chain that are to pass their input through
     notes: tuple[str, ...] = ()  # what the two networks do not have in common
+
+    @property
+    def mapped(self) -> dict[str, str]:
+        """The source layer of each target layer that the user mapped."""
+        return {pair.target: pair.source for pair in self.pairs if pair.why.startswith(MAPPED)}
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """Target layers that are to keep their own initialisation because the user says so."""
+        return frozenset(name for name, why in self.unpaired.items() if why.startswith(SKIPPED))
 
 
 @dataclass(frozen=True)

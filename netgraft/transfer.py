@@ -16,7 +16,7 @@ import torch
 
 from netgraft import __version__, plugins
 from netgraft.checkpoint import check_output, write_checkpoint
-from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer
+from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, TraceError
 from netgraft.graft import graft
 from netgraft.graph import LayerGraph
 from netgraft.importance import channel_norms
@@ -194,18 +194,24 @@ def transfer(
     ours, kept_from = own_weights(planned.target, seed, allow_nonfinite=source.allow_nonfinite)
     progress("grafting")
     result = graft(planned.plan, theirs.tensors, ours)
-    parties = (
-        Party(planned.source, planned.source_graph, theirs.tensors),
-        Party(planned.target, planned.target_graph, result),
-    )
-    result, reports = run_passes(
-        planned.plan,
-        *parties,
-        pictures=pictures or Pictures.of(getattr(chosen, "generator", "mix")),
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
+    try:
+        result, reports = run_passes(
+            planned.plan,
+            Party(planned.source, planned.source_graph, theirs.tensors),
+            Party(planned.target, planned.target_graph, result),
+            pictures=pictures or Pictures.of(getattr(planned.recipe, "generator", "mix")),
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    except TraceError as error:  # it shows only when the networks run
+        if not planned.plan.chosen:
+            raise
+        options = {name: getattr(planned.recipe, name) for name in ("head", "maps", "skip")}
+        choice = "graft", plugins.create("recipes", "graft", options), f"only weights can be used: {error.what}"
+        plan = _plan((source, target), graphs, choice, (), theirs.tensors)
+        planned = replace(planned, recipe=choice[1], plan=plan)
+        result, reports = graft(plan, theirs.tensors, ours), []
     if not source.allow_nonfinite:
         check_finite(result, target.reference)
     progress(f"measuring {target.reference}")

@@ -11,7 +11,7 @@ from netgraft.graph import LayerGraph
 from netgraft.matchers._beside import attached
 from netgraft.matchers._wiring import Wiring
 from netgraft.matchers.longest_chain import unlike
-from netgraft.plan import Pair, Pairing
+from netgraft.plan import MAPPED, SKIPPED, Pair, Pairing
 
 Maps = Sequence[tuple[str, str]]
 """(source layer, target layer), as ``--map SOURCE=TARGET`` says it."""
@@ -37,8 +37,8 @@ def override(pairing: Pairing, source: LayerGraph, target: LayerGraph, maps: Map
         if name in skipped:
             where = f"--map {mapped[name]}={name} and --skip {skipped[name]}"
             raise UsageError(f"The layer {name} of the target is both mapped and skipped.", where=where)
-    found = {here: Pair(there, here, f"mapped by --map {there}={here}") for here, there in mapped.items()}
-    left = {name: f"skipped by --skip {glob}" for name, glob in skipped.items()}
+    found = {here: Pair(there, here, f"{MAPPED} {there}={here}") for here, there in mapped.items()}
+    left = {name: f"{SKIPPED} {glob}" for name, glob in skipped.items()}
     theirs, ours = Wiring(source), Wiring(target)
     for name in (*mapped, *skipped):
         if not target.layers[name].is_kernel:

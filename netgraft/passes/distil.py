@@ -55,12 +55,14 @@ class Distil:
             raise ValueError("batch must be 2 or more: one image has no variance")
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
-        """Everything that the forward pass uses, but for the head, unless that is kept."""
+        """Everything that the forward pass uses, but for the head, unless that is kept, and what the user skips."""
         spared = set() if self.head == "keep" else {layer.name for layer in target.heads()}
         keys: dict[str, None] = {}
         for layer in target.layers.values():
-            for role, slot in layer.tensors.items():
-                trained = not slot.buffer or (layer.kind == "batch_norm" and role != "weight")
+            for slot in layer.tensors.values():
+                trained = not (slot.buffer or layer.name in pairing.skipped) or (
+                    layer.kind == "batch_norm" and slot.buffer
+                )
                 if trained and layer.name not in spared:
                     keys.update(dict.fromkeys((slot.key, *slot.aliases)))
         keys.update(dict.fromkeys(loose_statistics(target)))
@@ -97,7 +99,10 @@ class Distil:
         }
 
     def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> list[float]:
-        parameters = [p for p in net.parameters() if p.is_floating_point()]
+        skipped = {
+            slot.key for name in stage.plan.pairing.skipped for slot in stage.target.graph.layers[name].tensors.values()
+        }
+        parameters = [p for key, p in net.named_parameters() if p.is_floating_point() and key not in skipped]
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(parameters, lr=self.lr)

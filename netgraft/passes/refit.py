@@ -88,12 +88,15 @@ class Refit:
         }
 
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
+        """(source layer, target layer); what the user mapped or skipped counts first."""
         if self.pairs == "stages":
-            return follow(source, target)
-        heads = {layer.name for layer in target.heads()}
-        return [
-            (p.source, p.target) for p in pairing.pairs if target.layers[p.target].is_kernel and p.target not in heads
-        ]
+            chosen = {here: there for there, here in follow(source, target)}
+        else:
+            heads = {layer.name for layer in target.heads()}
+            chosen = {p.target: p.source for p in pairing.pairs if p.target not in heads}
+        chosen |= pairing.mapped
+        kernels = (layer.name for layer in target.kernels())
+        return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]
 
     def _count(self, stage: Stage) -> int:
         """As many images as asked for, or as fit into memory."""

@@ -1,0 +1,125 @@
+"""The default recipe, end to end: what it takes, why, and what the ledger says of it."""
+
+import json
+
+import pytest
+import torch
+from command_line import run
+from safetensors.torch import load_file
+
+from netgraft.checkpoint import read_provenance
+from netgraft.plan import Plan
+from netgraft.transfer import Side, transfer
+
+SOURCE = Side("netgraft:resnet20-glyphs", "source")
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    input_size = (1, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.two = nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False)
+        self.norm_two = nn.BatchNorm2d(12)
+        {more}
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.norm(self.one(x)).relu()
+        x = self.norm_two(self.two(x)).relu()
+        {then}
+        return self.head(x.mean((2, 3)))
+"""
+
+
+def write(folder, more="pass", then="pass"):
+    (folder / "net.py").write_text(NET.format(more=more, then=then))
+    return Side("./net.py", "target")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_distils_within_the_budget(folder):
+    target = write(folder)
+    file = folder / "init.safetensors"
+    planned = transfer(SOURCE, target, file, options={"budget": 0.2}, receipt=False)
+    assert planned.plan.recipe == "distil"
+    assert planned.plan.options["steps"] in (100, 300, 600)
+    assert "estimated" in planned.plan.chosen
+    told = read_provenance(file)
+    plan = Plan.from_json(told["plan"])
+    assert {plan.fates[key] for key in ("one.weight", "norm.running_mean", "two.weight")} == {"distilled"}
+    assert {plan.fates[key] for key in ("head.weight", "head.bias")} == {"kept"}
+    assert [report["name"] for report in told["passes"]] == ["refit", "distil", "rescale"]
+    again = folder / "again.safetensors"
+    transfer(SOURCE, target, again, options={"budget": 0.2}, receipt=False)
+    assert file.read_bytes() == again.read_bytes()
+    torch.manual_seed(0)
+    shown = run("show", "init.safetensors")
+    assert shown.exit_code == 0
+    assert "agrees with the source on" in shown.stdout
+    checked = json.loads(run("verify", "init.safetensors", "--target", "./net.py", "--format", "json").stdout)
+    assert checked["passed"]
+
+
+def test_less_time_means_less(folder):
+    target = write(folder)
+    for budget, recipe in ((0.05, "refit"), (0.0001, "graft")):
+        planned = transfer(
+            SOURCE, target, folder / "init.safetensors", options={"budget": budget}, force=True, receipt=False
+        )
+        assert planned.plan.recipe == recipe
+        assert "--budget" in planned.plan.chosen
+
+
+def test_one_architecture_is_copied(folder):
+    planned = transfer(SOURCE, Side("netgraft:resnet20-glyphs", "target"), folder / "init.safetensors", receipt=False)
+    assert (planned.plan.recipe, planned.plan.passes) == ("graft", ())
+    assert "copied" in planned.plan.chosen
+
+
+def test_a_network_that_cannot_be_stopped_between_operations(folder):
+    """Its answer changes from call to call: no refit can be trusted, weights can."""
+    target = write(folder, then="x = x + 0.1 * torch.rand(12, 8, 8)")
+    file = folder / "init.safetensors"
+    planned = transfer(SOURCE, target, file, options={"budget": 0.2}, receipt=False)
+    assert planned.plan.recipe == "graft"
+    assert "only weights can be used" in planned.plan.chosen
+    assert load_file(file)["one.weight"].isfinite().all()
+
+
+def test_images_of_the_users_own_and_single_layers(folder):
+    from PIL import Image
+
+    write(folder)
+    images = folder / "images"
+    images.mkdir()
+    rng = torch.Generator().manual_seed(0)
+    for i in range(12):
+        pixels = (torch.rand(20, 20, generator=rng) * 255).to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    result = run(
+        *("transfer", "netgraft:resnet20-glyphs", "./net.py", "--recipe", "refit", "--images", "images"),
+        *("--skip", "two", "--set", "refit_images=12", "-o", "init.safetensors", "--no-receipt"),
+    )
+    assert result.exit_code == 0, result.stderr
+    plan = Plan.from_json(read_provenance(folder / "init.safetensors")["plan"])
+    assert plan.options["generator"] == "images"
+    assert plan.fates["two.weight"] == "kept"
+    assert plan.fates["one.weight"] == "refitted"
+
+
+def test_an_option_that_the_recipe_lacks(folder):
+    write(folder)
+    result = run("plan", "netgraft:resnet20-glyphs", "./net.py", "--recipe", "hmt", "--images", "strokes")
+    assert result.exit_code == 2
+    assert "has no option --images" in result.stderr
+    assert "--recipe auto" in result.stderr
