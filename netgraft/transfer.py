@@ -18,7 +18,7 @@ from netgraft import __version__, plugins
 from netgraft.checkpoint import check_output, write_checkpoint
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, TraceError
 from netgraft.graft import graft
-from netgraft.graph import LayerGraph
+from netgraft.graph import LayerGraph, to_jsonable
 from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
@@ -144,7 +144,7 @@ def _plan(
         source_fingerprint=source_graph.fingerprint(),
         target_fingerprint=target_graph.fingerprint(),
         recipe=recipe,
-        options={option.name: getattr(chosen, option.name) for option in plugins.options(type(chosen))},
+        options=to_jsonable({option.name: getattr(chosen, option.name) for option in plugins.options(type(chosen))}),
         pairing=pairing,
         moves=tuple(moves),
         kept=tuple(kept),

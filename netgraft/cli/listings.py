@@ -95,7 +95,7 @@ def passes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this pass's options.")] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """List the passes: what can be done to grafted weights by running the networks (--pass)."""
+    """List the passes: what may follow a recipe (--pass)."""
     _listing("passes", name, format)
 
 
@@ -106,7 +106,7 @@ def generators(
     ] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
-    """List the generators of synthetic images (--images).
+    """List the generators of images (--images).
 
     With NAME: what that generator draws.
     """
