@@ -15,6 +15,7 @@ from netgraft.groups import find_groups
 from netgraft.index_map import NEW
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
@@ -96,7 +97,9 @@ class _Planner:
         moves: dict[str, Move] = {}  # a tied tensor stands in several layers: its first move decides
         reasons: dict[str, str] = dict(self.pairing.unpaired)
         for pair, there, here in self.pairs:
-            if here.name in heads and (reason := self._head_stays(there, here, there.name in source_heads)):
+            if here.name in heads and (
+                reason := head_stays(self.options.head, there, here, from_head=there.name in source_heads)
+            ):
                 reasons[here.name] = reason
                 continue
             for role, slot in here.tensors.items():
@@ -208,16 +211,6 @@ class _Planner:
         if ending.late or there.transposed or _split(there, here):  # an activation between, or outputs not on axis 0
             return None
         return ending.norm
-
-    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.options.head == "always":
-            return ""
-        if self.options.head == "never":
-            return "the head keeps its own initialisation (head=never)"
-        if not from_head or there.out_channels != here.out_channels:
-            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
-            return f"the head keeps its own initialisation: {sizes} (--head moves it anyway)"
-        return ""
 
 
 def _split(there: Layer, here: Layer) -> bool:

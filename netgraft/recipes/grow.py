@@ -15,6 +15,7 @@ from netgraft.groups import find_groups
 from netgraft.groups.axes import Axis, Var, normal
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.spine import query_rows
@@ -304,14 +305,9 @@ class _Planner:
                     yield from moves_to(ours, theirs.key, theirs.shape, (), "same place outside any layer")
 
     def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.options.head == "always" or (self.options.labels is not None and from_head):
+        if self.options.labels is not None and from_head:
             return ""
-        if self.options.head == "never":
-            return "the head keeps its own initialisation (head=never)"
-        if not from_head or there.out_channels != here.out_channels:
-            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
-            return f"the head keeps its own initialisation: {sizes} (--head moves it anyway)"
-        return ""
+        return head_stays(self.options.head, there, here, from_head=from_head)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
