@@ -99,7 +99,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         if settings.pairs == "stages":
             pairs = pairing.last_of_stages(pairs)
         pairing.check_some(pairs, source.name, model.name)
-        net.last = "" if settings.compile_source else _last(net, pairs, images)  # leaving early breaks a compiled graph
+        net.last = "" if net.compiled else _last(net, pairs, images)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
     if settings.bn == "sync":

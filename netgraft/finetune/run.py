@@ -31,6 +31,7 @@ class SourceNet:
     adapt: Callable[[Tensor], Tensor]  # channels, normalisation and size
     cache: FeatureCache | None = None
     last: str = ""  # the paired layer that runs last: a pass without logits may stop there; empty: it may not
+    compiled: bool = False
 
 
 @dataclass
@@ -58,7 +59,8 @@ class LiveRun:
 
     def __post_init__(self) -> None:
         self._target_taps = Taps(self.target_module, [pair.target for pair in self.pairs])
-        self._source_taps = Taps(self.net.module, [pair.source for pair in self.pairs]) if self.net else None
+        net, layers = self.net, [pair.source for pair in self.pairs]
+        self._source_taps = Taps(net.module, layers, compiled=net.compiled) if net else None
         self._current: Batch | None = None
         self._owned = False
         self._seen: dict[int, tuple[Batch, Seen]] = {}  # the batch too: no other can have its id meanwhile

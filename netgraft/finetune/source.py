@@ -49,14 +49,12 @@ def build_source(
     module.to(device).eval().requires_grad_(False)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
-    if settings.compile_source:
-        module.compile()
     theirs = normalisation_of(source.reference) or ours
     wanted = source.input_size if settings.source_input_size else None
     channels = source.input_size[0] if source.input_size else size[0]
     adapt = _adapter(size[0], channels, ours, theirs, wanted, device)
     record = {"name": source.name, "sha256": weights.origin.sha256, "description": weights.origin.description}
-    return SourceNet(module, adapt), record
+    return SourceNet(module, adapt, compiled=settings.compile_source), record
 
 
 def _adapter(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from netgraft.errors import ForwardError, UnknownName
 from netgraft.finetune.protocol import Seen
@@ -20,12 +21,18 @@ class _Enough(Exception):
 class Taps:
     """A network whose layers' outputs are kept while it runs.
 
-    ``layers`` are module paths; "(model)" is the whole network. Raises UnknownName for one that does not exist.
+    ``layers`` are module paths; "(model)" is the whole network. Raises UnknownName for one that does not exist. With
+    ``compiled`` the network is compiled (torch.compile), and always runs to its end.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str] = ()) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[str] = (), *, compiled: bool = False) -> None:
         self.module = module
         self.layers = {name: submodule(module, name) for name in dict.fromkeys(layers)}
+        self._kept: dict[str, Tensor] | None = None
+        if compiled:  # what is compiled runs the hooks that it had then, and no others
+            self._kept = {}
+            self._hook(self._kept, None)
+            module.compile()
 
     def __call__(self, call: Callable[[], Any], *, last: str | None = None) -> Seen:
         """Run ``call``, which runs the network once; with ``last``, only until this layer has run.
@@ -33,33 +40,40 @@ class Taps:
         A layer that runs several times in a pass counts the first time. Outputs come in float32.
         """
         found: dict[str, Tensor] = {}
-        with self._watch(found, last):
+        if self._kept is not None:
+            self._kept.clear()
+            last = None
+        with self._watch(found, last) if self._kept is None else nullcontext():
             try:
                 logits = first_tensor(call()).float()
             except _Enough:
                 one = next(iter(found.values()))
                 logits = one.new_zeros((len(one), 0))
+        found |= self._kept or {}
         if missing := [name for name in self.layers if name not in found and last is None]:
             raise ForwardError("A paired layer did not run.", where=", ".join(missing), hint="Leave it out of --pairs.")
         return Seen(logits, found)
 
     @contextmanager
     def _watch(self, found: dict[str, Tensor], last: str | None) -> Iterator[None]:
+        handles = self._hook(found, last)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, found: dict[str, Tensor], last: str | None) -> list[RemovableHandle]:
         def keep(name: str, output: Any) -> None:
             if name not in found:
                 found[name] = first_tensor(output).float()
                 if name == last:
                     raise _Enough
 
-        handles = [
+        return [
             layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
             for name, layer in self.layers.items()
         ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def submodule(module: nn.Module, name: str) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from netgraft.checkpoint import file_sha256, read_provenance
 from netgraft.errors import OutputError, UnknownName, UsageError
 from netgraft.finetune.engine import Diverged
+from netgraft.finetune.prepare import prepare
 from netgraft.finetune.protocol import Need, Part, Update
 from netgraft.finetune.terms import l2_penalty, squared_distance
 
@@ -436,3 +437,39 @@ def test_needs_are_all_named(folder):
     for words in ("--init FILE", "--source REF", "--source-data NAME", "--unlabelled NAME"):
         assert words in caught.value.hint
     check_needs(replace(with_source(folder)), method)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_source_gives_the_same(folder, monkeypatch, backend):
+    """``--compile-source``: Dynamo sees the hooks, and the source's features and logits stay what they were."""
+    compiled = []
+
+    def compile(module):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    torch._dynamo.reset()
+    runs = [prepare(with_source(folder, method="at", compile_source=wanted)).run for wanted in (False, True)]
+    assert compiled == [runs[1].source_module]
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    for logits in (True, False, True):  # twice the same, whatever was kept from the pass before
+        plain, fast = (run.source(images, logits=logits) for run in runs)
+        assert fast.logits.shape[1] == 10  # it cannot stop early
+        assert fast.at.keys() == plain.at.keys() != set()
+        torch.testing.assert_close([*fast.at.values()], [*plain.at.values()], rtol=1e-5, atol=1e-5)
+        if logits:
+            torch.testing.assert_close(fast.logits, plain.logits, rtol=1e-5, atol=1e-5)
+        images = images * 1.5
+
+
+def test_tensorboard_shows_the_metrics(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result, _ = train(settings(folder, tensorboard=True))
+    events = EventAccumulator(str(result.folder / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    shown = [event.value for event in events.Scalars("eval/top1")]
+    assert len(shown) == len(lines) == 2
+    assert shown == pytest.approx([line["eval_top1"] for line in lines])
