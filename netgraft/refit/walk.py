@@ -7,39 +7,23 @@ target's forward pass runs once, and stops before each layer: by then everything
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from netgraft.endings import Ending, find_endings
-from netgraft.graph import Layer, LayerGraph
-from netgraft.index_map import NEW
+from netgraft.graph import Layer
 from netgraft.refit.channels import OutputChannels
-from netgraft.refit.layout import Layout, channel_axis, comparable, layout_of, rows_from, rows_of, sample
+from netgraft.refit.jobs import Job, Jobs
+from netgraft.refit.layout import rows_of
 from netgraft.refit.regression import Fit, best_filters, fit, patches, rank_one, with_spread
+from netgraft.refit.trail import needed_for, own_rows
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
 DENSE_FOR_DEPTHWISE = 2304
 """Most inputs times taps for which the filters of a depthwise layer are read off a dense solution."""
 LEAST_VARIANCE = 1e-10
-
-
-@dataclass
-class Job:
-    """One target layer, the source layer it follows, and what it is to give."""
-
-    here: Layer
-    there: Layer
-    ending: Ending
-    layout: Layout  # of the value that is compared: the layer's own output, or the sum it is added to
-    rows: Tensor  # sampled positions of that value
-    channels: Tensor  # [m] target channels that follow the source
-    theirs: Tensor  # [m] the source's channels
-    wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
 
 
 @dataclass(frozen=True)
@@ -65,30 +49,24 @@ def refit(
     The norm that follows a refitted layer gets the statistics of its new input, and the source's mean and standard
     deviation as its affine part; without a norm the layer's bias is set.
     """
-    walk = _Walk(source, target, channels, generator, rows)
-    return walk.run(pairs)
+    with torch.no_grad():
+        making = Jobs(source, target, channels, generator, rows)
+        walk = _Walk(target, making.make(pairs))
+        walk.run()
+    return walk.done, making.left | walk.left
 
 
 class _Walk:
-    def __init__(
-        self, source: Replay, target: Replay, channels: OutputChannels, generator: torch.Generator, rows: int
-    ) -> None:
-        self.source, self.target, self.channels = source, target, channels
-        self.generator, self.most_rows = generator, rows
-        self.endings = find_endings(source.graph), find_endings(target.graph)
-        self.batch = source.inputs[0].shape[0]
+    def __init__(self, target: Replay, jobs: Sequence[Job]) -> None:
+        self.target, self.jobs = target, {job.here.name: job for job in jobs}
         self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
         self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
         self.done: list[Refitted] = []
         self.left: dict[str, str] = {}
 
-    @torch.no_grad()
-    def run(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Refitted], dict[str, str]]:
-        jobs = [job for pair in pairs if (job := self._job(*pair)) is not None]
-        self.jobs = {job.here.name: job for job in jobs}
-        self._watch_source(jobs)
+    def run(self) -> None:
         before: dict[fx.Node, list[Job]] = {}
-        for job in jobs:
+        for job in self.jobs.values():
             before.setdefault(self._when(job), []).append(job)
             for node in self._needed(job):
                 self.target.hold(node)
@@ -99,98 +77,20 @@ class _Walk:
                 job.wanted = torch.empty(0)
                 for needed in self._needed(job):
                     self.target.release(needed, node)
-        return self.done, self.left
-
-    # -- what the source says ------------------------------------------------------------------------------------
-
-    def _job(self, source: str, target: str) -> Job | None:
-        there, here = self.source.graph.layers[source], self.target.graph.layers[target]
-        if not here.is_kernel:
-            return None
-        theirs, ours = self.endings[0].get(source), self.endings[1].get(target)
-        reason = _unfit(self.target.graph, here)
-        if theirs is None or ours is None:
-            reason = "used more than once, or not on the way to the output"
-        if reason or theirs is None or ours is None:
-            self.left[target] = reason
-            return None
-        there_layout = self._layout(self.source, self._value_of(theirs, ours), there)
-        here_layout = self._layout(self.target, ours.add or here.name, here)
-        if not comparable(there_layout, here_layout):
-            self.left[target] = f"its positions have no counterpart in {source}'s"
-            return None
-        index = torch.tensor(list(self.channels(there, here)))
-        mapped = (index != NEW).nonzero().flatten()
-        if there_layout.channels != there.out_channels or not len(mapped):
-            self.left[target] = f"its channels do not correspond to {source}'s"
-            return None
-        rows = sample(there_layout, here_layout, self.most_rows, self.generator)
-        return Job(here, there, ours, here_layout, rows, mapped, index[mapped])
-
-    def _value_of(self, theirs: Ending, ours: Ending) -> str:
-        """The node of the source to compare with: a branch's end is the sum, a shortcut's projection itself.
-
-        Where the source's norm stands behind an activation, a layer with an activation follows what comes before both.
-        """
-        if theirs.add is not None and theirs.main:
-            return theirs.node
-        if theirs.late and (ours.late or ours.activated) and ours.add is None:
-            return theirs.layer
-        return theirs.norm or theirs.layer
-
-    def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
-        shape = tuple(replay.ends[id].meta["shape"])
-        axis = channel_axis(shape, layer.out_channels, layer.kind, permuted=_permuted(replay.graph, layer.name, id))
-        return layout_of(shape, axis, self.batch)
-
-    def _watch_source(self, jobs: Sequence[Job]) -> None:
-        by_node: dict[fx.Node, list[Job]] = {}
-        for job in jobs:
-            followed = self._value_of(self.endings[0][job.there.name], job.ending)
-            by_node.setdefault(self.source.ends[followed], []).append(job)
-
-        def take(asking: list[Job], value: Tensor) -> None:
-            for job in asking:
-                followed = self._value_of(self.endings[0][job.there.name], job.ending)
-                layout = self._layout(self.source, followed, job.there)
-                rows, theirs = job.rows.to(value.device), job.theirs.to(value.device)
-                job.wanted = rows_from(value, layout, job.layout, rows, theirs)
-                if self.endings[0][job.there.name].activated and not job.ending.activated and not self._rectified(job):
-                    job.wanted = job.wanted.relu()  # what the source's next layer reads
-                if job.ending.norm is None:  # nothing else gives the activations of a net without norms a unit scale
-                    job.wanted = job.wanted / job.wanted.std().clamp(min=1e-6)
-
-        self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
-
-    def _rectified(self, job: Job) -> bool:
-        """Whether the layer's own activation follows before its norm: it is to give what comes before the source's."""
-        return job.ending.late and not self._ends_block(job)
 
     # -- when a layer is fitted, and what must still be there by then -------------------------------------------------
 
     def _when(self, job: Job) -> fx.Node:
         """Before the layer runs; for the end of a residual branch before the addition, when the shortcut is known."""
-        add = job.ending.add if self._ends_block(job) else None
+        add = job.ending.add if job.ends_block else None
         return self.target.starts[job.here.name] if add is None else self.target.ends[add]
-
-    def _ends_block(self, job: Job) -> bool:
-        """The branch, rather than a shortcut's projection: that is fitted by itself, and first."""
-        return job.ending.add is not None and job.ending.main
 
     def _input(self, job: Job) -> fx.Node:
         start = self.target.starts[job.here.name]
         return next(node for node in start.all_input_nodes if not node.meta.get("params"))
 
     def _needed(self, job: Job) -> list[fx.Node]:
-        if not self._ends_block(job):
-            return []
-        start, end = self.target.starts[job.here.name], self._when(job)
-        changed, needed = {start}, {*start.all_input_nodes}
-        for node in self.target.nodes[self.target.place[start] + 1 : self.target.place[end]]:
-            if changed.intersection(node.all_input_nodes):
-                changed.add(node)
-                needed.update(node.all_input_nodes)
-        return [*(needed - changed), self.target.ends[job.ending.skip or ""]]
+        return needed_for(self.target, job, self._when(job)) if job.ends_block else []
 
     # -- fitting ---------------------------------------------------------------------------------------------------
 
@@ -198,10 +98,10 @@ class _Walk:
         """New weights for the layer; why not, if there are none."""
         here, ending = job.here, job.ending
         wanted, rows = job.wanted, job.rows.to(job.wanted.device)
-        if self._ends_block(job):
+        if job.ends_block:
             skip = self.target.values[self.target.ends[ending.skip or ""]]
             wanted = wanted - rows_of(skip, job.layout, rows)[:, job.channels.to(rows.device)]
-            found = self._own_rows(job, rows)
+            found = own_rows(self.target, job, self._when(job), rows)
             if found is None:
                 return "what lies between the layer and the addition does more than move numbers"
             rows = found
@@ -213,9 +113,9 @@ class _Walk:
         method = self._fit_depthwise if filters else self._fit_grouped if here.groups > 1 else self._fit_dense
         r2, how = method(job, value, rows, wanted)
         if ending.norm is not None:
-            affine = wanted.relu() if self._rectified(job) else wanted
+            affine = wanted.relu() if job.rectified else wanted
             self._set_norm(job, self.target.graph.layers[ending.norm], affine, linear=how.startswith("filters"))
-        if self._ends_block(job):
+        if job.ends_block:
             end = self._when(job)
             self.target.again(self.target.starts[here.name], self.target.nodes[self.target.place[end] - 1])
         self.done.append(Refitted(here.name, job.there.name, r2, how))
@@ -224,7 +124,7 @@ class _Walk:
     def _fit_dense(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
         x = patches(value, job.here, rows)
         solution = fit(x, wanted, intercept=self._intercept(job))
-        if job.ending.norm is None and not self._ends_block(job):
+        if job.ending.norm is None and not job.ends_block:
             solution = with_spread(solution, x, wanted)
         self._write(job, job.channels, solution)
         return solution.r2, "ridge regression"
@@ -279,7 +179,7 @@ class _Walk:
                 continue
             wanted = other.wanted
             rows = other.rows.to(wanted.device)
-            if self._ends_block(other):
+            if other.ends_block:
                 skip = self.target.values.get(self.target.ends[other.ending.skip or ""])
                 if skip is None:
                     continue
@@ -330,77 +230,3 @@ class _Walk:
         if slot is not None:
             tensor = self.tensors[slot.key]
             tensor[at] = values.to(tensor)
-
-    def _own_rows(self, job: Job, rows: Tensor) -> Tensor | None:
-        """The layer's own rows behind positions of the sum; None if that cannot be said.
-
-        Numbers 0, 1, 2 ... are sent from the layer to the addition in place of what it computes.
-        """
-        layer, replay = job.here, self.target
-        start, end = replay.starts[layer.name], self._when(job)
-        own = layout_of(
-            tuple(replay.ends[layer.name].meta["shape"]), 1 if layer.kind.startswith("conv") else -1, self.batch
-        )
-        ids = {replay.ends[name] for name in (job.ending.norm, job.ending.scale) if name in replay.ends}
-        path: dict[fx.Node, Tensor | None] = {replay.ends[layer.name]: None}
-        moved = False
-        for node in replay.nodes[replay.place[start] + 1 : replay.place[end]]:
-            read = [other for other in node.all_input_nodes if other in path]
-            if not read:
-                continue
-            if node in ids or node.op == "call_module" or _multiplies(node) or node is replay.ends[layer.name]:
-                path[node] = path[read[0]]
-                continue
-            if path[read[0]] is None:
-                numbers = torch.arange(own.rows, device=rows.device).unflatten(0, _without(own.shape, own.axis))
-                path[read[0]] = numbers.unsqueeze(own.axis).expand(own.shape)
-            given = {other: path[other] for other in read}
-
-            def argument(other: fx.Node, given: dict[fx.Node, Tensor | None] = given) -> Any:
-                return given[other] if other in given else replay.values.get(other)
-
-            with torch.device(rows.device):
-                value = node.target(  # type: ignore[operator]
-                    *fx.node.map_arg(node.args, argument), **fx.node.map_arg(node.kwargs, argument)
-                )
-            path[node], moved = value, True
-        branch = next(other for other in end.all_input_nodes if other in path)
-        sent = path[branch]
-        if not moved or sent is None:
-            return rows
-        if tuple(sent.shape) != job.layout.shape:
-            return None
-        return sent.movedim(job.layout.axis, -1)[..., 0].reshape(-1)[rows]
-
-
-def _permuted(graph: LayerGraph, start: str, end: str) -> bool:
-    """Whether a feature map changes the order of its axes between two nodes."""
-    current = start
-    while current != end and len(readers := graph.readers[current]) == 1:
-        node = graph.by_id[current := readers[0]]
-        if node.op in ("permute", "transpose") and len(node.shape) == 4:
-            return True
-    return False
-
-
-def _multiplies(node: fx.Node) -> bool:
-    operations = node.meta.get("operations", ())
-    return len(operations) == 1 and operations[0].name == "mul"
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    axis %= len(shape)
-    return shape[:axis] + shape[axis + 1 :]
-
-
-def _unfit(graph: LayerGraph, layer: Layer) -> str:
-    """Why a layer cannot be refitted, whatever it follows."""
-    if layer.kind not in ("conv2d", "linear"):
-        return f"a {layer.kind} is not refitted"
-    slot = layer.tensors.get("weight")
-    if slot is None or slot.shape != layer.shape:
-        return "its weight has another shape than the layer uses"
-    node = graph.by_id[layer.name]
-    if node.facts.get("prepared"):
-        return "its weight is prepared before it is used"
-    return ""

@@ -41,10 +41,8 @@ HELD_OUT = 64
 
 def images(count, seed):
     """Synthetic images [count, 3, 224, 224], normalised as ImageNet's are."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    )
+    data = timm.data
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.IMAGENET_DEFAULT_MEAN, data.IMAGENET_DEFAULT_STD))
     return (make_images("mix", count, (3, 224, 224), seed) - mean) / std
 
 

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from refit_nets import Mlp, Plain, Residual, Separable, convnext, features, images, made, refitted, swin, vit
+from refit_nets import Mlp, Plain, Residual, Separable, convnext, features, images, layers, made, refitted, swin, vit
 from torch import nn
 
 from netgraft.endings import find_endings
+from netgraft.refit.channels import OutputChannels
+from netgraft.refit.jobs import Jobs
 from netgraft.refit.pairing import follow
 from netgraft.trace.replay import Replay
 
@@ -119,6 +121,28 @@ def test_statistics_of_norms_are_those_of_what_they_read(build):
         norm = target.get_submodule(name)
         torch.testing.assert_close(norm.running_mean, given.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(norm.running_var, given.var((0, 2, 3)), rtol=1e-2, atol=1e-5)
+
+
+def test_one_scale_for_all_that_a_stream_adds_up():
+    """What one block hands to the next keeps its proportion to what that block adds to it."""
+    net = made(vit)
+    for block in net.blocks:
+        block.ls2.gamma.fill_(100.0)  # the stream grows
+    x = images()
+    replay = Replay(net, x)
+    graph = replay.graph
+    pairs = [(layer.name, layer.name) for layer in graph.kernels()]
+    channels = OutputChannels(graph, graph, layers(graph, graph, pairs), None)
+    jobs = {job.here.name: job for job in Jobs(replay, replay, channels, torch.Generator(), 40_000).make(pairs)}
+    blocks = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda _m, _i, output: blocks.append(output))
+    net(x)
+    ends = [jobs[f"blocks.{i}.mlp.fc2"].wanted.std() for i in range(len(blocks))]
+    assert blocks[1].std() / blocks[0].std() > 1.2
+    torch.testing.assert_close(ends[1] / ends[0], blocks[1].std() / blocks[0].std(), rtol=1e-4, atol=0)
+    alone = jobs["blocks.0.mlp.fc1"].wanted
+    torch.testing.assert_close(alone.std(), torch.tensor(1.0))
 
 
 def test_kernels_before_norms_keep_their_length():

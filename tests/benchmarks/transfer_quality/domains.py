@@ -24,6 +24,7 @@ TARGETS = {
     "depthwise": f"{HERE / 'nets.py'}:Depthwise",
     "nonorm": f"{HERE / 'nets.py'}:NoNorm",
     "vit": f"{HERE / 'nets.py'}:vit_wide",
+    "resnet26": f"{HERE / 'nets.py'}:ResNet26",  # contains the source ResNet-20, so that ``grow`` applies
 }
 EMBEDDED = {"resnet20": "netgraft:resnet20-glyphs", "vgg11": "netgraft:vgg11-glyphs"}
 

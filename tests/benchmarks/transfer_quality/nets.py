@@ -8,10 +8,10 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from netgraft.embedded.resnet20 import ResNet20
+from netgraft.embedded.resnet20 import BasicBlock, ResNet20
 from netgraft.embedded.vgg11 import VGG11
 
-__all__ = ["VGG11", "Depthwise", "NoNorm", "ResNet20", "Wide5x5", "vit_deep", "vit_wide"]
+__all__ = ["VGG11", "Depthwise", "NoNorm", "ResNet20", "ResNet26", "Wide5x5", "vit_deep", "vit_wide"]
 
 mean, std = 0.5, 0.35
 """Of the images in [0, 1], for all nets."""
@@ -70,6 +70,22 @@ class NoNorm(_Pooled):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+
+
+class ResNet26(ResNet20):
+    """ResNet-20 with a block more in every stage and half as many channels again: it contains the source."""
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1) -> None:
+        super().__init__(num_classes, in_chans)
+        self.conv1, self.bn1 = nn.Conv2d(in_chans, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(BasicBlock(width_in, width, stride), *[BasicBlock(width, width) for _ in range(3)])
+            for width_in, width, stride in ((24, 24, 1), (24, 48, 2), (48, 96, 2))
+        )
+        self.fc = nn.Linear(96, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def vit_deep(num_classes: int = 26, in_chans: int = 1) -> VisionTransformer:
