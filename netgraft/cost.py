@@ -1,11 +1,16 @@
-"""What running an architecture costs, read off its layer graph. Nothing here imports torch."""
+"""What running an architecture costs, and how many images fit, read off layer graphs. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from math import prod
 
-from netgraft.graph import LayerGraph
+from netgraft.graph import LayerGraph, Shape
 from netgraft.plan import numel
+
+MOST_ACTIVATIONS = 2**25
+"""Most numbers that the largest activation of a network may hold over all images that are refitted on."""
+MOST_PIXELS = 2**27
+"""Most numbers that all images of a distillation together may hold."""
 
 
 def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
@@ -21,3 +26,17 @@ def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
         total += weights * positions * layer.calls
     traced = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), batch)
     return total * batch // max(traced, 1)
+
+
+def refit_images(source: LayerGraph, target: LayerGraph, wanted: int) -> int:
+    """How many images a refit takes: as many as wanted, or as fit into memory."""
+    largest = 1
+    for graph in (source, target):
+        batch = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), 1)
+        largest = max(largest, *(numel(node.shape) // max(batch, 1) for node in graph.nodes))
+    return max(min(wanted, MOST_ACTIVATIONS // largest), 8)
+
+
+def distil_images(size: Shape, wanted: int) -> int:
+    """How many images of ``size`` a distillation takes: as many as wanted, or as fit into memory."""
+    return max(min(wanted, MOST_PIXELS // max(numel(size), 1)), 8)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from netgraft.checkpoint import read_provenance
 from netgraft.plan import Plan
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import Side, make_plan, transfer
 
 SOURCE = Side("netgraft:resnet20-glyphs", "source")
 NET = """
@@ -78,6 +78,13 @@ def test_less_time_means_less(folder):
         )
         assert planned.plan.recipe == recipe
         assert "--budget" in planned.plan.chosen
+
+
+@pytest.mark.parametrize(("budget", "recipe"), [(1, "refit"), (5, "distil"), (0.1, "graft")])
+def test_large_images_cost_no_more_than_those_that_fit(budget, recipe):
+    """At 224x224 the passes take fewer images, and the estimate knows that: a refit takes about half a minute."""
+    sides = Side("resnet18", "source", random=True), Side("mobilenetv3_small_100", "target")
+    assert make_plan(*sides, options={"budget": budget}, device="cpu").plan.recipe == recipe
 
 
 def test_one_architecture_is_copied(folder):

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.correspondence import axes_of
+from netgraft.cost import distil_images
 from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.graph import Layer, LayerGraph
 from netgraft.index_map import NEW
 from netgraft.passes import Stage
 from netgraft.passes.recalibrate import loose_statistics
-from netgraft.plan import DISTILLED, Pairing, numel
+from netgraft.plan import DISTILLED, Pairing
 from netgraft.refit.channels import OutputChannels
 from netgraft.statistics import recalibrating
 
-LARGEST = 2**27
-"""Most numbers that all images together may hold."""
 HELD_OUT = 256
 EVERY = 0.5
 """Seconds between two lines of progress."""
@@ -75,7 +74,7 @@ class Distil:
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Train the stage's target; steps, loss, and how often it agrees with the source on images it has not seen."""
-        count = max(min(self.images, LARGEST // numel(stage.source.image_size)), self.batch)
+        count = max(distil_images(stage.source.image_size, self.images), self.batch)
         held_out = min(HELD_OUT, count)
         drawn = stage.images(count + held_out, seed=1)
         stage.progress(f"asking {stage.source.model.name} about {count} images")

@@ -5,18 +5,16 @@ from typing import Any, Literal
 
 import torch
 
+from netgraft.cost import refit_images
 from netgraft.endings import find_endings
 from netgraft.errors import UsageError
 from netgraft.graph import LayerGraph
 from netgraft.passes import Stage
-from netgraft.plan import REFITTED, Pairing, numel
+from netgraft.plan import REFITTED, Pairing
 from netgraft.refit.channels import OutputChannels
 from netgraft.refit.pairing import follow
 from netgraft.refit.walk import MOST_ROWS, refit
 from netgraft.trace.replay import Replay, check_replay
-
-LARGEST = 2**25
-"""Most numbers that the largest activation of either network may hold over all images."""
 
 CHECKED = 4
 """Images on which running a network node by node is compared with running it as a whole."""
@@ -58,7 +56,7 @@ class Refit:
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Refit the stage's target; R^2 by layer, and why layers were left as they were."""
-        count = self._count(stage)
+        count = refit_images(stage.source.graph, stage.target.graph, self.images)
         drawn = stage.images(count, seed=0)
         stage.progress(f"refitting {stage.target.model.name} on {count} images")
         shown = [stage.shown(drawn, network) for network in (stage.source, stage.target)]
@@ -97,11 +95,3 @@ class Refit:
         chosen |= pairing.mapped
         kernels = (layer.name for layer in target.kernels())
         return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]
-
-    def _count(self, stage: Stage) -> int:
-        """As many images as asked for, or as fit into memory."""
-        largest = 1
-        for graph in (stage.source.graph, stage.target.graph):
-            batch = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), 1)
-            largest = max(largest, *(numel(node.shape) // max(batch, 1) for node in graph.nodes))
-        return max(min(self.images, LARGEST // largest), 8)

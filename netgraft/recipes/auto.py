@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from netgraft import plugins
 from netgraft.correspondence import Norms
-from netgraft.cost import multiply_adds
+from netgraft.cost import distil_images, multiply_adds, refit_images
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
@@ -105,22 +105,14 @@ class Auto:
         distil = plugins.create("recipes", "distil", {})
         theirs, ours = (multiply_adds(graph, 1) for graph in (source, target))
         layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
-        images, batch = _images(source, distil.images), distil.batch
+        size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
+        images, batch = distil_images(size[1:], distil.images), distil.batch
         return {
-            "refit": 4 * _images(source, distil.refit_images) * (theirs + ours) / SPEED[kind]
+            "refit": 4 * refit_images(source, target, distil.refit_images) * (theirs + ours) / SPEED[kind]
             + 0.1 * len(target.kernels()),
             "answer": images * theirs / SPEED[kind] + images / batch * layers[0],
             "step": 3 * batch * ours / SPEED[kind] + 5 * layers[1],
         }
-
-
-def _images(graph: LayerGraph, most: int) -> int:
-    """How many of the source's images a pass draws: fewer of large ones."""
-    size = max((node.shape for node in graph.nodes if node.op == "input"), key=len, default=())
-    pixels = 1
-    for length in size[1:]:
-        pixels *= length
-    return max(min(most, 2**27 // max(pixels, 1)), 8)
 
 
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:

@@ -8,9 +8,8 @@ from staged import check_pass, grafted, taught
 from stages import network, stage
 from torch import nn
 
-from netgraft import plugins
+from netgraft import cost, plugins
 from netgraft.errors import TraceError, UsageError
-from netgraft.passes import refit as module
 from netgraft.passes.refit import Refit
 
 SIZE = (3, 16, 16)
@@ -53,7 +52,7 @@ def test_other_seeds_other_images():
 
 def test_fewer_images_where_activations_are_large(monkeypatch):
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
-    monkeypatch.setattr(module, "LARGEST", 16 * 16 * 16 * 10)
+    monkeypatch.setattr(cost, "MOST_ACTIVATIONS", 16 * 16 * 16 * 10)
     assert Refit(images=100)(work)["images"] == 10
 
 
