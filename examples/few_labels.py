@@ -44,14 +44,11 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {  # method: the rules that comb
         "at-paper": ("total", "dtnh"),
         "knowdist": ("total", "dtnh"),
     },
-    "l2t": dict.fromkeys(("plain", "fm", "fm-ends", "at", "at-paper", "l2t-ww", "l2t-ww-ends", "l2t-gan"), ("total",)),
+    "l2t": dict.fromkeys(("plain", "fm", "at", "at-paper", "l2t-ww", "l2t-gan"), ("total",)),
 }
-ENDS = "layer1:features.5,layer2:features.12,layer3:features.19,layer3:features.26"
 EXTRA: dict[str, dict[str, Any]] = {  # rows of their own beside the defaults: few_labels.md says why
     "kd-lr": {"method": "kd", "lr": 0.003},  # kd's loss is the usual one over 1 - alpha: its steps are 10 times as long
     "at-paper": {"method": "at", "set": {"form": "paper"}},  # whose weight does not grow where maps are small
-    "fm-ends": {"method": "fm", "pairs": ENDS},  # the ends of both networks' stages, which the papers pair
-    "l2t-ww-ends": {"method": "l2t-ww", "pairs": ENDS},
 }
 # That of tests/benchmarks/transfer_quality, but that norms and biases do not decay, and an epoch's images that do not
 # fill a batch are left out.
@@ -145,7 +142,7 @@ def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: in
     if init == "auto":
         given["init"] = str(transferred(net, seed, folder))
     drawn = {"samples_per_class": samples, "seed": seed, "draw_seed": seed}
-    options = PROTOCOL | FIXED | drawn | given | preset
+    options = PROTOCOL | FIXED | drawn | given | preset | {"val_interval": epochs}
     settings = Settings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
     clock = Clock()
     history = finetune(settings, force=True, watch=clock).history

@@ -112,8 +112,8 @@ def finetune(
         str, _option("Layers to compare: stages, all, or SOURCE:TARGET,SOURCE:TARGET.", metavar="PAIRS")
     ] = "stages",
     matcher: Annotated[
-        str, _option("Pairs layers where the ledger of --init does not (netgraft matchers).", metavar="NAME")
-    ] = "longest-chain",
+        str | None, _option("Pair layers by a matcher, not by how far they have come.", metavar="NAME")
+    ] = None,
     source_data: Annotated[str | None, _option("Labelled images of the source's task.", metavar="DIR|NAME")] = None,
     unlabelled: Annotated[str | None, _option("Images whose labels are not looked at.", metavar="DIR|NAME")] = None,
     samples_per_class: Annotated[
@@ -129,6 +129,7 @@ def finetune(
     ] = None,
     std: Annotated[str | None, _option("Standard deviation, given like --mean.", metavar="NUMBERS")] = None,
     epochs: Annotated[int, _option("Passes over the training images.", metavar="NUMBER", min=1)] = 10,
+    val_interval: Annotated[int, _option("Epochs between two evaluations.", metavar="NUMBER", min=1)] = 1,
     batch_size: Annotated[
         int, _option("Images of a step and process.", "-b", "--batch-size", metavar="NUMBER", min=1)
     ] = 64,

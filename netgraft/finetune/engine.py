@@ -215,14 +215,15 @@ class Training:
         for part in self.parts.values():
             self.processes.average_statistics(part.module)
         module = self.ema.module if self.ema is not None else run.target_module
-        measured = evaluate(
-            module, self.prepared.test, self.processes, run.autocast, max(128, self.settings.batch_size)
-        )
+        measured: dict[str, float] = {}
+        if (run.epoch + 1) % self.settings.val_interval == 0 or run.epoch + 1 == self.settings.epochs:
+            size = max(128, self.settings.batch_size)
+            measured = evaluate(module, self.prepared.test, self.processes, run.autocast, size)
         rate = run.optimizers[TARGET].param_groups[0]["lr"] if TARGET in run.optimizers else 0.0
         record = {"epoch": run.epoch, "step": run.step, "lr": rate, "lambda": factor}
         record |= {f"train_{name}": value for name, value in run.meters.means().items()}
         record |= {f"eval_{name}": value for name, value in measured.items()}
-        better = not self.best or record["eval_top1"] > self.best["eval_top1"]
+        better = bool(measured) and (not self.best or record["eval_top1"] > self.best["eval_top1"])
         self.best = record if better else self.best
         self.history.append(record | {"images_per_second": round(speed, 1)})
         if self.processes.first:

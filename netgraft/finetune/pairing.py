@@ -1,4 +1,4 @@
-"""Which layers' outputs are compared: by the ledger of the initialisation, by a matcher on the spot, or by hand."""
+"""Which layers' outputs are compared: by how far each network has come, the init's ledger, a matcher, or by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.protocol import Pair
 from netgraft.finetune.taps import shapes
 from netgraft.graph import LayerGraph
-from netgraft.plan import Plan
+from netgraft.plan import DISTILLED, REFITTED, Plan
+from netgraft.refit.pairing import follow_points
 
 Names = list[tuple[str, str]]  # source layer, target layer
 
@@ -28,13 +29,27 @@ def given_names(text: str) -> Names | None:
 
 
 def names_of(
-    plan: Plan | None, source: str, trace_both: Callable[[], tuple[LayerGraph, LayerGraph]], matcher: str
-) -> Names:
-    """The plan's pairs if it is of this source, else those of a matcher; the graphs are traced only if need be."""
-    if plan is not None and plan.source == source and plan.pairing.pairs:
-        return [(pair.source, pair.target) for pair in plan.pairing.pairs]
-    pairing = plugins.create("matchers", matcher, {})(*trace_both())
-    return [(pair.source, pair.target) for pair in pairing.pairs]
+    plan: Plan | None, source: str, trace_both: Callable[[], tuple[LayerGraph, LayerGraph]], matcher: str | None
+) -> tuple[Names, bool]:
+    """Pairs of layers, and whether they stand for all that is computed up to them, rather than for their own output.
+
+    Those of a matcher, if one is named; those of a plan that moved weights of this source and left it at that; else how
+    far the source has come where the target is (``netgraft.refit.pairing``), which is what a refit follows too.
+    The graphs are traced only if need be.
+    """
+    if matcher is not None:
+        pairing = plugins.create("matchers", matcher, {})(*trace_both())
+        return [(pair.source, pair.target) for pair in pairing.pairs], False
+    if plan is not None and plan.source == source and plan.pairing.pairs and not _computed(plan):
+        return [(pair.source, pair.target) for pair in plan.pairing.pairs], False
+    mapped = plan.pairing.mapped if plan is not None and plan.source == source else {}
+    there, here = trace_both()
+    return [(mapped.get(b, a), b) for a, b in follow_points(there, here)], True
+
+
+def _computed(plan: Plan) -> bool:
+    """Whether layers got their weights from what the source computes, not from where its weights moved."""
+    return any(each.fate in (REFITTED, DISTILLED) for each in plan.passes)
 
 
 def measure(
@@ -78,7 +93,7 @@ def check_some(pairs: Sequence[Pair], source: str, target: str) -> None:
         raise UsageError("No layers of the source and the target are paired.", where=f"{source}, {target}", hint=hint)
 
 
-def check_matcher(name: str) -> None:
+def check_matcher(name: str | None) -> None:
     known = plugins.listing("matchers")
-    if name not in known and not name.endswith(".py"):
+    if name is not None and name not in known and not name.endswith(".py"):
         raise UnknownName("matcher", name, known)

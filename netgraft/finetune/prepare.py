@@ -20,6 +20,7 @@ from netgraft.finetune.combine import Rule, find_rule
 from netgraft.finetune.describe import FOLDER, describe
 from netgraft.finetune.loader import Loader
 from netgraft.finetune.needs import check_needs
+from netgraft.finetune.places import places
 from netgraft.finetune.processes import Processes
 from netgraft.finetune.protocol import Method, Need, Pair
 from netgraft.finetune.run import LiveRun, SourceNet
@@ -92,10 +93,12 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
     pairs: tuple[Pair, ...] = ()
     if net is not None and source is not None and (Need.PAIRS in described.needs or by_hand is not None):
         progress("pairing layers")
-        names = by_hand or pairing.names_of(
-            ledger, source.name, lambda: (trace(source), trace(model)), settings.matcher
+        names, computed = (
+            (by_hand, False)
+            if by_hand
+            else pairing.names_of(ledger, source.name, lambda: (trace(source), trace(model)), settings.matcher)
         )
-        pairs = _measure(names, net, module, images, by_hand is not None)
+        pairs = _measure(names, net, module, images, chosen=by_hand is not None, computed=computed)
         if settings.pairs == "stages":
             pairs = pairing.last_of_stages(pairs)
         pairing.check_some(pairs, source.name, model.name)
@@ -179,10 +182,17 @@ def _check_source(net: SourceNet, source: Model, images: Tensor, train: Pictures
         raise UsageError(what, where=train.name, hint="Take a source that was trained on these classes.")
 
 
-def _measure(names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, chosen: bool) -> tuple[Pair, ...]:
+def _measure(
+    names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, *, chosen: bool, computed: bool
+) -> tuple[Pair, ...]:
     if chosen:
         for theirs, ours in names:
             submodule(net.module, theirs), submodule(module, ours)
+    if computed:
+        there = places(net.module, net.adapt(images), (theirs for theirs, _ in names))
+        here = places(module, images, (ours for _, ours in names))
+        seen = [(there[a], here[b]) for a, b in names if a in there and b in here]
+        names = list(dict.fromkeys(seen))
     training = module.training
     found = pairing.measure(names, net.module, module.eval(), (net.adapt(images), images), chosen=chosen)
     module.train(training)

@@ -37,7 +37,7 @@ class Settings:
     target_arg: Mapping[str, object] = field(default_factory=dict)
     input_size: tuple[int, ...] | None = None
     pairs: str = "stages"  # "stages", "all", "SOURCE:TARGET,..."
-    matcher: str = "longest-chain"
+    matcher: str | None = None  # None: by how far the networks have come, or the ledger of a transfer of weights
     source_data: str | None = None
     unlabelled: str | None = None
     samples_per_class: int | None = None
@@ -46,6 +46,7 @@ class Settings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     epochs: int = 10
+    val_interval: int = 1  # epochs between two evaluations; there is always one after the last
     batch_size: int = 64  # of one process
     opt: str = "sgd"
     lr: float = 0.01
@@ -86,7 +87,8 @@ class Settings:
         for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio"):
             if isinstance(value := getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(value))
-        for name, least in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("lam", 0), ("lam_decay", 0), ("seed", 0)):
+        least_values = {"epochs": 1, "val_interval": 1, "batch_size": 1, "lr": 0, "lam": 0, "lam_decay": 0, "seed": 0}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{option(name)} is at least {least}.", where=str(getattr(self, name)))
         if self.lam_decay > 1:

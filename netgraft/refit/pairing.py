@@ -52,12 +52,7 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     shortcut follows the source's, or the block's end. A depthwise layer follows what the layer after it does.
     """
     theirs, ours = _Side(source), _Side(target)
-    if not theirs.points or not ours.points:
-        return []
-    chosen: dict[str, str] = {}
-    for candidates, points in _clusters(theirs, ours):
-        for k, point in enumerate(points, start=1):
-            chosen[point] = candidates[-(-k * len(candidates) // len(points)) - 1]
+    chosen = _points(theirs, ours)
     inside: dict[str, str] = {}
     for block in ours.wiring.blocks:
         end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
@@ -70,6 +65,22 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
             if after and after[0] in chosen:
                 chosen[name] = chosen[after[0]]
     return [(chosen[name], name) for name in target.layers if name in chosen]
+
+
+def follow_points(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
+    """Of what ``follow`` says only the points: layers outside of residual blocks, and the ends of blocks."""
+    chosen = _points(_Side(source), _Side(target))
+    return [(chosen[name], name) for name in target.layers if name in chosen]
+
+
+def _points(theirs: _Side, ours: _Side) -> dict[str, str]:
+    if not theirs.points or not ours.points:
+        return {}
+    chosen: dict[str, str] = {}
+    for candidates, points in _clusters(theirs, ours):
+        for k, point in enumerate(points, start=1):
+            chosen[point] = candidates[-(-k * len(candidates) // len(points)) - 1]
+    return chosen
 
 
 def _clusters(theirs: _Side, ours: _Side) -> list[tuple[list[str], list[str]]]:

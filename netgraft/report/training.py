@@ -100,7 +100,8 @@ def watching() -> Iterator[Lines]:
 def epoch_text(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{n[6:]} {v:.4g}" for n, v in record.items() if n.startswith("train_"))
     speed = f"{record['images_per_second']:,.0f} images/s"
-    return f"epoch {record['epoch'] + 1}: {losses}; accuracy {record['eval_top1']:.2f} %; {speed}"
+    accuracy = f"; accuracy {record['eval_top1']:.2f} %" if "eval_top1" in record else ""
+    return f"epoch {record['epoch'] + 1}: {losses}{accuracy}; {speed}"
 
 
 def result_lines(result: Result) -> list[str]:

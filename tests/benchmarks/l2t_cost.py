@@ -10,7 +10,8 @@ parameters and weight networks, and the source runs again in each.
 The floors are sums of passes in plain PyTorch. ``task`` is a forward and backward pass of the target, 3 F, ``matched``
 one with adapters and the matching loss. L2T-ww keeps the graphs of its steps: 3 (A) + 3 (T + 1) + 3 (the last J) + 6 T
 (Hessian-vector products) + 2 (the first step, a Jacobian-vector product) = 29 F; L2T-GAN, fused and without a meta
-step, takes 3 (T + 2) = 12 F. Both without what adapters and discriminators add, which the floors' times have.
+step, takes 3 (T + 2) = 12 F. Both without what adapters and discriminators add, which the floors' times have. For its
+first step L2T-ww takes a pass in forward mode, 3 F, and keeps no graph: from the graph PyTorch would take 4.
 
 Bounds: l2t-ww at most 38 F + F_s, l2t-gan at most 12 F + F_s and its adapters and discriminators, and both at most 1.15
 of the floor's time.

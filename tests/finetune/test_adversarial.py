@@ -241,6 +241,17 @@ def test_reference_is_frozen_in_eval_mode(folder):
     assert not torch.equal(weights_["stem.weight"], start["stem.weight"])
 
 
+def test_no_dropout_gives_the_target_away(folder):
+    """The encoder's features are those of no dropout, as the reference's, and it is in train mode afterwards."""
+    told = []
+    for drop in (0.0, 0.5):
+        running, batch = fresh(folder, method="adda", target_arg={"drop": drop})
+        set_train_mode(running.parts, bn="train")
+        told.append(next(running.prepared.method.epoch(running.run, [batch], running.parts)).losses["domain"])
+        assert all(m.training for m in running.run.target_module.modules())
+    assert torch.equal(*told)
+
+
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 

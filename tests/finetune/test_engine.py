@@ -366,6 +366,19 @@ def test_evaluation_is_right(folder):
     assert record["eval_loss"] == pytest.approx(float(F.cross_entropy(logits, data.labels)), rel=1e-5)
 
 
+def test_evaluated_now_and_then(folder):
+    """Every second epoch and the last; the training is the same."""
+    always, weights = train(settings(folder, epochs=5, out=f"{folder}/always"))
+    seldom, same_weights = train(settings(folder, epochs=5, val_interval=2, out=f"{folder}/seldom"))
+    assert [record["epoch"] for record in seldom.history if "eval_top1" in record] == [1, 3, 4]
+    for one, other in zip(always.history, seldom.history, strict=True):
+        one, other = ({k: v for k, v in r.items() if k != "images_per_second"} for r in (one, other))
+        assert other.items() <= one.items()
+    assert same(weights, same_weights)
+    shown = [record for record in always.history if record["epoch"] in (1, 3, 4)]
+    assert seldom.best["eval_top1"] == max(record["eval_top1"] for record in shown)
+
+
 def test_average_of_the_weights(folder):
     _, plain_weights = train(settings(folder))
     chosen = settings(folder, model_ema=True, model_ema_decay=0.5, out=str(folder / "ema"))

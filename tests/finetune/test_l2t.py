@@ -13,6 +13,7 @@ from netgraft.finetune.bilevel.discriminator import Discriminator, Discriminator
 from netgraft.finetune.bilevel.matching import (
     Adapters,
     Weights,
+    _MeanSquare,
     coefficients,
     distances,
     entropies,
@@ -116,6 +117,13 @@ def test_matching_loss_is_that_of_the_paper():
             square = ((flat[b] @ matrix.T + bias - goal[b]) ** 2).mean(0)
             expected = expected + 0.5 * pair_weight[0] * (mine * square).sum() / len(g)
     assert torch.allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (4, 2), (3,)])
+def test_derivatives_of_distances(shape):
+    x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_MeanSquare.apply, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(_MeanSquare.apply, (x,))
 
 
 def test_weights_begin_uniform():

@@ -1,5 +1,7 @@
 """Which layers are compared."""
 
+from dataclasses import replace
+
 import pytest
 from command_line import run
 from runs import settings, write_nets
@@ -9,8 +11,8 @@ from netgraft.errors import UsageError
 from netgraft.finetune.pairing import given_names, last_of_stages, names_of
 from netgraft.finetune.prepare import prepare
 from netgraft.finetune.protocol import Pair
+from netgraft.plan import REFITTED, Pairing, Plan, PlannedPass
 from netgraft.plan import Pair as PlanPair
-from netgraft.plan import Pairing, Plan
 
 PLAN = Plan("source", "target", "", "", "hmt", {}, Pairing((PlanPair("a", "b", ""),)), (), ())
 
@@ -24,12 +26,21 @@ def test_by_hand():
 
 
 def test_the_ledgers_pairs_are_of_its_source():
+    """And of a transfer that moved weights, without a matcher by name."""
+
     def trace_nothing():
         raise AssertionError
 
-    assert names_of(PLAN, "source", trace_nothing, "longest-chain") == [("a", "b")]
-    with pytest.raises(AssertionError):
-        names_of(PLAN, "another", trace_nothing, "longest-chain")
+    assert names_of(PLAN, "source", trace_nothing, None) == ([("a", "b")], False)
+    refitted = replace(PLAN, passes=(PlannedPass("refit", {}, REFITTED, ()),))
+    for plan, source, matcher in (
+        (PLAN, "another", None),
+        (PLAN, "source", "longest-chain"),
+        (None, "source", None),
+        (refitted, "source", None),
+    ):
+        with pytest.raises(AssertionError):
+            names_of(plan, source, trace_nothing, matcher)
 
 
 def test_last_of_each_stage():

@@ -12,8 +12,9 @@ With (lambda, nu) the derivatives of the outer loss by (theta', v'), a step is t
 
 and its part of the hypergradient by a coefficient a of its loss is d<grad L_s, u>/da. Both are one backward pass
 through the graph of the step's own gradient, 6 forward passes long; a replay by forward over reverse would be 9. At
-the first step only the coefficients are asked for: no Hessian, a Jacobian-vector product of the terms of L_s (2; 4 as
-PyTorch does it, whose double backward pass of a convolution computes all of its parts).
+the first step only the coefficients are asked for: no Hessian, and no graph is kept. L_s runs again in forward mode
+with u as the tangent of theta, 3 forward passes long, and d<grad L_s, u>/da is the gradient of its tangent. A network
+with an operation without forward mode goes back through a graph there too (4, after 3 for the graph).
 
 Steps are taken on copies: a network, its optimizer and its buffers never see them, so there is nothing to undo. On
 several processes ``reduce`` averages every gradient and Hessian-vector product: all hold the same u, and each the
@@ -22,12 +23,15 @@ derivatives by the coefficients of its own samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from netgraft.errors import UsageError
 
@@ -84,7 +88,7 @@ class Found(NamedTuple):
 
 @dataclass
 class _Step:
-    """A step that was taken: its leaves and the gradient with its graph, None where nothing was reached."""
+    """A step that was taken: its leaves and the gradient, None where nothing was reached."""
 
     leaves: list[Tensor]
     gradient: tuple[Tensor | None, ...]
@@ -100,29 +104,38 @@ def hypergradient(
 ) -> Found:
     """The outer loss after a step of SGD on each inner loss in turn, and its derivative by the coefficients.
 
-    Nothing is written to. The memory is that of the graphs of all inner gradients.
+    Nothing is written to. The memory is that of the graphs of all inner gradients but the first.
     """
     theta = [parameter.detach() for parameter in sgd.parameters]
     velocity = [None if v is None else v.detach() for v in sgd.velocities]
-    taken = []
-    for loss in inner:
-        step = _gradient(loss, theta, velocity)
+    taken, again = [], _same_random_numbers(theta[0].device)
+    for number, loss in enumerate(inner):
+        step = _gradient(loss, theta, velocity, graph=number > 0)
         theta, velocity = _forward(step, theta, velocity, sgd.rates, reduce)
         taken.append(step)
     leaves = [piece.requires_grad_() for piece in (t.detach() for t in theta)]
     value = outer(leaves)
     found = torch.autograd.grad(value, leaves, allow_unused=True)
     lam = list(reduce([torch.zeros_like(t) if g is None else g for t, g in zip(theta, found, strict=True)]))
-    nu = [torch.zeros_like(piece) for piece in lam]
+    nu: list[Tensor | None] = [None] * len(lam)
     total = [torch.zeros_like(coefficient) for coefficient in coefficients]
-    for number in range(len(taken) - 1, -1, -1):
-        _backward(taken.pop(), lam, nu, total, coefficients, sgd.rates, reduce, first=number == 0)
+    while taken:
+        step = taken.pop()
+        if taken:
+            mixed = _backward(step, lam, nu, coefficients, sgd.rates, reduce)
+        else:
+            direction = {i: u for i, (u, _) in _directions(step, lam, nu, sgd.rates).items()}
+            with again():
+                mixed = _mixed(inner[0], step.leaves, direction, coefficients)
+        for mine, piece in zip(total, mixed, strict=bool(mixed)):
+            if piece is not None:
+                mine.add_(piece)
     return Found(value.detach(), tuple(total), tuple(theta))
 
 
-def _gradient(loss: Loss, theta: Sequence[Tensor], velocity: Sequence[Tensor | None]) -> _Step:
+def _gradient(loss: Loss, theta: Sequence[Tensor], velocity: Sequence[Tensor | None], *, graph: bool) -> _Step:
     leaves = [piece.detach().requires_grad_() for piece in theta]
-    gradient = torch.autograd.grad(loss(leaves), leaves, create_graph=True, allow_unused=True)
+    gradient = torch.autograd.grad(loss(leaves), leaves, create_graph=graph, allow_unused=True)
     return _Step(leaves, gradient, [v is None for v in velocity])
 
 
@@ -135,46 +148,96 @@ def _forward(
     pieces = [piece.detach() for piece in step.gradient if piece is not None]
     for i, gradient in zip(step.reached, reduce(pieces), strict=True):
         rate, old = rates[i], velocity[i]
-        g = gradient.add(theta[i], alpha=rate.decay) if rate.decay else gradient
-        v = g if old is None else torch.add(rate.momentum * old, g, alpha=1 - rate.dampening)
-        d = torch.add(g, v, alpha=rate.momentum) if rate.nesterov else v
+        kept = 1 - rate.dampening
+        if old is None:
+            v = gradient.add(theta[i], alpha=rate.decay)
+        else:
+            v = torch.mul(old, rate.momentum).add_(gradient, alpha=kept).add_(theta[i], alpha=kept * rate.decay)
+        d = torch.add(gradient, v, alpha=rate.momentum).add_(theta[i], alpha=rate.decay) if rate.nesterov else v
         new_theta[i] = torch.add(theta[i], d, alpha=-rate.lr)
         new_velocity[i] = v if rate.momentum else None  # without momentum PyTorch keeps none
     return new_theta, new_velocity
 
 
+def _directions(
+    step: _Step, lam: Sequence[Tensor], nu: Sequence[Tensor | None], rates: Sequence[Rates]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """u and V of each parameter that the step reached; they may be one tensor."""
+    found = {}
+    for i in step.reached:
+        rate, old = rates[i], nu[i]
+        scale = -rate.lr * (rate.momentum if rate.nesterov else 1)
+        both = lam[i] * scale if old is None else torch.add(old, lam[i], alpha=scale)
+        u = both if step.fresh[i] or not rate.dampening else both * (1 - rate.dampening)
+        found[i] = torch.add(u, lam[i], alpha=-rate.lr) if rate.nesterov else u, both
+    return found
+
+
 def _backward(
     step: _Step,
     lam: list[Tensor],
-    nu: list[Tensor],
-    total: list[Tensor],
+    nu: list[Tensor | None],
     coefficients: Sequence[Tensor],
     rates: Sequence[Rates],
     reduce: Reduce,
-    *,
-    first: bool,
-) -> None:
-    """One step of the adjoint recursion, in place on lambda, nu and the hypergradient so far."""
-    direction: dict[int, Tensor] = {}
-    for i in step.reached:
-        rate = rates[i]
-        both = torch.add(nu[i], lam[i], alpha=-rate.lr * (rate.momentum if rate.nesterov else 1))
-        u = both if step.fresh[i] else both * (1 - rate.dampening)
-        direction[i] = torch.add(u, lam[i], alpha=-rate.lr) if rate.nesterov else u
-        nu[i] = torch.zeros_like(both) if step.fresh[i] else rate.momentum * both
-    wrt = [*([] if first else step.leaves), *coefficients]
-    curved = {i: piece for i, piece in enumerate(step.gradient) if piece is not None and piece.requires_grad}
-    cotangents = [direction[i] for i in curved]
-    known = torch.autograd.grad(list(curved.values()), wrt, cotangents, allow_unused=True) if curved and wrt else ()
-    mixed = known[-len(coefficients) :] if coefficients else ()
-    for mine, piece in zip(total, mixed, strict=bool(known)):
-        if piece is not None:
-            mine.add_(piece)
-    if first:
-        return
-    bends = [(i, piece) for i, piece in enumerate(known[: len(step.leaves)]) if piece is not None]
+) -> Sequence[Tensor | None]:
+    """One step of the adjoint recursion, in place on lambda and nu; its part of the hypergradient."""
+    directions = _directions(step, lam, nu, rates)
+    known = _product(step.gradient, {i: u for i, (u, _) in directions.items()}, [*step.leaves, *coefficients])
+    count = len(step.leaves)
+    bends = [(i, piece) for i, piece in enumerate(known[:count]) if piece is not None]
+    for i, (u, _) in directions.items():
+        lam[i] = torch.add(lam[i], u, alpha=rates[i].decay)
     for (i, _), bend in zip(bends, reduce([piece for _, piece in bends]) if bends else (), strict=True):
-        lam[i] = lam[i] + bend
-    for i, u in direction.items():
-        if rates[i].decay:
-            lam[i] = torch.add(lam[i], u, alpha=rates[i].decay)
+        lam[i].add_(bend)
+    for i, (_, both) in directions.items():
+        nu[i] = None if step.fresh[i] else both.mul_(rates[i].momentum)  # nobody reads V or u any more
+    return known[count:]
+
+
+def _product(
+    gradient: Sequence[Tensor | None], direction: Mapping[int, Tensor], wrt: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """d<gradient, u>/d(wrt), of a gradient with a graph."""
+    curved = {i: piece for i, piece in enumerate(gradient) if piece is not None and piece.requires_grad}
+    if not curved or not wrt:
+        return (None,) * len(wrt)
+    cotangents = [direction[i] for i in curved]
+    return torch.autograd.grad(list(curved.values()), wrt, cotangents, allow_unused=True)
+
+
+def _mixed(
+    loss: Loss, leaves: Sequence[Tensor], direction: Mapping[int, Tensor], coefficients: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """d<grad loss, u>/da, without the derivatives by the parameters."""
+    try:
+        with forward_ad.dual_level():
+            with warnings.catch_warnings():  # the first dual makes PyTorch warn of its own code
+                warnings.simplefilter("ignore", FutureWarning)
+                duals = [
+                    forward_ad.make_dual(leaf.detach(), direction[i]) if i in direction else leaf.detach()
+                    for i, leaf in enumerate(leaves)
+                ]
+            tangent = forward_ad.unpack_dual(loss(duals)).tangent
+            if tangent is None or not tangent.requires_grad or not coefficients:
+                return (None,) * len(coefficients)
+            return torch.autograd.grad(tangent, list(coefficients), allow_unused=True)
+    except NotImplementedError:
+        gradient = torch.autograd.grad(loss(leaves), leaves, create_graph=True, allow_unused=True)
+        return _product(gradient, direction, coefficients)
+
+
+def _same_random_numbers(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which the random numbers are once more those that come next now."""
+    devices = [device] if device.type == "cuda" else []
+    cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in devices]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu)
+            for one, state in zip(devices, others, strict=True):
+                torch.cuda.set_rng_state(state, one)
+            yield
+
+    return again

@@ -92,6 +92,7 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
         return pooled(x.square())
 
     @staticmethod
@@ -99,6 +100,10 @@ class _MeanSquare(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         slope = gradients[0] * (2 * gradients[0].numel() / x.numel())
         return x * (slope[:, :, None, None] if x.dim() == 4 else slope[:, None] if x.dim() == 3 else slope)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return pooled(ctx.saved_tensors[0] * tangents[0]).mul_(2)
 
 
 def coefficients(w: Sequence[Tensor], lam: Sequence[Tensor], beta: float) -> list[Tensor]:

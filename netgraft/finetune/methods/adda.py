@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.finetune.adversary import Discriminator, domain_loss, is_source, recognised
 from netgraft.finetune.domains import FEATURES, feature_width, head_of, listening, pooled
@@ -26,7 +28,8 @@ class AdversarialDiscriminative:
     Tzeng et al. 2017, "Adversarial discriminative domain adaptation", Eq. 9. Train the initialisation first:
     ``netgraft finetune --data SOURCE --method plain``.
 
-    Departs from the paper: the halves of D's loss; M_t's features serve both steps, one forward pass for the two.
+    Departs from the paper: the halves of D's loss; M_t's features serve both steps, one forward pass for the two. M_t
+    drops nothing, as M_s: D would know its features by their zeros, and no step of M_t could hide them.
     """
 
     hidden: int = field(default=500, metadata={"help": "width of the discriminator"})
@@ -55,10 +58,23 @@ class AdversarialDiscriminative:
             assert batch.source is not None, "Need.SOURCE_DATA"
             with torch.no_grad(), run.autocast(), listening(reference, head) as theirs:
                 reference(batch.source.x)
-            with listening(run.target_module, head) as ours:
+            with listening(run.target_module, head) as ours, _without_chance(run.target_module):
                 run.target(batch.unlabelled or batch, stats=True)
             source, target = pooled(theirs[FEATURES]), pooled(ours[FEATURES])
             logits = discriminator(source), discriminator(target.detach())
             run.note("domain_accuracy", recognised(*logits))
             yield Update(("discriminator",), {"domain": domain_loss(*logits)})
             yield Update(("target",), {"confusion": is_source(discriminator(target)).mean()})
+
+
+@contextmanager
+def _without_chance(module: nn.Module) -> Iterator[None]:
+    """Everything but BatchNorm in eval mode: no dropout."""
+    changed = [m for m in module.modules() if m.training and not isinstance(m, _BatchNorm)]
+    for one in changed:
+        one.training = False
+    try:
+        yield
+    finally:
+        for one in changed:
+            one.training = True
