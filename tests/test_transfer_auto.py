@@ -1,6 +1,7 @@
 """The default recipe, end to end: what it takes, why, and what the ledger says of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from command_line import run
 from safetensors.torch import load_file
 
 from netgraft.checkpoint import read_provenance
+from netgraft.embedded import weights_path
 from netgraft.plan import Plan
 from netgraft.transfer import Side, make_plan, transfer
 
@@ -85,6 +87,22 @@ def test_large_images_cost_no_more_than_those_that_fit(budget, recipe):
     """At 224x224 the passes take fewer images, and the estimate knows that: a refit takes about half a minute."""
     sides = Side("resnet18", "source", random=True), Side("mobilenetv3_small_100", "target")
     assert make_plan(*sides, options={"budget": budget}, device="cpu").plan.recipe == recipe
+
+
+def test_growth_computes_the_same_at_a_scale_that_lasts(folder):
+    file = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
+    target = Side(f"{file}:ResNet26", "target", {"num_classes": 26})
+    planned = transfer(SOURCE, target, folder / "init.safetensors", receipt=False)
+    assert (planned.plan.recipe, [each.name for each in planned.plan.passes]) == ("grow", ["rescale"])
+    grown = planned.target.build().eval()
+    grown.load_state_dict(load_file(folder / "init.safetensors"))
+    source = planned.source.build().eval()
+    source.load_state_dict(load_file(weights_path("resnet20-glyphs")))
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(grown(x), source(x), rtol=1e-3, atol=1e-3)
+    kernel = grown.layer1[0].conv1.weight.detach()
+    assert float(kernel.norm()) == pytest.approx(2 * (2 / (24 * 9)) ** 0.5 * kernel.numel() ** 0.5, rel=1e-4)
 
 
 def test_one_architecture_is_copied(folder):

@@ -19,6 +19,8 @@ OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
 """Seconds that a layer takes in a forward pass, however small it is."""
 STEPS = (600, 300, 100)
 """Distillation takes as many steps as fit into the budget, of these."""
+GAIN = 2.0
+"""Of growth: the scale of kernels at which training does not wash out what they hold."""
 
 
 Choice = tuple[str, Any, str]
@@ -60,9 +62,8 @@ class Auto:
         if not overridden and not self.keep_head and same_backbone(source, target) is not None:
             return _choice("graft", common, "source and target are one architecture, which is copied")
         if not overridden and not self.keep_head and self._grows(source, target):
-            return _choice(
-                "grow", {"head": self.head}, "the target contains the source: exact growth keeps all it can do"
-            )
+            why = "the target contains the source: exact growth keeps all it can do"
+            return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         if why := _blind(source) or _blind(target):
             return _choice("graft", common, f"only weights can be used: {why}")
         seconds = self._seconds(source, target, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -59,6 +59,15 @@ class Grow:
         default=(), metadata={"help": "globs of target layers that keep their initialisation"}
     )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
+    gain: float | None = field(
+        default=None,
+        metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale); none: as is"},
+    )
+
+    @property
+    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+        """What runs after the moves, by name and options; it changes no function."""
+        return (("rescale", {"gain": self.gain}),) if self.gain else ()
 
     @property
     def reads_weights(self) -> bool:
