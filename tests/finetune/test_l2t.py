@@ -347,7 +347,7 @@ def test_source_runs_once_for_a_batch(folder, method):
 
 
 def test_hypergradient_reaches_the_weights(folder):
-    """Against finite differences of the weight networks' parameters, as far as float32 goes."""
+    """Against finite differences of the weight networks' parameters, small ones: ReLUs bend the curve."""
     found = running(folder, "l2t-ww", drop=0.0, beta=20.0)
     weights = found.parts["weights"].module
     for _, update in updates(found, 2):
@@ -357,7 +357,7 @@ def test_hypergradient_reaches_the_weights(folder):
             break
     direction = [g / torch.stack([h.norm() for h in exact]).norm() for g in exact]
     values = []
-    for step in (-0.05, 0.05):
+    for step in (-0.002, 0.002):
         found = running(folder, "l2t-ww", drop=0.0, beta=20.0)
         for _, update in updates(found, 2):
             if "wfm" in update.losses:
@@ -365,8 +365,8 @@ def test_hypergradient_reaches_the_weights(folder):
                 continue
             break
         values.append(_meta_with_bias(found, nets, direction, step))
-    slope = (values[1] - values[0]) / 0.1
-    assert slope == pytest.approx(float(torch.stack([g.norm() for g in exact]).norm()), rel=0.05)
+    slope = (values[1] - values[0]) / 0.004
+    assert slope == pytest.approx(float(torch.stack([g.norm() for g in exact]).norm()), rel=0.01)
 
 
 def _meta_with_bias(found, nets, direction, step):
