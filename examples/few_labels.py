@@ -38,17 +38,15 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {  # method: the rules that comb
         "l2": ("total", "dtnh"),
         "l2-sp": ("total", "dtnh"),
         "kd": ("total", "dtnh"),
-        "kd-lr": ("total", "dtnh"),
         "fm": ("total", "dtnh"),
         "at": ("total", "dtnh"),
-        "at-paper": ("total", "dtnh"),
+        "at-code": ("total", "dtnh"),
         "knowdist": ("total", "dtnh"),
     },
-    "l2t": dict.fromkeys(("plain", "fm", "at", "at-paper", "l2t-ww", "l2t-gan"), ("total",)),
+    "l2t": dict.fromkeys(("plain", "fm", "at", "at-code", "l2t-ww", "l2t-gan"), ("total",)),
 }
-EXTRA: dict[str, dict[str, Any]] = {  # rows of their own beside the defaults: few_labels.md says why
-    "kd-lr": {"method": "kd", "lr": 0.003},  # kd's loss is the usual one over 1 - alpha: its steps are 10 times as long
-    "at-paper": {"method": "at", "set": {"form": "paper"}},  # whose weight does not grow where maps are small
+EXTRA: dict[str, dict[str, Any]] = {  # a row of its own beside the defaults: few_labels.md says why
+    "at-code": {"method": "at", "set": {"form": "code"}},  # whose weight grows where maps are small
 }
 # That of tests/benchmarks/transfer_quality, but that norms and biases do not decay, and an epoch's images that do not
 # fill a batch are left out.
@@ -266,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for samples in counts:
             for seed in range(options.seeds):
                 runs = [(m, rule, init) for init in inits for m in methods for rule in of_table[m]]
-                if {"kd", "kd-lr"} & set(methods):
+                if "kd" in methods:
                     runs.insert(0, (TEACHER, "total", "auto"))
                 for method, rule, init in runs:
                     if (method, rule, init, samples, seed, options.epochs) in done:
@@ -282,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = {"samples": samples, "epochs": options.epochs}
         mine = [x for x in lines if wanted.items() <= x.items() and x["seed"] < options.seeds and x["init"] in inits]
         print(f"N = {samples}\n\n{table(options.table, mine, methods)}")
-        print((teachers(mine) if {"kd", "kd-lr"} & set(methods) else "") + "\n")
+        print((teachers(mine) if "kd" in methods else "") + "\n")
 
 
 def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]) -> list[str]:

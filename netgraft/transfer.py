@@ -23,7 +23,7 @@ from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
 from netgraft.passes import Pictures
-from netgraft.plan import DISTILLED, KEPT, Plan
+from netgraft.plan import DISTILLED, KEPT, REFITTED, Plan
 from netgraft.receipt import check_exact, make_receipt
 from netgraft.staging import find_device, plan_passes, run_passes
 from netgraft.trace import trace
@@ -130,7 +130,7 @@ def _plan(
     copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
     own = () if copied else getattr(chosen, "passes", ())
     planned_passes = plan_passes([*own, *passes], source_graph, target_graph, pairing)
-    if not moves and not any(each.fate == DISTILLED for each in planned_passes):
+    if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in planned_passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
             f"{source.reference} and {target.reference} have no layer in common that {recipe} could transfer.",

@@ -133,6 +133,8 @@ class _Planner:
         partner = there.tensors.get(role)
         if partner is None:
             return f"{there.name} in the source has no {role}"
+        if here.is_kernel and _patches(there) != _patches(here):
+            return f"{there.name} in the source and it do not both read patches that do not overlap"
         if here.is_norm and slot.buffer and self.options.scale == "own":
             return "statistics of inputs that have another scale now"
         steps = self._steps(there, here, partner, slot)
@@ -217,6 +219,16 @@ def _split(there: Layer, here: Layer) -> bool:
     """Whether a dense kernel is to become a depthwise one."""
     depthwise = here.kind.startswith("conv") and here.groups > 1 and here.shape[1:2] == (1,)
     return depthwise and there.kind == here.kind and there.groups == 1 and len(there.shape) > 2
+
+
+def _patches(layer: Layer) -> bool:
+    """Whether a convolution reads patches side by side, as before a transformer.
+
+    Such a kernel stands for a whole patch, one that overlaps itself for an edge. In the other's place either is worse
+    than random weights.
+    """
+    sizes = layer.shape[2:]
+    return bool(layer.kind.startswith("conv") and sizes and min(sizes) > 1 and layer.stride >= sizes)
 
 
 def _first(before: int, after: int) -> list[int]:

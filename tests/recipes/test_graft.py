@@ -1,5 +1,7 @@
 """The weights-only recipe: what it lays where, in numbers; and the passes that go on from it, end to end."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -231,6 +233,26 @@ def test_the_recipes_with_passes_start_from_the_graft(recipe):
     assert made(Straight, wide, recipe)[0].moves == made(Straight, wide)[0].moves
     names = [name for name, _ in plugins.create("recipes", recipe, {}).passes]
     assert names == {"refit": ["refit", "recalibrate", "rescale"], "distil": ["refit", "distil", "rescale"]}[recipe]
+
+
+class Stem(nn.Module):
+    """A stem that reads patches, or edges, and a layer behind it."""
+
+    def __init__(self, patches, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4) if patches else nn.Conv2d(3, width, 3, padding=1)
+        self.body, self.head = nn.Conv2d(width, width, 3, padding=1), nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("there", "here"), [(True, False), (False, True), (True, True), (False, False)])
+def test_a_kernel_of_patches_is_no_kernel_of_edges(there, here):
+    plan = made(partial(Stem, there), partial(Stem, here, 12))[0]
+    moved = {move.key for move in plan.moves}
+    assert ("stem.weight" in moved, "stem.bias" in moved) == (there == here, there == here)
+    assert "body.weight" in moved
 
 
 def test_from_scratch_nothing_moves():

@@ -26,13 +26,14 @@ class AttentionTransfer:
     form=code:  L = J + beta sum_j mean (Q_S - Q_T)^2 over places, with beta = 1000, as in the authors' code
     form=paper: L = J + beta/2 sum_j ||Q_S - Q_T||_2
 
-    The code's weight falls with the size of the map, the paper's does not. Maps of tokens are taken as well; vectors
-    have no places and are left out.
+    The code's weight falls with the size of the map, the paper's does not: at 2x2 places the code's term drowns J, so
+    the paper's is the default (examples/few_labels.md). Maps of tokens are taken as well; vectors have no places and
+    are left out.
 
     Departs from the paper: where sizes differ, the source's Q is resized to the target's before it is normalised.
     """
 
-    form: Literal["code", "paper"] = field(default="code", metadata={"help": "which of the two distances is taken"})
+    form: Literal["code", "paper"] = field(default="paper", metadata={"help": "which of the two distances is taken"})
     beta: float | None = field(default=None, metadata={"help": "weight of the distances; none: 1000 (code), 1 (paper)"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
