@@ -43,9 +43,10 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {  # method: the rules that comb
         "at-code": ("total", "dtnh"),
         "knowdist": ("total", "dtnh"),
     },
-    "l2t": dict.fromkeys(("plain", "fm", "at", "at-code", "l2t-ww", "l2t-gan"), ("total",)),
+    "l2t": dict.fromkeys(("plain", "plain-twice", "fm", "at", "at-code", "l2t-ww", "l2t-gan"), ("total",)),
 }
-EXTRA: dict[str, dict[str, Any]] = {  # a row of its own beside the defaults: few_labels.md says why
+EXTRA: dict[str, dict[str, Any]] = {  # rows of their own beside the defaults: few_labels.md says why
+    "plain-twice": {"method": "plain", "epochs": 2},  # times: l2t-gan steps twice on the task's loss with each batch
     "at-code": {"method": "at", "set": {"form": "code"}},  # whose weight grows where maps are small
 }
 # That of tests/benchmarks/transfer_quality, but that norms and biases do not decay, and an epoch's images that do not
@@ -140,6 +141,7 @@ def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: in
     if init == "auto":
         given["init"] = str(transferred(net, seed, folder))
     drawn = {"samples_per_class": samples, "seed": seed, "draw_seed": seed}
+    epochs *= preset.pop("epochs", 1)
     options = PROTOCOL | FIXED | drawn | given | preset | {"val_interval": epochs}
     settings = Settings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
     clock = Clock()
