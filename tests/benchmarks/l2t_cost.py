@@ -13,6 +13,10 @@ one with adapters and the matching loss. L2T-ww keeps the graphs of its steps: 3
 step, takes 3 (T + 2) = 12 F. Both without what adapters and discriminators add, which the floors' times have. For its
 first step L2T-ww takes a pass in forward mode, 3 F, and keeps no graph: from the graph PyTorch would take 4.
 
+A step that keeps graphs takes and returns much memory, and glibc hands it back to the system each time: a tenth of the
+time of ``l2t-ww``, and of no other line. To leave that out: MALLOC_TRIM_THRESHOLD_=17179869184
+MALLOC_MMAP_THRESHOLD_=4294967296 before the command.
+
 Bounds: l2t-ww at most 38 F + F_s, l2t-gan at most 12 F + F_s and its adapters and discriminators, and both at most 1.15
 of the floor's time.
 """
