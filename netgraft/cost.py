@@ -39,4 +39,4 @@ def refit_images(source: LayerGraph, target: LayerGraph, wanted: int) -> int:
 
 def distil_images(size: Shape, wanted: int) -> int:
     """How many images of ``size`` a distillation takes: as many as wanted, or as fit into memory."""
-    return max(min(wanted, MOST_PIXELS // max(numel(size), 1)), 8)
+    return max(min(wanted, MOST_PIXELS // max(numel(size), 1)), 1)

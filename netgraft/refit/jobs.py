@@ -55,6 +55,7 @@ class Jobs:
         self.source, self.target, self.channels = source, target, channels
         self.generator, self.most_rows = generator, rows
         self.theirs, self.ours = find_endings(source.graph), find_endings(target.graph)
+        self.ending_at = {each.node: each for each in self.ours.values() if each.add is None or each.main}
         self.batch = source.inputs[0].shape[0]
         self.left: dict[str, str] = {}
 
@@ -124,14 +125,13 @@ class Jobs:
 
     def _stream(self, ending: Ending) -> str:
         """Where the residual stream begins that a layer adds to; for a layer beside any, the layer itself."""
-        graph, by_node = self.target.graph, {e.node: e for e in self.ours.values() if e.add is None or e.main}
         while ending.add is not None and ending.skip is not None:
             id = ending.skip
-            while id not in by_node and (inputs := graph.by_id[id].inputs):
+            while id not in self.ending_at and (inputs := self.target.graph.by_id[id].inputs):
                 id = inputs[0]
-            if id not in by_node:
+            if id not in self.ending_at:
                 return id
-            ending = by_node[id]
+            ending = self.ending_at[id]
         return ending.layer
 
 
