@@ -13,6 +13,7 @@ import typer
 
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
+from netgraft.cli.memory import keep_freed_memory
 from netgraft.cli.options import OutputFormat, parse_args, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.describe import FOLDER, describe
@@ -202,6 +203,7 @@ def finetune(
     from netgraft.finetune.engine import finetune as train
     from netgraft.report.training import result_document, result_lines, watching
 
+    keep_freed_memory()
     with watching() as watch:
         result = train(chosen, resume=resume is not None, force=force, watch=watch)
     if not result.first:

@@ -9,13 +9,13 @@ parameters and weight networks, and the source runs again in each.
 
 The floors are sums of passes in plain PyTorch. ``task`` is a forward and backward pass of the target, 3 F, ``matched``
 one with adapters and the matching loss. L2T-ww keeps the graphs of its steps: 3 (A) + 3 (T + 1) + 3 (the last J) + 6 T
-(Hessian-vector products) + 2 (the first step, a Jacobian-vector product) = 29 F; L2T-GAN, fused and without a meta
-step, takes 3 (T + 2) = 12 F. Both without what adapters and discriminators add, which the floors' times have. For its
-first step L2T-ww takes a pass in forward mode, 3 F, and keeps no graph: from the graph PyTorch would take 4.
+(Hessian-vector products) + 3 (the first step, a pass in forward mode, which keeps no graph) = 30 F; L2T-GAN, fused and
+without a meta step, takes 3 (T + 2) = 12 F. Both without what adapters and discriminators add, which the floors' times
+have. Were the first step's activations used again in forward mode, which PyTorch cannot do, it would be 29 F, and the
+share of the floor's time 0.04 more.
 
-A step that keeps graphs takes and returns much memory, and glibc hands it back to the system each time: a tenth of the
-time of ``l2t-ww``, and of no other line. To leave that out: MALLOC_TRIM_THRESHOLD_=17179869184
-MALLOC_MMAP_THRESHOLD_=4294967296 before the command.
+A step that keeps graphs takes and returns much memory, and by default glibc hands it back to the system each time: a
+tenth of the time of ``l2t-ww``, and of no other line. ``netgraft finetune`` has glibc keep it, and so does this.
 
 Bounds: l2t-ww at most 38 F + F_s, l2t-gan at most 12 F + F_s and its adapters and discriminators, and both at most 1.15
 of the floor's time.
@@ -37,6 +37,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from netgraft.cli.memory import keep_freed_memory
 from netgraft.finetune.adapters import features
 from netgraft.finetune.bilevel.discriminator import Discriminators, discriminator_loss, generator_loss
 from netgraft.finetune.bilevel.matching import (
@@ -66,7 +67,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "  literal order": ("l2t-gan", {"meta": "fixed", "fuse": False}),
     "  bilevel": ("l2t-gan", {}),
 }
-LOOK_AHEAD = {"matched": STEPS + 2 * (STEPS - 1) + 2 / 3, "task": 4}  # steps, Hessian and Jacobian products, J
+LOOK_AHEAD = {"matched": STEPS + 2 * (STEPS - 1) + 1, "task": 4}  # steps, Hessian and Jacobian products, J
 FLOORS: dict[str, dict[str, float]] = {  # forward and backward passes, of 3 F each, and those of discriminators
     "task": {"task": 1},
     "l2t-ww": {"matched": 1 + LOOK_AHEAD["matched"], "task": LOOK_AHEAD["task"], "F_s": 1},
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     calls: dict[str, Callable[[], Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         trainings = {kind: make(options, folder, method, chosen) for kind, (method, chosen) in KINDS.items()}
