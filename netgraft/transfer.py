@@ -128,8 +128,9 @@ def _plan(
         pairing, moves, kept = chosen.plan(source_graph, target_graph)
         warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
-    own = () if copied else getattr(chosen, "passes", ())
-    planned_passes = plan_passes([*own, *passes], source_graph, target_graph, pairing)
+    own = plan_passes(() if copied else getattr(chosen, "passes", ()), source_graph, target_graph, pairing)
+    asked = plan_passes(passes, source_graph, target_graph, pairing)
+    planned_passes = (*(each for each in own if each.keys), *asked)
     if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in planned_passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
@@ -208,6 +209,7 @@ def transfer(
         if not planned.plan.chosen:
             raise
         options = {name: getattr(planned.recipe, name) for name in ("head", "maps", "skip")}
+        options["repair"] = False
         choice = "graft", plugins.create("recipes", "graft", options), f"only weights can be used: {error.what}"
         plan = _plan((source, target), graphs, choice, (), theirs.tensors)
         planned = replace(planned, recipe=choice[1], plan=plan)

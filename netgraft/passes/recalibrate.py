@@ -54,7 +54,7 @@ class Recalibrate:
         images = stage.images(self.images, seed=3)
         with recalibrating(target.module) as norms:
             for part in images.tensor_split(-(-len(images) // self.batch)):  # sizes differ by one at most
-                _show(target, stage.shown(part, target))
+                show(target, stage.shown(part, target))
         changes = [change(old, statistics(norms[name])) for name, old in before.items()]
         mean, std = (sum(each) / len(changes) for each in zip(*changes, strict=True))
         return {"norms": len(before), "images": len(images), "mean_change": mean, "std_change": std, "left": left}
@@ -89,7 +89,8 @@ def change(before: Statistics, after: Statistics) -> tuple[float, float]:
     return float(mean), float(std)
 
 
-def _show(network: Network, images: torch.Tensor) -> None:
+def show(network: Network, images: torch.Tensor) -> None:
+    """A forward pass. Raises ForwardError where the network fails."""
     try:
         network.module(images)
     except Exception as error:  # it is the user's code that runs

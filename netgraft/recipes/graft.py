@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -29,7 +29,8 @@ class Graft:
     target is narrower, all of them where it is wider, and new ones start fresh, read by no transferred output. Larger
     kernels are padded with zeros. A dense kernel becomes a depthwise and a pointwise one by its best rank-one parts.
     Where a batch norm follows, transferred kernels get the scale that the target's own initialisation has; where none
-    does, the source's norm is folded into the weights.
+    does, the source's norm is folded into the weights, and a target without any norm is run once, on synthetic images,
+    to give its channels the moments that they have in the source (pass ``repair``). Nothing else is run.
     """
 
     matcher: str = field(default="wired", metadata={"help": "which layer goes to which (netgraft matchers)"})
@@ -49,6 +50,14 @@ class Graft:
     skip: tuple[str, ...] = field(
         default=(), metadata={"help": "globs of target layers that keep their initialisation"}
     )
+    repair: bool = field(
+        default=True, metadata={"help": "settle a target without norms by running it on 64 synthetic images"}
+    )
+
+    @property
+    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+        """What runs after the moves, by name and options."""
+        return (("repair", {}),) if self.repair else ()
 
     @property
     def reads_weights(self) -> bool:

@@ -9,6 +9,7 @@ from nets import Straight, traced, weights
 from torch import nn
 
 from netgraft import plugins
+from netgraft.checkpoint import read_provenance
 from netgraft.graft import graft
 from netgraft.importance import channel_norms
 from netgraft.plan import Plan, Step
@@ -278,3 +279,26 @@ def test_a_transfer(recipe, options, tmp_path):
     fates = plan.coverage()
     assert fates["refitted"] > 0 if recipe == "refit" else fates["stacked"] > 0
     assert [each.name for each in plan.passes] == (["refit", "recalibrate", "rescale"] if recipe == "refit" else [])
+
+
+BARE = """
+from torch import nn
+
+def build():
+    layers = [nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 20, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10))
+
+input_size = (1, 16, 16)
+"""
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_target_without_norms_is_settled_unless_told_not_to(repair, tmp_path):
+    (tmp_path / "bare.py").write_text(BARE)
+    sides = Side("netgraft:resnet20-glyphs", "source"), Side(f"{tmp_path / 'bare.py'}:build", "target")
+    out = tmp_path / "init.safetensors"
+    plan = transfer(*sides, out, recipe="graft", options={"repair": repair}).plan
+    assert [each.name for each in plan.passes] == ["repair"] * repair
+    assert plan.coverage()["stacked"] > 0  # where numbers come from stays as it was
+    reports = read_provenance(out)["passes"]
+    assert [report["layers"] for report in reports] == [2] * repair
