@@ -113,9 +113,16 @@ class Jobs:
         self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
 
     def _scale(self, jobs: Sequence[Job]) -> None:
-        """Brings what is wanted to unit scale where no norm does: one scale for all that is added up in one stream."""
+        """Brings what is wanted to unit scale where no norm does: one scale for all that is added up in one stream.
+
+        In a target without any norm, of a source with some, its mean is taken away too, beside residual streams: what
+        follows is fitted on the centred values, and a constant part in every layer makes such a network hard to train.
+        """
         streams: dict[str, list[Job]] = {}
+        loses_norms = _has_norms(self.source.graph) and not _has_norms(self.target.graph)
         for job in jobs:
+            if loses_norms and job.ending.add is None:
+                job.wanted = job.wanted - job.wanted.mean(0)
             if job.ending.norm is None:
                 streams.setdefault(self._stream(job.ending), []).append(job)
         for stream in streams.values():
@@ -133,6 +140,10 @@ class Jobs:
                 return id
             ending = self.ending_at[id]
         return ending.layer
+
+
+def _has_norms(graph: LayerGraph) -> bool:
+    return any(layer.is_norm for layer in graph.layers.values())
 
 
 def _value_of(theirs: Ending, ours: Ending) -> str:

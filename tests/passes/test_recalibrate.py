@@ -12,7 +12,7 @@ from torch import nn
 
 from netgraft import plugins
 from netgraft.errors import ForwardError, UsageError
-from netgraft.passes.recalibrate import Recalibrate, change, statistics_keys
+from netgraft.passes.recalibrate import Recalibrate, change, show, statistics_keys
 from netgraft.plan import Pairing
 from netgraft.statistics import Statistics, recalibrating
 
@@ -141,17 +141,15 @@ def test_a_failing_network_keeps_its_statistics():
         net.module(torch.randn(6, 3, 8, 8))  # works: six values per channel
     net.module.load_state_dict(before)
     with pytest.raises(ForwardError, match="failed on images of shape 2x3x9x9"):
-        show(net, torch.randn(2, 3, 9, 9))
+        shown(net, torch.randn(2, 3, 9, 9))
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.module.state_dict().items())
     assert not any(part.training for part in net.module.modules())
 
 
-def show(net, images):
-    from netgraft.passes.recalibrate import _show
-
+def shown(net, images):
     with recalibrating(net.module):
-        _show(net, images[:, :, :8, :8])
-        _show(net, images)
+        show(net, images[:, :, :8, :8])
+        show(net, images)
 
 
 def test_options():

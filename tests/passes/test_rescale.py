@@ -188,6 +188,7 @@ EVERY_PASS = {
     "rescale": {},
     "recalibrate": {"images": 32},
     "moments": {},
+    "repair": {"images": 32},
 }
 
 

@@ -145,6 +145,22 @@ def test_one_scale_for_all_that_a_stream_adds_up():
     torch.testing.assert_close(alone.std(), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(("source", "centred"), [(Plain, True), (lambda: Plain(norm=False), False)])
+def test_a_target_that_loses_the_norms_is_centred(source, centred):
+    net, target = made(source), made(lambda: Plain(norm=False), seed=5)
+    for norm in net.norms:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.bias.fill_(0.5)
+    for conv in net.convs:
+        conv.bias.fill_(0.5)
+    refitted(net, target)
+    offsets = []
+    for conv in target.convs:
+        conv.register_forward_hook(lambda _m, _i, out: offsets.append(out.mean((0, 2, 3)).abs().mean() / out.std()))
+    target(images())
+    assert [bool(offset < 0.01) for offset in offsets] == [centred] * 3
+
+
 def test_kernels_before_norms_keep_their_length():
     source, target = stirred(Residual)
     before = {name: p.norm().clone() for name, p in target.named_parameters() if p.dim() == 4}
