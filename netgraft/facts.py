@@ -103,6 +103,12 @@ def attentions(graph: LayerGraph) -> list[Attention]:
     return found
 
 
+def is_transformer(graph: LayerGraph) -> bool:
+    """Whether it attends, and has no batch norm: those with some are convolutional nets for the greater part."""
+    normed = any(layer.kind == "batch_norm" for layer in graph.layers.values())
+    return not normed and any(_operands(graph, node) is not None for node in graph.nodes)
+
+
 def _operands(graph: LayerGraph, node: Node) -> tuple[Node, Node, Node] | None:
     """The nodes of queries, keys and values if ``node`` is an attention."""
     by_id = graph.by_id

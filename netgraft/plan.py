@@ -103,6 +103,10 @@ class Kept:
     why: str
 
 
+WantedPass = tuple[str, Mapping[str, object]]
+"""A pass by name, and its options."""
+
+
 @dataclass(frozen=True)
 class PlannedPass:
     """A pass from ``netgraft.passes`` that runs after the moves, and the keys it may change."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from netgraft.images import preprocessing_of
 from netgraft.importance import channel_norms
 from netgraft.parity import Party
 from netgraft.passes import Network, Pictures, Stage
-from netgraft.plan import Pairing, Plan, PlannedPass
+from netgraft.plan import Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
 
 
 def plan_passes(
-    wanted: Sequence[tuple[str, Mapping[str, object]]], source: LayerGraph, target: LayerGraph, pairing: Pairing
+    wanted: Sequence[WantedPass], source: LayerGraph, target: LayerGraph, pairing: Pairing
 ) -> tuple[PlannedPass, ...]:
     """The passes as a plan records them, with all their options and the keys they may change."""
     found = []

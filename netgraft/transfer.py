@@ -23,7 +23,7 @@ from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
 from netgraft.passes import Pictures
-from netgraft.plan import DISTILLED, KEPT, REFITTED, Plan
+from netgraft.plan import DISTILLED, KEPT, REFITTED, Plan, WantedPass
 from netgraft.receipt import check_exact, make_receipt
 from netgraft.staging import find_device, plan_passes, run_passes
 from netgraft.trace import trace
@@ -83,7 +83,7 @@ def make_plan(
     recipe: str = "auto",
     options: Mapping[str, object] | None = None,
     progress: Progress = lambda _: None,
-    passes: Sequence[tuple[str, Mapping[str, object]]] = (),
+    passes: Sequence[WantedPass] = (),
     device: str = "auto",
 ) -> Planned:
     """What a transfer would do. Both architectures are traced on the meta device; no weight is read or downloaded.
@@ -109,7 +109,7 @@ def _plan(
     sides: tuple[Side, Side],
     graphs: tuple[LayerGraph, LayerGraph],
     choice: tuple[str, Any, str],  # the recipe's name, the recipe itself, why netgraft took it
-    passes: Sequence[tuple[str, Mapping[str, object]]],
+    passes: Sequence[WantedPass],
     weights: Mapping[str, torch.Tensor] | None,
 ) -> Plan:
     source, target = sides
@@ -128,7 +128,8 @@ def _plan(
         pairing, moves, kept = chosen.plan(source_graph, target_graph)
         warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
-    own = plan_passes(() if copied else getattr(chosen, "passes", ()), source_graph, target_graph, pairing)
+    makes = () if copied or not hasattr(chosen, "passes") else chosen.passes(source_graph, target_graph)
+    own = plan_passes(makes, source_graph, target_graph, pairing)
     asked = plan_passes(passes, source_graph, target_graph, pairing)
     planned_passes = (*(each for each in own if each.keys), *asked)
     if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in planned_passes):
@@ -168,7 +169,7 @@ def transfer(
     force: bool = False,
     fail_under: float = 0.0,
     receipt: bool | None = None,
-    passes: Sequence[tuple[str, Mapping[str, object]]] = (),
+    passes: Sequence[WantedPass] = (),
     pictures: Pictures | None = None,
     device: str = "auto",
     progress: Progress = lambda _: None,

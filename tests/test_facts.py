@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netgraft.facts import attentions, dead_layers, off_input_layers, stages, stride, unused_parameters
+from netgraft.facts import attentions, dead_layers, is_transformer, off_input_layers, stages, stride, unused_parameters
 from netgraft.graph import LayerGraph
 from netgraft.trace import trace_on
 
@@ -51,6 +51,20 @@ def test_attention(name: str, query: str, fused: str, heads: int, count: int) ->
     found = attentions(timm_graph(name))
     assert len(found) == count
     assert (found[0].query, found[0].fused, found[0].heads) == (query, fused, heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "yes"),
+    [
+        ("vit_tiny_patch16_224", True),
+        ("swin_tiny_patch4_window7_224", True),
+        ("resnet18", False),
+        ("convnext_atto", False),  # layer norms, no attention
+        ("mobilevit_xxs", False),  # attention between convolutions with batch norms
+    ],
+)
+def test_what_a_transformer_is(name: str, yes: bool) -> None:
+    assert is_transformer(timm_graph(name)) is yes
 
 
 class Odd(nn.Module):

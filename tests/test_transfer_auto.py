@@ -89,6 +89,19 @@ def test_large_images_cost_no_more_than_those_that_fit(budget, recipe):
     assert make_plan(*sides, options={"budget": budget}, device="cpu").plan.recipe == recipe
 
 
+@pytest.mark.parametrize(
+    ("budget", "recipe", "passes"),
+    [(60, "distil", {"steps": 2400, "lr": 1e-3}), (5, "distil", {"lr": 1e-3}), (0.001, "graft", None)],
+)
+def test_a_transformer_is_distilled_with_patience_and_never_refitted(budget, recipe, passes):
+    file = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
+    plan = make_plan(SOURCE, Side(f"{file}:vit_wide", "target"), options={"budget": budget}, device="cpu").plan
+    assert plan.recipe == recipe
+    assert [each.name for each in plan.passes] == ([] if passes is None else ["distil"])
+    for each in plan.passes:
+        assert passes.items() <= each.options.items()
+
+
 def test_growth_computes_the_same_at_a_scale_that_lasts(folder):
     file = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
     target = Side(f"{file}:ResNet26", "target", {"num_classes": 26})

@@ -9,16 +9,18 @@ from typing import Any, Literal
 from netgraft import plugins
 from netgraft.correspondence import Norms
 from netgraft.cost import distil_images, multiply_adds, refit_images
+from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
+from netgraft.recipes.distil import steps_for
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
 OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
 """Seconds that a layer takes in a forward pass, however small it is."""
-STEPS = (600, 300, 100)
-"""Distillation takes as many steps as fit into the budget, of these."""
+SHARES = (1, 1 / 2, 1 / 6)
+"""Distillation takes as many of its usual steps as fit into the budget, of these."""
 GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 
@@ -31,8 +33,8 @@ Choice = tuple[str, Any, str]
 class Auto:
     """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
 
-    Growth applies where the target contains the source. What was taken, and why, stands in the ledger. Costs are
-    estimated from the two architectures before anything runs.
+    Growth applies where the target contains the source. A transformer is distilled or grafted, not refitted. What was
+    taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
@@ -67,23 +69,27 @@ class Auto:
         if why := _blind(source) or _blind(target):
             return _choice("graft", common, f"only weights can be used: {why}")
         seconds = self._seconds(source, target, device)
-        if seconds["refit"] > 60 * self.budget:
+        slow = is_transformer(target)
+        if not slow and seconds["refit"] > 60 * self.budget:
             needed = _minutes(seconds["refit"])
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
             return _choice("graft", common, why)
+        second = ("graft", common) if slow else ("refit", shown)  # a refit is of no use to a transformer
         if why := _unteachable(source, target):
-            return _choice("refit", shown, f"layers can be refitted, but not distilled: {why}")
-        for steps in STEPS:
-            took = seconds["refit"] + seconds["answer"] + steps * seconds["step"]
-            if took <= 60 * self.budget:
-                why = f"{steps} label-free steps take about {_minutes(took)} ({device}, estimated)"
-                if steps < STEPS[0]:
-                    more = seconds["refit"] + seconds["answer"] + STEPS[0] * seconds["step"]
-                    why += f"; --budget {more / 60 + 0.5:.0f} would allow {STEPS[0]}"
+            return _choice(*second, f"the target cannot be taught by distillation: {why}")
+        before = seconds["answer"] + (0 if slow else seconds["refit"])
+        counts = [round(share * steps_for(target)) for share in SHARES]
+        took = {steps: before + steps * seconds["step"] for steps in counts}
+        for steps, time in took.items():
+            if time <= 60 * self.budget:
+                why = f"{steps} label-free steps take about {_minutes(time)} ({device}, estimated)"
+                if steps < max(took):
+                    why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
                 return _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
-        needed = _minutes(seconds["refit"] + seconds["answer"] + STEPS[-1] * seconds["step"])
-        why = f"{STEPS[-1]} label-free steps would take about {needed}, the budget is {self.budget:g} min (--budget)"
-        return _choice("refit", shown, why)
+        why = (
+            f"{steps} label-free steps would take about {_minutes(time)}, the budget is {self.budget:g} min (--budget)"
+        )
+        return _choice(*second, why)
 
     def plan(
         self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft.correspondence import Norms
+from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
-from netgraft.plan import Kept, Move, Pairing, keep_rest
+from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
 from netgraft.recipes.refit import Refit
+
+STEPS, LR, PATIENCE = 600, 2e-3, 4
 
 
 @dataclass(frozen=True)
@@ -17,28 +19,39 @@ class Distil(Refit):
     """The refit, then a few hundred steps on the source's answers to synthetic images: no data, no labels.
 
     The largest gain there is without data (OPERATORS part 4). It needs a source with a classifier, and a target with
-    one linear head. ``keep_head`` makes the result a classifier of the source's classes.
+    one linear head. ``keep_head`` makes the result a classifier of the source's classes. A transformer learns slowly
+    without data, and a refit is no start for it: it takes more steps, at half the rate, from grafted weights.
     """
 
-    steps: int = field(default=600, metadata={"help": "gradient steps; 100 is a fast mode"})
+    steps: int | None = field(
+        default=None, metadata={"help": f"gradient steps; none: {STEPS}, for transformers {PATIENCE} times as many"}
+    )
     images: int = field(default=8192, metadata={"help": "synthetic images that the source is asked about"})
-    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of Adam"})
+    lr: float | None = field(
+        default=None, metadata={"help": f"peak learning rate of Adam; none: {LR:g}, for transformers half as much"}
+    )
     batch: int = field(default=64, metadata={"help": "images per step"})
     gain: float = field(
         default=2.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
     )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
-    start: Literal["refit", "graft", "scratch"] = field(
-        default="refit", metadata={"help": "where the steps start; the last two are there for comparison"}
+    start: Literal["auto", "refit", "graft", "scratch"] = field(
+        default="auto", metadata={"help": "where the steps start; auto: the refit, for transformers the graft"}
     )
 
-    @property
-    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options."""
-        options = {"steps": self.steps, "images": self.images, "lr": self.lr, "batch": self.batch}
-        head = "keep" if self.keep_head else "temporary"
-        first = (("refit", {"images": self.refit_images, "pairs": self.follow}),) if self.start == "refit" else ()
-        return (*first, ("distil", options | {"head": head}), ("rescale", {"gain": self.gain}))
+        slow = is_transformer(target)
+        options = {
+            "steps": steps_for(target) if self.steps is None else self.steps,
+            "images": self.images,
+            "lr": (LR / 2 if slow else LR) if self.lr is None else self.lr,
+            "batch": self.batch,
+            "head": "keep" if self.keep_head else "temporary",
+        }
+        refits = self.start == "refit" or (self.start == "auto" and not slow)
+        first = (("refit", {"images": self.refit_images, "pairs": self.follow}),) if refits else ()
+        return (*first, ("distil", options), ("rescale", {"gain": self.gain}))
 
     def plan(
         self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
@@ -48,3 +61,8 @@ class Distil(Refit):
         if self.start == "scratch":
             return pairing, [], keep_rest(target, [], {}, "start=scratch")
         return pairing, moves, kept
+
+
+def steps_for(target: LayerGraph) -> int:
+    """How many steps distillation takes if nobody says otherwise."""
+    return STEPS * (PATIENCE if is_transformer(target) else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -13,7 +13,7 @@ from netgraft.endings import find_endings
 from netgraft.graph import Layer, LayerGraph, Slot
 from netgraft.groups import find_groups
 from netgraft.index_map import NEW
-from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
+from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
@@ -54,8 +54,7 @@ class Graft:
         default=True, metadata={"help": "settle a target without norms by running it on 64 synthetic images"}
     )
 
-    @property
-    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options."""
         return (("repair", {}),) if self.repair else ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -13,7 +13,7 @@ from netgraft.errors import CheckFailed
 from netgraft.graph import Layer, LayerGraph, Slot, same_wiring
 from netgraft.groups import find_groups
 from netgraft.groups.axes import Axis, Var, normal
-from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
+from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
@@ -64,8 +64,7 @@ class Grow:
         metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale); none: as is"},
     )
 
-    @property
-    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options; it changes no function."""
         return (("rescale", {"gain": self.gain}),) if self.gain else ()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from netgraft.graph import LayerGraph
+from netgraft.plan import WantedPass
 from netgraft.recipes.graft import Graft
 
 
@@ -28,8 +29,7 @@ class Refit(Graft):
         default="stages", metadata={"help": "refit to how far the source has come, or to where the weights came from"}
     )
 
-    @property
-    def passes(self) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options."""
         return (
             ("refit", {"images": self.refit_images, "pairs": self.follow}),

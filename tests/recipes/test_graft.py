@@ -232,7 +232,8 @@ def test_skipped_and_mapped_layers():
 @pytest.mark.parametrize("recipe", ["refit", "distil"])
 def test_the_recipes_with_passes_start_from_the_graft(recipe):
     assert made(Straight, wide, recipe)[0].moves == made(Straight, wide)[0].moves
-    names = [name for name, _ in plugins.create("recipes", recipe, {}).passes]
+    graphs = traced(Straight, SIZE), traced(wide, SIZE)
+    names = [name for name, _ in plugins.create("recipes", recipe, {}).passes(*graphs)]
     assert names == {"refit": ["refit", "recalibrate", "rescale"], "distil": ["refit", "distil", "rescale"]}[recipe]
 
 
@@ -260,10 +261,9 @@ def test_from_scratch_nothing_moves():
     plan, _, ours, result = made(Straight, wide, "distil", start="scratch")
     assert not plan.moves
     assert all(torch.equal(result[key], ours[key]) for key in ours)
-    assert [name for name, _ in plugins.create("recipes", "distil", {"start": "scratch"}).passes] == [
-        "distil",
-        "rescale",
-    ]
+    graphs = traced(Straight, SIZE), traced(wide, SIZE)
+    wanted = plugins.create("recipes", "distil", {"start": "scratch"}).passes(*graphs)
+    assert [name for name, _ in wanted] == ["distil", "rescale"]
 
 
 # ---------------------------------------------------------------------------------------------------------- end to end
