@@ -63,6 +63,12 @@ def stages(graph: LayerGraph) -> dict[str, int]:
     return found
 
 
+def takes_image(graph: LayerGraph) -> bool:
+    """Whether one batch of images ``[N, C, H, W]`` is all that it takes."""
+    inputs = [node for node in graph.nodes if node.op == "input"]
+    return len(inputs) == 1 and len(inputs[0].shape) == 4
+
+
 # ------------------------------------------------------------------------------------------------------------ attention
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.endings import Ending, find_endings
+from netgraft.facts import takes_image
 from netgraft.graph import LayerGraph
 from netgraft.passes import Stage
 from netgraft.passes.recalibrate import show
@@ -19,6 +20,7 @@ from netgraft.resize import apply_steps
 from netgraft.statistics import batch_norms
 
 Hook = Callable[[str, Any, Tensor], Tensor | None]
+"""Called with a layer's name, the layer and what it puts out; returns what it puts out instead, or None."""
 SMALLEST = 1e-12
 """The variance below which a channel is taken as constant."""
 
@@ -88,7 +90,7 @@ class Repair:
 
 def _pairs(source: LayerGraph, target: LayerGraph, pairing: Pairing) -> dict[str, Ending]:
     """The target's convolutions that have a source, and how that goes on; none where the target has norms."""
-    if any(layer.is_norm for layer in target.layers.values()) or not (_sees(source) and _sees(target)):
+    if any(layer.is_norm for layer in target.layers.values()) or not (takes_image(source) and takes_image(target)):
         return {}
     heads = {layer.name for layer in target.heads()}
     there, here = find_endings(source), find_endings(target)
@@ -100,12 +102,6 @@ def _pairs(source: LayerGraph, target: LayerGraph, pairing: Pairing) -> dict[str
         if known and plain and not target.by_id[layer.name].facts.get("prepared"):
             found[pair.target] = there[pair.source]
     return found
-
-
-def _sees(graph: LayerGraph) -> bool:
-    """Whether it takes one image."""
-    inputs = [node for node in graph.nodes if node.op == "input"]
-    return len(inputs) == 1 and len(inputs[0].shape) == 4
 
 
 def _rows(steps: Sequence[Step]) -> Step | None:
@@ -138,10 +134,8 @@ def _moments_of_source(stage: Stage, endings: Iterable[Ending], images: Tensor) 
 
 
 @contextmanager
-def _hooked(
-    module: nn.Module, names: Iterable[str], call: Callable[[str, Any, Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Meanwhile ``call`` gets what these layers put out, and may put out something else."""
+def _hooked(module: nn.Module, names: Iterable[str], call: Hook) -> Iterator[None]:
+    """Meanwhile ``call`` hears of these layers."""
     handles = [
         module.get_submodule(name).register_forward_hook(lambda layer, _, out, name=name: call(name, layer, out))
         for name in names

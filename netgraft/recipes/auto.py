@@ -9,7 +9,7 @@ from typing import Any, Literal
 from netgraft import plugins
 from netgraft.correspondence import Norms
 from netgraft.cost import distil_images, multiply_adds, refit_images
-from netgraft.facts import is_transformer
+from netgraft.facts import is_transformer, takes_image
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
@@ -66,8 +66,9 @@ class Auto:
         if not overridden and not self.keep_head and self._grows(source, target):
             why = "the target contains the source: exact growth keeps all it can do"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
-        if why := _blind(source) or _blind(target):
-            return _choice("graft", common, f"only weights can be used: {why}")
+        if not (takes_image(source) and takes_image(target)):
+            why = "only weights can be used: one of the networks does not take one image"
+            return _choice("graft", common, why)
         seconds = self._seconds(source, target, device)
         slow = is_transformer(target)
         if not slow and seconds["refit"] > 60 * self.budget:
@@ -124,14 +125,6 @@ class Auto:
 
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:
     return name, plugins.create("recipes", name, dict(options)), why
-
-
-def _blind(graph: LayerGraph) -> str:
-    """Why a network cannot be shown images; empty if it can."""
-    inputs = [node for node in graph.nodes if node.op == "input"]
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        return "one of the networks does not take one image"
-    return ""
 
 
 def _unteachable(source: LayerGraph, target: LayerGraph) -> str:
