@@ -63,6 +63,11 @@ def stages(graph: LayerGraph) -> dict[str, int]:
     return found
 
 
+def has_norms(graph: LayerGraph) -> bool:
+    """Whether any layer normalises."""
+    return any(layer.is_norm for layer in graph.layers.values())
+
+
 def takes_image(graph: LayerGraph) -> bool:
     """Whether one batch of images ``[N, C, H, W]`` is all that it takes."""
     inputs = [node for node in graph.nodes if node.op == "input"]

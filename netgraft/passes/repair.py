@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.endings import Ending, find_endings
-from netgraft.facts import takes_image
+from netgraft.facts import has_norms, takes_image
 from netgraft.graph import LayerGraph
 from netgraft.passes import Stage
 from netgraft.passes.recalibrate import show
@@ -90,7 +90,7 @@ class Repair:
 
 def _pairs(source: LayerGraph, target: LayerGraph, pairing: Pairing) -> dict[str, Ending]:
     """The target's convolutions that have a source, and how that goes on; none where the target has norms."""
-    if any(layer.is_norm for layer in target.layers.values()) or not (takes_image(source) and takes_image(target)):
+    if has_norms(target) or not (takes_image(source) and takes_image(target)):
         return {}
     heads = {layer.name for layer in target.heads()}
     there, here = find_endings(source), find_endings(target)

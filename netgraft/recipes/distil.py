@@ -9,6 +9,7 @@ from netgraft.correspondence import Norms
 from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
+from netgraft.recipes.graft import Graft
 from netgraft.recipes.refit import Refit
 
 STEPS, LR, PATIENCE = 600, 2e-3, 4
@@ -39,7 +40,7 @@ class Distil(Refit):
         default="auto", metadata={"help": "where the steps start; auto: the refit, for transformers the graft"}
     )
 
-    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
         slow = is_transformer(target)
         options = {
@@ -50,7 +51,11 @@ class Distil(Refit):
             "head": "keep" if self.keep_head else "temporary",
         }
         refits = self.start == "refit" or (self.start == "auto" and not slow)
-        first = (("refit", {"images": self.refit_images, "pairs": self.follow}),) if refits else ()
+        first: tuple[WantedPass, ...] = ()
+        if refits:
+            first = (("refit", {"images": self.refit_images, "pairs": self.follow}),)
+        elif self.start != "scratch":
+            first = Graft.passes(self, source, target)
         return (*first, ("distil", options), ("rescale", {"gain": self.gain}))
 
     def plan(

@@ -51,7 +51,8 @@ class Graft:
         default=(), metadata={"help": "globs of target layers that keep their initialisation"}
     )
     repair: bool = field(
-        default=True, metadata={"help": "settle a target without norms by running it on 64 synthetic images"}
+        default=True,
+        metadata={"help": "settle a target without norms by running it once, where nothing is refitted"},
     )
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002

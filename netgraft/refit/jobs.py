@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from netgraft.endings import Ending, find_endings
+from netgraft.facts import has_norms
 from netgraft.graph import Layer, LayerGraph
 from netgraft.index_map import NEW
 from netgraft.refit.channels import OutputChannels
@@ -119,7 +120,7 @@ class Jobs:
         follows is fitted on the centred values, and a constant part in every layer makes such a network hard to train.
         """
         streams: dict[str, list[Job]] = {}
-        loses_norms = _has_norms(self.source.graph) and not _has_norms(self.target.graph)
+        loses_norms = has_norms(self.source.graph) and not has_norms(self.target.graph)
         for job in jobs:
             if loses_norms and job.ending.add is None:
                 job.wanted = job.wanted - job.wanted.mean(0)
@@ -140,10 +141,6 @@ class Jobs:
                 return id
             ending = self.ending_at[id]
         return ending.layer
-
-
-def _has_norms(graph: LayerGraph) -> bool:
-    return any(layer.is_norm for layer in graph.layers.values())
 
 
 def _value_of(theirs: Ending, ours: Ending) -> str:

@@ -261,9 +261,6 @@ def test_from_scratch_nothing_moves():
     plan, _, ours, result = made(Straight, wide, "distil", start="scratch")
     assert not plan.moves
     assert all(torch.equal(result[key], ours[key]) for key in ours)
-    graphs = traced(Straight, SIZE), traced(wide, SIZE)
-    wanted = plugins.create("recipes", "distil", {"start": "scratch"}).passes(*graphs)
-    assert [name for name, _ in wanted] == ["distil", "rescale"]
 
 
 # ---------------------------------------------------------------------------------------------------------- end to end
@@ -303,3 +300,12 @@ def test_a_target_without_norms_is_settled_unless_told_not_to(repair, tmp_path):
     paired = [pair.target for pair in plan.pairing.pairs if pair.target in ("0", "2")]
     assert paired
     assert [report["layers"] for report in read_provenance(out)["passes"]] == [len(paired)] * repair
+
+
+@pytest.mark.parametrize(
+    ("start", "first"), [("auto", ["refit"]), ("refit", ["refit"]), ("graft", ["repair"]), ("scratch", [])]
+)
+def test_what_runs_before_the_steps_of_distil(start, first):
+    graphs = traced(Straight, SIZE), traced(wide, SIZE)
+    wanted = plugins.create("recipes", "distil", {"start": start}).passes(*graphs)
+    assert [name for name, _ in wanted] == [*first, "distil", "rescale"]
