@@ -38,6 +38,11 @@ class Slot:
     buffer: bool = False
     aliases: tuple[str, ...] = ()  # further keys that name the same tensor (tied weights)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All its keys in the state_dict."""
+        return (self.key, *self.aliases)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -126,7 +131,7 @@ class LayerGraph:
         """Every state_dict key, aliases included, and the tensor behind it."""
         found: dict[str, Slot] = {}
         for slot in [s for layer in self.layers.values() for s in layer.tensors.values()] + list(self.loose.values()):
-            for key in (slot.key, *slot.aliases):
+            for key in slot.keys:
                 found[key] = slot
         return found
 

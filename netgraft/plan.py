@@ -218,7 +218,7 @@ class Plan:
 
 def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step, ...], why: str) -> list[Move]:
     """One move per key of a target tensor: tied weights have several."""
-    return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in (slot.key, *slot.aliases)]
+    return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in slot.keys]
 
 
 def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, str], otherwise: str) -> list[Kept]:
@@ -231,7 +231,7 @@ def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, st
     for slot, name in [*slots, *((slot, "") for slot in graph.loose.values())]:
         if slot.key in decided:
             continue
-        decided.update((slot.key, *slot.aliases))
+        decided.update(slot.keys)
         if not name:
             default = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
         elif graph.layers[name].kind == "parameter":
@@ -239,7 +239,7 @@ def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, st
         else:
             default = otherwise
         why = reasons.get(slot.key) or reasons.get(name) or default
-        kept += [Kept(key, slot.shape, why) for key in (slot.key, *slot.aliases)]
+        kept += [Kept(key, slot.shape, why) for key in slot.keys]
     return kept
 
 

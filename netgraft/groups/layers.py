@@ -140,7 +140,7 @@ def _contraction(layer: Layer, node: Node, values: Mapping[str, Axes], known: Te
     """A product that the model's code writes itself, weights as they are: a rule for the operation knows its axes."""
     if node.facts.get("function") not in CONTRACTIONS or node.facts.get("prepared"):
         return None
-    slots = {key: slot for slot in layer.tensors.values() for key in (slot.key, *slot.aliases)}
+    slots = {key: slot for slot in layer.tensors.values() for key in slot.keys}
     names = [
         value[1:]
         for argument in node.facts.get("args", ())

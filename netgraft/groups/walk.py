@@ -65,7 +65,7 @@ class Walk:
         """The tensor behind a parameter, or behind a layer's weight that other code reads too."""
         slots = self.graph.layers[node.layer or ""].tensors.values()
         key = node.id.removesuffix(":value")
-        return next((slot for slot in slots if key in (slot.key, *slot.aliases)), next(iter(slots)))
+        return next((slot for slot in slots if key in slot.keys), next(iter(slots)))
 
     def _item(self, node: Node) -> Axes:
         source, position = node.inputs[0], node.facts["args"][1]

@@ -63,12 +63,12 @@ class Distil:
                     layer.kind == "batch_norm" and slot.buffer
                 )
                 if trained and layer.name not in spared:
-                    keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+                    keys.update(dict.fromkeys(slot.keys))
         keys.update(dict.fromkeys(loose_statistics(target)))
         for layer in target.heads():  # tied to something else, it changes with that
             for slot in layer.tensors.values():
                 if self.head != "keep":
-                    for key in (slot.key, *slot.aliases):
+                    for key in slot.keys:
                         keys.pop(key, None)
         return tuple(keys)
 

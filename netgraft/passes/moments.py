@@ -122,7 +122,7 @@ def _origins(stage: Stage) -> dict[str, tuple[str, tuple[Step, ...]]]:
         key: (layer.name, role)
         for layer in stage.source.graph.layers.values()
         for role, slot in layer.tensors.items()
-        for key in (slot.key, *slot.aliases)
+        for key in slot.keys
     }
     found = {}
     for layer in stage.target.graph.layers.values():

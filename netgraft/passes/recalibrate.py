@@ -64,7 +64,7 @@ def statistics_keys(graph: LayerGraph, roles: Sequence[str] = STATISTICS) -> tup
     """The keys of these tensors of every BatchNorm layer, aliases included."""
     norms = [layer for layer in graph.layers.values() if layer.kind == "batch_norm"]
     slots = [layer.tensors[role] for layer in norms for role in roles if role in layer.tensors]
-    return tuple(dict.fromkeys(key for slot in slots for key in (slot.key, *slot.aliases)))
+    return tuple(dict.fromkeys(key for slot in slots for key in slot.keys))
 
 
 def loose_statistics(graph: LayerGraph) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def loose_statistics(graph: LayerGraph) -> tuple[str, ...]:
     if not any(node.op == "batch_norm" and node.layer is None for node in graph.nodes):
         return ()
     found = [slot for slot in graph.loose.values() if slot.buffer and slot.key.rpartition(".")[2] in STATISTICS]
-    return tuple(dict.fromkeys(key for slot in found for key in (slot.key, *slot.aliases)))
+    return tuple(dict.fromkeys(key for slot in found for key in slot.keys))
 
 
 def change(before: Statistics, after: Statistics) -> tuple[float, float]:

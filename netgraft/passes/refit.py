@@ -51,7 +51,7 @@ class Refit:
             names = [name for name in (here, ending.norm, ending.scale) if name is not None]
             for name in names:
                 for slot in target.layers[name].tensors.values():
-                    keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+                    keys.update(dict.fromkeys(slot.keys))
         return tuple(keys)
 
     def __call__(self, stage: Stage) -> dict[str, Any]:

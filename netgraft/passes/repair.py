@@ -51,7 +51,7 @@ class Repair:
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:
         slots = [target.layers[name].tensors for name in _pairs(source, target, pairing)]
         roles = [tensors[role] for tensors in slots for role in ("weight", "bias") if role in tensors]
-        return tuple(dict.fromkeys(key for slot in roles for key in (slot.key, *slot.aliases)))
+        return tuple(dict.fromkeys(key for slot in roles for key in slot.keys))
 
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Rescale:
                 for role in roles:
                     if role in each.tensors:
                         slot = each.tensors[role]
-                        keys.update(dict.fromkeys((slot.key, *slot.aliases)))
+                        keys.update(dict.fromkeys(slot.keys))
         return tuple(keys)
 
     @torch.no_grad()
