@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from netgraft.graph import LayerGraph
 from netgraft.matchers._beside import attached, beside
+from netgraft.matchers._separable import join_separable
 from netgraft.matchers._wiring import Place, Wiring
 from netgraft.matchers.longest_chain import unlike
 from netgraft.plan import Pair, Pairing
@@ -21,6 +22,7 @@ OPENS = 0.5  # ... where only one of the two is the first to write its stream
 ENDS = 0.1  # the least that a pair of first layers, or of heads, is worth
 PART = 0.25  # entering or leaving a block in the middle that no block of the other network can match as a whole
 AGAIN = 0.3  # a source layer, or block, that serves once more
+NEXT = 0.2  # gained by a pair of residual layers before which nothing is left out
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Wired:
     depthwise or dense, channels, kernel size. First layers go to first layers and heads to heads. A pair is worth
     ``bonus`` more if source and target layer both read the channels that the layers of the pair before write. Blocks,
     from one reading of the residual stream to the next writing, are kept or dropped as a whole: it costs ``whole``
-    otherwise, or little where the other network's usual block is shorter.
+    otherwise, or little where the other network's usual block is shorter. A layer knows the features of the layers
+    before it only: in a source without residual streams a pair is worth ``intact`` more as long as nothing has been
+    left out on the way to it, in either network. Along a stream, where what was left out is missed less, it is little.
+    A depthwise and a pointwise convolution take one dense one's place together where the source has no depthwise ones.
 
     Then shortcut projections and gates are paired within paired blocks, what lies beside the chains is aligned in the
     same way, and norms, scales and raw parameters go along with the kernels they follow or precede, projections
@@ -43,11 +48,14 @@ class Wired:
     whole: float = field(
         default=4.0, metadata={"help": "cost of using a block of layers in part, a pair being worth 1"}
     )
+    intact: float = field(
+        default=1.5, metadata={"help": "worth of a pair before which nothing is left out, in a plain source"}
+    )
     reuse: bool = field(default=False, metadata={"help": "let a source layer or block serve several in a row"})
 
     def __post_init__(self) -> None:
-        if self.bonus < 0 or self.whole < 0:
-            raise ValueError("bonus and whole must not be negative")
+        if min(self.bonus, self.whole, self.intact) < 0:
+            raise ValueError("bonus, whole and intact must not be negative")
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
         theirs, ours = Wiring(source), Wiring(target)
@@ -74,16 +82,17 @@ class Wired:
         """Align two sequences of layers, and add what comes of it to ``pairs`` and ``why``."""
         kinds = _kinds(theirs, there) & _kinds(ours, here)
         a = theirs.places(name for name in there if theirs.kind(name) in kinds)
-        b = ours.places(name for name in here if ours.kind(name) in kinds)
+        b, groups = join_separable(ours.places(name for name in here if ours.kind(name) in kinds), a)
         steps = self._align(a, b)
         for i, j, wired in steps:
             text = f"{'residual block, ' if b[j].block else ''}place {i + 1} of {len(a)} to {j + 1} of {len(b)}"
-            name = b[j].layer.name
-            pairs[name] = Pair(a[i].layer.name, name, text + (", follows the wiring" if wired else ""))
+            for place in groups[j]:
+                name = place.layer.name
+                pairs[name] = Pair(a[i].layer.name, name, text + (", follows the wiring" if wired else ""))
         reached = {j: i for i, j, _ in steps}
-        for j, place in enumerate(b):
+        for j, group in enumerate(groups):
             if j not in reached:
-                why[place.layer.name] = _left_over(a, b, j, reached)
+                why |= dict.fromkeys((place.layer.name for place in group), _left_over(a, b, j, reached))
         for name in here:
             if ours.kind(name) not in kinds:
                 why[name] = f"the source has no {ours.kind(name)[0]} in such a place"
@@ -97,6 +106,7 @@ class Wired:
         far = nothing  # ... in any column before, less the cost of leaving a block of the target there
         wires: dict[int, list[tuple[float, int]]] = {}  # ... in any column that writes a space of the target
         back: dict[tuple[int, int], tuple[int, int, bool] | None] = {}
+        beginning, whole = self._beginning(a, b), set[int]()
         best, end = 0.0, None
         for j, here in enumerate(b):
             enters = part_here[j] * (here.run != j)
@@ -127,6 +137,9 @@ class Wired:
                     value, p, follows = max(options, key=_first)
                     now[i] = (worth + value, j)
                     back[i, j] = None if p < 0 else (p, (wired if follows else arrive)[p][1], follows)
+                    if i == j < len(beginning) and beginning[j] > now[i][0]:
+                        now[i] = (beginning[j], j)
+                        whole.add(j)
                     final = now[i][0] - part[i] * (ends[i] != i)
                     if final > best:
                         best, end = final, (i, j)
@@ -142,10 +155,27 @@ class Wired:
                 wires[space] = [max(x, y, key=_first) for x, y in zip(wires.get(space, nothing), left, strict=True)]
         steps: list[tuple[int, int, bool]] = []
         while end is not None:
+            if end[0] == end[1] and end[1] in whole:
+                steps += [(k, k, k > 0) for k in range(end[1], -1, -1)]
+                break
             before = back[end]
             steps.append((*end, before is not None and before[2]))
             end = None if before is None else (before[0], before[1])
         return steps[::-1]
+
+    def _beginning(self, a: Sequence[Place], b: Sequence[Place]) -> list[float]:
+        """What the first 1, 2, ... pairs are worth together where neither network leaves anything out."""
+        found: list[float] = []
+        for k, (there, here) in enumerate(zip(a, b, strict=False)):
+            worth = _worth(there, here)
+            streams = there.from_stream is not None
+            alike = not streams or (here.from_stream is not None and (there.run == k) == (here.run == k))
+            follows = reads_from(there, a[k - 1]) and reads_from(here, b[k - 1]) if k else there.stem and here.stem
+            if worth == -math.inf or not alike or not follows:
+                break
+            before = found[-1] + self.bonus + (NEXT if streams else self.intact) if found else 0.0
+            found.append(before + worth)
+        return found
 
 
 def _first(option: tuple[float, ...]) -> float:

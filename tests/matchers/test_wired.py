@@ -120,6 +120,42 @@ def test_a_plain_target_reads_what_was_written_before():
     assert [name[0] for name in used] == list("001122")
 
 
+def test_a_plain_source_gives_its_beginning():
+    """A layer knows the features of those before it; where blocks add to a stream, the step between stages decides."""
+    source, target = vgg([2, 2, 2]), vgg([1, 1, 1])
+    assert pairs(Wired()(source, target)) == {"0.0": "0.0", "1.0": "0.1", "2.0": "1.0", "head": "head"}
+    assert pairs(Wired(intact=0)(source, target)) != pairs(Wired()(source, target))
+    found = pairs(Wired()(resnet([3, 3]), resnet([1, 1])))
+    assert [block(found[f"{stage}.0.conv0"]) for stage in "01"] == ["0.0", "1.0"]
+
+
+def mobile(widths, side=32, widen=False):
+    """A stem, then depthwise and pointwise convolutions in turn; with ``widen`` a pointwise one before each, too."""
+    d = Drawing()
+    x, into = d.input(), 3
+    d.nodes[-1] = replace(d.nodes[-1], shape=(1, 3, side, side))
+    x, into = d.conv(x, shape=(8, 3, 3, 3), name="stem", out_shape=(1, 8, side, side)), 8
+    for i, width in enumerate(widths):
+        if widen:
+            x = d.conv(x, shape=(2 * into, into, 1, 1), name=f"{i}.widen", out_shape=(1, 2 * into, side, side))
+            into *= 2
+        x = d.conv(x, shape=(into, 1, 3, 3), groups=into, name=f"{i}.depth", out_shape=(1, into, side, side))
+        x = d.conv(d.op("relu", x), shape=(width, into, 1, 1), name=f"{i}.point", out_shape=(1, width, side, side))
+        x, into = d.op("relu", x), width
+    d.output(d.linear(d.op("mean", x), shape=(10, into), name="head", out_shape=(1, 10)))
+    return d.graph()
+
+
+def test_two_halves_take_the_place_of_one_dense_layer():
+    target = mobile([8, 8, 8])
+    found = pairs(Wired()(vgg([5]), target))
+    for i in range(3):
+        assert found[f"{i}.depth"] == found[f"{i}.point"] == f"0.{i + 1}"
+    assert pairs(Wired()(target, target)) == {name: name for name in target.layers}
+    widening = pairs(Wired()(vgg([5]), mobile([8], widen=True)))
+    assert widening.get("0.widen") != widening.get("0.depth")
+
+
 def test_stem_to_stem_and_head_to_head_whatever_their_sizes():
     source, target = resnet([2]), plain((64, 1, 11, 11), (64, 64, 3, 3), (1000, 64))
     found = pairs(Wired()(source, target))

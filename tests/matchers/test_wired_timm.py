@@ -9,6 +9,7 @@ import pytest
 from netgraft.groups import find_groups
 from netgraft.load import load_model
 from netgraft.matchers._flow import find_blocks
+from netgraft.matchers._separable import join_separable
 from netgraft.matchers._wiring import Wiring
 from netgraft.matchers.longest_chain import LongestChain
 from netgraft.matchers.wired import Wired
@@ -147,3 +148,19 @@ def test_blocks_are_the_residual_units_of_the_spine(name):
     assert [set(block.kernels) for block in find_blocks(graph)] == [kernels for kernels in residual if kernels]
     plain_units = [unit for unit in spine(graph) if is_identity_when_zero(graph, unit)]
     assert len(plain_units) <= len(residual)
+
+
+def test_which_mobilenets_are_made_of_separable_pairs():
+    """Version 1 is; version 2 widens before each depthwise layer, and EfficientNet too."""
+    first = Wiring(timm("mobilenetv1_100"))
+    _, groups = join_separable(first.places(first.chain), [])
+    names = [[place.layer.name.rpartition(".")[2] for place in group] for group in groups]
+    assert names == [["conv_stem"], *[["conv_dw", "conv_pw"]] * 13, ["classifier"]]
+    for name in ("mobilenetv2_100", "efficientnet_b0", "resnet18"):
+        wiring = Wiring(timm(name))
+        places = wiring.places(wiring.chain)
+        assert join_separable(places, []) == (places, [(place,) for place in places])
+    found = pairs(Wired(reuse=True)(timm("vgg16"), timm("mobilenetv1_100")))
+    halves = [block(name) for name in found if name.endswith("conv_dw")]
+    assert len(halves) == 13
+    assert all(found[f"{name}.conv_dw"] == found[f"{name}.conv_pw"] for name in halves)
