@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
@@ -12,6 +12,7 @@ from netgraft.correspondence import Correspondence, Norms, axes_of
 from netgraft.endings import find_endings
 from netgraft.graph import Layer, LayerGraph, Slot
 from netgraft.groups import find_groups
+from netgraft.groups.axes import normal
 from netgraft.index_map import NEW
 from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
 from netgraft.recipes import _tables
@@ -19,6 +20,8 @@ from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
+from netgraft.recipes._streams import stretch_step
+from netgraft.stream import stretch
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class _Planner:
         plain = [(there, here) for _, there, here in self.pairs if not _split(there, here)]
         self.maps = Correspondence(find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True)
         self.endings = find_endings(source), find_endings(target)
+        self.places = {key: place for place, key in enumerate(target.slots)}
+        self.stretched = self._streams()
         self.notes: list[str] = []
         depthwise: set[str] = {there.name for _, there, here in self.pairs if _split(there, here)}
         self.halved = {
@@ -111,15 +116,18 @@ class _Planner:
             ):
                 reasons[here.name] = reason
                 continue
+            refused = ""
             for role, slot in here.tensors.items():
-                found = self._move(there, here, role, slot)
+                found = refused or self._move(there, here, role, slot)
                 if isinstance(found, str):
                     reasons[slot.key] = found
+                    if here.is_kernel and role == "weight":
+                        refused = f"{slot.key} keeps its initialisation"  # and a bias says nothing without its weight
                     continue
                 key, shape, steps = found
                 for move in moves_to(slot, key, shape, steps, pair.why):
                     moves.setdefault(move.key, move)
-        found_moves = list(moves.values())
+        found_moves = list((moves | {move.key: move for move in self._open()}).values())
         kept = keep_rest(self.target, found_moves, reasons, "no counterpart in the source")
         return replace(self.pairing, notes=tuple(dict.fromkeys(self.notes))), found_moves, kept
 
@@ -173,16 +181,19 @@ class _Planner:
         else:
             steps += resized.steps
         self.notes += resized.notes
-        rows = self._index(partner, slot, 0)
+        done = {dim: step for dim in range(len(slot.shape)) if (step := self._stretch(here, slot, dim)) is not None}
+        steps += done.values()
+        rows = range(slot.shape[0]) if 0 in done else self._index(partner, slot, 0)
         if rows is None:
             return None
         columns: Sequence[int] | None = None
         if len(slot.shape) > 1 and 1 not in resized.dims:
-            columns = self._index(partner, slot, 1)
+            columns = range(slot.shape[1]) if 1 in done else self._index(partner, slot, 1)
             if columns is None:
                 return None
         for dim in range(2, len(slot.shape)):
-            if not kernel and dim not in resized.dims and partner.shape[dim] != slot.shape[dim]:
+            settled = kernel or dim in done or dim in resized.dims
+            if not settled and partner.shape[dim] != slot.shape[dim]:
                 return None
         if here.is_kernel and columns is not None and NEW not in columns and len(columns) < partner.shape[1]:
             steps.append(Step("scale", {"factor": sqrt(partner.shape[1] / len(columns))}))
@@ -190,6 +201,38 @@ class _Planner:
         if norm == "own" and self.options.scale == "source":
             norm = "source"
         return (*steps, _overlay(rows, columns, norm))
+
+    def _open(self) -> Iterator[Move]:
+        """Norms between the depthwise and the pointwise half of a dense kernel, opened so that signs pass the ReLU."""
+        for _, there, here in self.pairs:
+            ending = self.endings[1].get(here.name)
+            if not _split(there, here) or ending is None or ending.norm is None or not ending.activated:
+                continue
+            why = f"lets what {here.name} gives through the activation, as half of {there.name}"
+            for role, slot in self.target.layers[ending.norm].tensors.items():
+                if role in ("weight", "bias"):
+                    yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": 1.0}),), why)
+
+    def _streams(self) -> dict[int, str]:
+        """Residual streams that grow under a norm that takes all channels together, and the kind of that norm.
+
+        New channels there would change the moments that every other channel is normalised by.
+        """
+        found: dict[int, str] = {}
+        for run in self.maps.ours.variables.values():
+            before = self.maps.source_size(run)
+            if before is not None and run.size > before and (norm := stretch(self.target, self.maps.ours, run)):
+                found[id(run)] = norm
+        return found
+
+    def _stretch(self, here: Layer, slot: Slot, dim: int) -> Step | None:
+        """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
+        axis = axes_of(self.maps.ours, slot)[dim]
+        norm = self.stretched.get(id(normal(axis)))
+        if norm is None:
+            return None
+        reads, seed = (slot.key, dim) in self.maps.ours.reads, {"seed": self.places[slot.key]}
+        return stretch_step(norm, here, slot, dim, axis.size, reads=reads, seed=seed)
 
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
         return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []

@@ -18,6 +18,7 @@ from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
+from netgraft.recipes._streams import stretch_step
 from netgraft.spine import query_rows
 from netgraft.stream import stretch
 
@@ -255,14 +256,7 @@ class _Planner:
         runs = [list(run) for run in index_map.runs(index if clusters is None else clusters)]
         if id(normal(b)) in self.stretched:
             norm = self.stretched[id(normal(b))]
-            rest = "mean" if norm == "layer_norm" else "zero"
-            if reads:
-                yield Step("stretch-columns", {"dim": dim, "size": len(index)} | self._seed(slot))
-            elif here.kind == norm:
-                role = "bias" if slot is here.tensors.get("bias") else "weight"
-                yield Step("stretch-norm", {"size": len(index), "role": role, "dim": dim})
-            else:
-                yield Step("stretch-rows", {"dim": dim, "size": len(index), "rest": rest})
+            yield stretch_step(norm, here, slot, dim, len(index), reads=reads, seed=self._seed(slot))
         elif clusters is not None:
             yield Step("fold", {"dim": dim, "index": runs, "reduce": "sum" if reads else "mean"})
         elif not reads:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import Straight, traced, weights
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from netgraft import plugins
@@ -255,6 +256,58 @@ def test_a_kernel_of_patches_is_no_kernel_of_edges(there, here):
     moved = {move.key for move in plan.moves}
     assert ("stem.weight" in moved, "stem.bias" in moved) == (there == here, there == here)
     assert "body.weight" in moved
+
+
+def transformer(width, depth, heads):
+    built = partial(VisionTransformer, 16, 4, 3, 5, class_token=False, global_pool="avg", mlp_ratio=2)
+    return partial(built, embed_dim=width, depth=depth, num_heads=heads)
+
+
+@pytest.mark.parametrize("width", [24, 32, 40])
+def test_a_wider_and_shorter_transformer_computes_the_source_s_first_blocks(width):
+    """New channels would change what the norms make of the old ones, so the stream is stretched (LEMON)."""
+    _, theirs, _, result = made(transformer(16, 3, 2), transformer(width, 2, width // 8))
+    target, begun = transformer(width, 2, width // 8)().double().eval(), transformer(16, 2, 2)().double().eval()
+    begun.load_state_dict({key: theirs[key] for key in begun.state_dict()})
+    target.load_state_dict(result)
+    images = drawn(4, *SIZE).double()
+    torch.testing.assert_close(target(images), begun(images), rtol=1e-4, atol=1e-4)
+
+
+class Halves(nn.Module):
+    """As ``Straight``, its second convolution in a depthwise and a pointwise half."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.depth = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU())
+        self.point = nn.Sequential(nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12), nn.ReLU())
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.point(self.depth(self.first(x))).mean((2, 3)))
+
+
+def test_the_norm_between_two_halves_lets_signs_through():
+    plan, theirs, _, result = made(Straight, Halves)
+    opened = {move.key: move for move in plan.moves if move.key.startswith("depth.1.")}
+    assert opened.keys() == {"depth.1.weight", "depth.1.bias"}
+    assert not any(move.source_key for move in opened.values())  # a constant is not from the source
+    source, target = Straight(), Halves()
+    filters, mixing = drawn(8, 3, 3), drawn(12, 8, seed=1)
+    theirs["convs.1.weight"] = mixing[:, :, None, None] * filters
+    target.load_state_dict(graft(plan, theirs, result))
+    source.load_state_dict(theirs)
+    agreement = []
+    for bias in (1.0, 0.0):  # in training mode, on the statistics of the batch
+        nn.init.constant_(target.depth[1].bias, bias)
+        images = drawn(32, *SIZE)
+        dense = source.norms[1](source.convs[1](F.relu(source.norms[0](source.convs[0](images)))))
+        halves = target.point[1](target.point[0](target.depth(target.first(images))))
+        one, other = (value.detach().transpose(0, 1).flatten(1) for value in (dense, halves))
+        agreement.append(float(F.cosine_similarity(one - one.mean(1, True), other - other.mean(1, True)).mean()))
+    assert agreement[0] > 0.8
+    assert agreement[0] > agreement[1] + 0.1
 
 
 def test_from_scratch_nothing_moves():
