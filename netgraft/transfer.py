@@ -136,7 +136,7 @@ def _plan(
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(
             f"{source.reference} and {target.reference} have no layer in common that {recipe} could transfer.",
-            where="; ".join(list(reasons)[:3]),
+            where="; ".join([why] * bool(why) + list(reasons)[:3]),
             hint="See what each chain holds: netgraft inspect-chains "
             f"{source.reference} {target.reference}. Another --matcher or source may fit.",
         )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from netgraft.checkpoint import read_provenance
 from netgraft.embedded import weights_path
+from netgraft.errors import NothingToTransfer
 from netgraft.plan import Plan
 from netgraft.transfer import Side, make_plan, transfer
 
@@ -89,22 +90,35 @@ def test_large_images_cost_no_more_than_those_that_fit(budget, recipe):
     assert make_plan(*sides, options={"budget": budget}, device="cpu").plan.recipe == recipe
 
 
-@pytest.mark.parametrize(
-    ("budget", "recipe", "passes"),
-    [(60, "distil", {"steps": 2400, "lr": 1e-3}), (5, "distil", {"lr": 1e-3}), (0.001, "graft", None)],
-)
-def test_a_transformer_is_distilled_with_patience_and_never_refitted(budget, recipe, passes):
-    file = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
-    plan = make_plan(SOURCE, Side(f"{file}:vit_wide", "target"), options={"budget": budget}, device="cpu").plan
-    assert plan.recipe == recipe
-    assert [each.name for each in plan.passes] == ([] if passes is None else ["distil"])
-    for each in plan.passes:
-        assert passes.items() <= each.options.items()
+NETS = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
+VIT = Side(f"{NETS}:vit_wide", "target")
+
+
+@pytest.mark.parametrize(("budget", "options"), [(60, {"steps": 2400, "lr": 1e-3}), (5, {"lr": 1e-3})])
+def test_a_transformer_is_distilled_with_patience(budget, options):
+    plan = make_plan(SOURCE, VIT, options={"budget": budget}, device="cpu").plan
+    assert plan.recipe == "distil"
+    assert [each.name for each in plan.passes] == ["distil"]
+    assert options.items() <= plan.passes[0].options.items()
+
+
+def test_weights_of_convolutions_are_of_no_use_to_a_transformer():
+    """Without the time to distil there is nothing to give, and the message says what would help."""
+    with pytest.raises(NothingToTransfer) as refusal:
+        make_plan(SOURCE, VIT, options={"budget": 0.001}, device="cpu")
+    assert "--budget" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(60, ["refit", "distil"]), (0.2, ["refit"])])
+def test_between_transformers_grafted_weights_are_refitted_where_they_stand(budget, passes):
+    source = Side(f"{NETS}:vit_deep", "source", random=True)
+    plan = make_plan(source, VIT, options={"budget": budget}, device="cpu").plan
+    assert [each.name for each in plan.passes] == passes
+    assert plan.passes[0].options["pairs"] == "plan"
 
 
 def test_growth_computes_the_same_at_a_scale_that_lasts(folder):
-    file = Path(__file__).parent / "benchmarks" / "transfer_quality" / "nets.py"
-    target = Side(f"{file}:ResNet26", "target", {"num_classes": 26})
+    target = Side(f"{NETS}:ResNet26", "target", {"num_classes": 26})
     planned = transfer(SOURCE, target, folder / "init.safetensors", receipt=False)
     assert (planned.plan.recipe, [each.name for each in planned.plan.passes]) == ("grow", ["rescale"])
     grown = planned.target.build().eval()

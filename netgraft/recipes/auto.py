@@ -13,7 +13,7 @@ from netgraft.facts import is_transformer, takes_image
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
-from netgraft.recipes.distil import steps_for
+from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -33,8 +33,8 @@ Choice = tuple[str, Any, str]
 class Auto:
     """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
 
-    Growth applies where the target contains the source. A transformer is distilled or grafted, not refitted. What was
-    taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
+    Growth applies where the target contains the source. A transformer is refitted only if the source is one too. What
+    was taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
@@ -70,15 +70,16 @@ class Auto:
             why = "only weights can be used: one of the networks does not take one image"
             return _choice("graft", common, why)
         seconds = self._seconds(source, target, device)
-        slow = is_transformer(target)
-        if not slow and seconds["refit"] > 60 * self.budget:
-            needed = _minutes(seconds["refit"])
+        refits = not is_transformer(target) or is_transformer(source)  # from convolutions it is of no use to attention
+        if refits and seconds["first"] > 60 * self.budget:
+            needed = _minutes(seconds["first"])
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
             return _choice("graft", common, why)
-        second = ("graft", common) if slow else ("refit", shown)  # a refit is of no use to a transformer
+        fewer: dict[str, object] = {} if seconds["refit"] <= 60 * self.budget else {"refit_images": REFIT_IMAGES}
+        second = ("refit", shown | fewer) if refits else ("graft", common)
         if why := _unteachable(source, target):
             return _choice(*second, f"the target cannot be taught by distillation: {why}")
-        before = seconds["answer"] + (0 if slow else seconds["refit"])
+        before = seconds["answer"] + (seconds["first"] if refits else 0)
         counts = [round(share * steps_for(target)) for share in SHARES]
         took = {steps: before + steps * seconds["step"] for steps in counts}
         for steps, time in took.items():
@@ -108,16 +109,21 @@ class Auto:
         return bool(moves) and not pairing.notes and all(fate.key in heads for fate in kept)
 
     def _seconds(self, source: LayerGraph, target: LayerGraph, device: str) -> Mapping[str, float]:
-        """What the refit, asking the source, and one step take, as estimated."""
+        """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
         kind = "cuda" if device.startswith("cuda") else "cpu"
-        distil = plugins.create("recipes", "distil", {})
+        refit, distil = (plugins.create("recipes", name, {}) for name in ("refit", "distil"))
         theirs, ours = (multiply_adds(graph, 1) for graph in (source, target))
         layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
         size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
         images, batch = distil_images(size[1:], distil.images), distil.batch
+        fitting = [
+            4 * refit_images(source, target, each.refit_images) * (theirs + ours) / SPEED[kind]
+            + 0.1 * len(target.kernels())
+            for each in (refit, distil)
+        ]
         return {
-            "refit": 4 * refit_images(source, target, distil.refit_images) * (theirs + ours) / SPEED[kind]
-            + 0.1 * len(target.kernels()),
+            "refit": fitting[0],
+            "first": fitting[1],
             "answer": images * theirs / SPEED[kind] + images / batch * layers[0],
             "step": 3 * batch * ours / SPEED[kind] + 5 * layers[1],
         }

@@ -13,6 +13,7 @@ from netgraft.recipes.graft import Graft
 from netgraft.recipes.refit import Refit
 
 STEPS, LR, PATIENCE = 600, 2e-3, 4
+REFIT_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,13 @@ class Distil(Refit):
 
     The largest gain there is without data (OPERATORS part 4). It needs a source with a classifier, and a target with
     one linear head. ``keep_head`` makes the result a classifier of the source's classes. A transformer learns slowly
-    without data, and a refit is no start for it: it takes more steps, at half the rate, from grafted weights.
+    without data: it takes more steps, at half the rate, and where the source is none, from its own initialisation
+    rather than from a refit.
     """
 
+    refit_images: int = field(
+        default=REFIT_IMAGES, metadata={"help": "synthetic images for the refit, where the steps start"}
+    )
     steps: int | None = field(
         default=None, metadata={"help": f"gradient steps; none: {STEPS}, for transformers {PATIENCE} times as many"}
     )
@@ -37,12 +42,16 @@ class Distil(Refit):
     )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
     start: Literal["auto", "refit", "graft", "scratch"] = field(
-        default="auto", metadata={"help": "where the steps start; auto: the refit, for transformers the graft"}
+        default="auto",
+        metadata={
+            "help": "where the steps start; auto: the refit, to a transformer from another kind of net the graft"
+        },
     )
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
         slow = is_transformer(target)
+        unlike = slow and not is_transformer(source)
         options = {
             "steps": steps_for(target) if self.steps is None else self.steps,
             "images": self.images,
@@ -50,10 +59,10 @@ class Distil(Refit):
             "batch": self.batch,
             "head": "keep" if self.keep_head else "temporary",
         }
-        refits = self.start == "refit" or (self.start == "auto" and not slow)
+        refits = self.start == "refit" or (self.start == "auto" and not unlike)
         first: tuple[WantedPass, ...] = ()
         if refits:
-            first = (("refit", {"images": self.refit_images, "pairs": self.follow}),)
+            first = (self.refitting(source, target),)
         elif self.start != "scratch":
             first = Graft.passes(self, source, target)
         return (*first, ("distil", options), ("rescale", {"gain": self.gain}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
 from netgraft.plan import WantedPass
 from netgraft.recipes.graft import Graft
@@ -21,18 +22,26 @@ class Refit(Graft):
     generator: str = field(
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
-    refit_images: int = field(default=512, metadata={"help": "synthetic images for the refit"})
+    refit_images: int = field(
+        default=2048, metadata={"help": "synthetic images for the refit; fewer where activations are large"}
+    )
     gain: float = field(
         default=1.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
     )
-    follow: Literal["stages", "plan"] = field(
-        default="stages", metadata={"help": "refit to how far the source has come, or to where the weights came from"}
+    follow: Literal["auto", "stages", "plan"] = field(
+        default="auto",
+        metadata={
+            "help": "refit to how far the source has come, or to where the weights came from; "
+            "auto: the latter between transformers"
+        },
     )
 
-    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
+    def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
-        return (
-            ("refit", {"images": self.refit_images, "pairs": self.follow}),
-            ("recalibrate", {}),
-            ("rescale", {"gain": self.gain}),
-        )
+        return (self.refitting(source, target), ("recalibrate", {}), ("rescale", {"gain": self.gain}))
+
+    def refitting(self, source: LayerGraph, target: LayerGraph) -> WantedPass:
+        """The pass ``refit``. Between transformers most of what was grafted is as it should be, where it stands."""
+        kept = is_transformer(source) and is_transformer(target)
+        pairs = self.follow if self.follow != "auto" else "plan" if kept else "stages"
+        return ("refit", {"images": self.refit_images, "pairs": pairs})

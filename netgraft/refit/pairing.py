@@ -48,8 +48,9 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     Of the n points of the source at a resolution the k-th of m target points follows number ceil(k n / m): the last the
     last. A resolution that the other network lacks joins the nearest that it has; a target of one resolution spreads
     over the whole source. Inside a residual block layers follow those in the same place of the source's block if both
-    blocks are built alike, else, where they are convolutions, the point that the block's end follows. A projection on a
-    shortcut follows the source's, or the block's end. A depthwise layer follows what the layer after it does.
+    blocks are built alike, else, where they are convolutions, the point that the block's end follows, or those on the
+    way to it if the source is plain there. A projection on a shortcut follows the source's, or the block's end. A
+    depthwise layer follows what the layer after it does.
     """
     theirs, ours = _Side(source), _Side(target)
     chosen = _points(theirs, ours)
@@ -57,7 +58,8 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     for block in ours.wiring.blocks:
         end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
         if end is not None:
-            inside |= _within(theirs, ours, block, end, chosen[end])
+            before = [chosen[name] for name in ours.points[: ours.points.index(end)] if name in chosen]
+            inside |= _within(theirs, ours, block, end, chosen[end], before[-1:])
     chosen |= {name: there for name, there in inside.items() if name not in chosen}
     for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
         if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
@@ -103,15 +105,19 @@ def _nearest(levels: Iterable[float], level: float) -> float:
     return min(levels, key=lambda other: (abs(other - level), -other))
 
 
-def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str) -> dict[str, str]:
-    """The layers of one residual block of the target whose end follows ``partner``."""
+def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, before: Sequence[str]) -> dict[str, str]:
+    """The layers of one residual block of the target: its end follows ``partner``, the point before it ``before``."""
     other = theirs.wiring.block_of.get(partner)
     found: dict[str, str] = {}
     here, there = ours.interior(block), theirs.interior(other) if other else []
     if other and _built_alike(theirs, ours, there, here):
         found |= dict(zip(here, there, strict=True))
     else:
-        found |= {name: partner for name in here if ours.graph.layers[name].kind.startswith("conv")}
+        convs = [name for name in here if ours.graph.layers[name].kind.startswith("conv")]
+        start = theirs.points.index(before[0]) + 1 if before else 0
+        way = theirs.points[start : theirs.points.index(partner) + 1] if other is None else []
+        way = way or [partner]
+        found |= {name: way[-(-k * len(way) // (len(convs) + 1)) - 1] for k, name in enumerate(convs, start=1)}
     projections = [n for n in block.kernels if n in ours.endings and n != end and ours.endings[n].add is not None]
     shortcuts = [n for n in (other.kernels if other else ()) if n in theirs.wiring.shortcuts and n in theirs.endings]
     for i, name in enumerate(projections):

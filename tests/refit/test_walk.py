@@ -336,3 +336,15 @@ def test_a_projection_follows_the_projection():
     source, target = graph_of(Residual), graph_of(lambda: Residual(6))
     assert {b: a for a, b in follow(source, target)}["blocks.1.down.0"] == "blocks.1.down.0"
     assert {b: a for a, b in follow(graph_of(Plain), target)}["blocks.1.down.0"] == "convs.2"
+
+
+def test_layers_inside_a_block_follow_the_points_on_the_way():
+    """A plain source has no layer in their place: the first half of a block follows what lies half-way."""
+    plain = graph_of(lambda: Plain((4, 6, 6, 8, 8, 8, 8)))
+    pairs = {b: a for a, b in follow(plain, graph_of(Residual))}
+    ends = [int(pairs[f"blocks.{i}.conv2"].rpartition(".")[2]) for i in range(2)]
+    inner = [int(pairs[f"blocks.{i}.conv1"].rpartition(".")[2]) for i in range(2)]
+    before = [int(pairs["stem"].rpartition(".")[2]), ends[0]]
+    for start, middle, end in zip(before, inner, ends, strict=True):
+        assert start < middle <= end
+        assert middle < end or end - start == 1
