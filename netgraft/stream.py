@@ -19,13 +19,19 @@ ADDING = frozenset({"add", "sub", "cat", "stack"})
 UNCHANGED = PASSING | {"mean", "select", "unbind", "getitem", "detach", "unflatten", "flatten", "_to_copy"}
 
 
-def stretch(graph: LayerGraph, groups: Groups, run: Var) -> Literal["layer_norm", "rms_norm"] | None:
-    """The norm over ``run`` if the run can be stretched by any ratio; None if something else acts on its channels."""
+def stretch(
+    graph: LayerGraph, groups: Groups, run: Var, *, scaled: bool = False
+) -> Literal["layer_norm", "rms_norm"] | None:
+    """The norm over ``run`` if the run can be stretched by any ratio; None if something else acts on its channels.
+
+    With ``scaled``, layer scales on what is added may act too. Then the stretched stream is near the source's, rather
+    than equal: the mean of products is not the product of means.
+    """
     states: dict[str, State] = {}
     norms: set[str] = set()
     for node in graph.nodes:
         inputs = {states[source] for source in node.inputs} - {"absent"}
-        state = _state(graph, groups, run, node, inputs)
+        state = _state(graph, groups, run, node, inputs, scaled)
         if state is None:
             return None
         states[node.id] = state
@@ -36,13 +42,15 @@ def stretch(graph: LayerGraph, groups: Groups, run: Var) -> Literal["layer_norm"
     return "rms_norm" if norms == {"rms_norm"} else None
 
 
-def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[State]) -> State | None:
+def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[State], scaled: bool) -> State | None:
     """What the node's output holds of the run; None if the node does what a stretched run does not survive."""
     layer = graph.layers[node.layer] if node.layer is not None else None
     if layer is not None:
         return _layer_state(groups, run, layer, inputs)
     if not inputs:
         return "absent"
+    if scaled and node.op == "mul" and any(source not in graph.from_input for source in node.inputs):
+        return "stream" if inputs == {"stream"} else None  # by a parameter, one number per channel
     if node.op in ADDING:
         return "stream" if inputs == {"stream"} else None
     if node.op in UNCHANGED:

@@ -4,8 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from netgraft.graph import Layer, Slot
+from netgraft.correspondence import Correspondence
+from netgraft.graph import Layer, LayerGraph, Slot
+from netgraft.groups import Group
 from netgraft.plan import Step
+from netgraft.stream import stretch
+
+
+def growing_streams(target: LayerGraph, maps: Correspondence) -> dict[int, str]:
+    """Runs of the target, by id, that grow under a norm that takes all their channels together, and its kind.
+
+    New channels there would change the moments that every other channel is normalised by. Beside the streams that any
+    ratio fits, those that hold whole copies of the source's count, whatever else acts on them channel by channel.
+    """
+    found: dict[int, str] = {}
+    for group in maps.ours.groups:
+        run = maps.ours.variables[group.name]
+        before = maps.source_size(run)
+        if before is None or run.size <= before:
+            continue
+        kinds = _mixing(target, group)
+        if norm := stretch(target, maps.ours, run, scaled=True):
+            found[id(run)] = norm
+        elif kinds and kinds <= {"layer_norm", "rms_norm"} and run.size % before == 0:
+            found[id(run)] = min(kinds)
+    return found
+
+
+def _mixing(graph: LayerGraph, group: Group) -> set[str]:
+    """The kinds of what mixes the channels of a group without weights."""
+    nodes = [graph.by_id.get(name) for _, name in group.mixed]
+    return {graph.layers[node.layer].kind if node.layer else node.op for node in nodes if node is not None}
 
 
 def stretch_step(

@@ -20,8 +20,7 @@ from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
-from netgraft.recipes._streams import stretch_step
-from netgraft.stream import stretch
+from netgraft.recipes._streams import growing_streams, stretch_step
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,11 @@ class Graft:
     """Weights only: what training needs of a source, rather than what the source computed (OPERATORS part 2).
 
     Layers are paired along the wiring. Coupled channels share one map: the source's most important channels where the
-    target is narrower, all of them where it is wider, and new ones start fresh, read by no transferred output. Larger
-    kernels are padded with zeros. A dense kernel becomes a depthwise and a pointwise one by its best rank-one parts.
-    Where a batch norm follows, transferred kernels get the scale that the target's own initialisation has; where none
+    target is narrower, all of them where it is wider, and new ones start fresh, read by no transferred output. Only
+    residual streams that grow under a LayerNorm or RMSNorm, which takes all channels together, are stretched so that
+    the norm sees what it saw (LEMON, arXiv:2310.07999). Larger kernels are padded with zeros. A dense kernel becomes a
+    depthwise and a pointwise one by its best rank-one parts, with the norm between them opened. Where a batch norm
+    follows, transferred kernels get the scale that the target's own initialisation has; where none
     does, the source's norm is folded into the weights, and a target without any norm is run once, on synthetic images,
     to give its channels the moments that they have in the source (pass ``repair``). Nothing else is run.
     """
@@ -93,7 +94,7 @@ class _Planner:
         self.maps = Correspondence(find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True)
         self.endings = find_endings(source), find_endings(target)
         self.places = {key: place for place, key in enumerate(target.slots)}
-        self.stretched = self._streams()
+        self.stretched = growing_streams(target, self.maps)
         self.notes: list[str] = []
         depthwise: set[str] = {there.name for _, there, here in self.pairs if _split(there, here)}
         self.halved = {
@@ -181,7 +182,8 @@ class _Planner:
         else:
             steps += resized.steps
         self.notes += resized.notes
-        done = {dim: step for dim in range(len(slot.shape)) if (step := self._stretch(here, slot, dim)) is not None}
+        found = {dim: self._stretch(here, partner, slot, dim) for dim in range(len(slot.shape))}
+        done = {dim: step for dim, step in found.items() if step is not None}
         steps += done.values()
         rows = range(slot.shape[0]) if 0 in done else self._index(partner, slot, 0)
         if rows is None:
@@ -213,26 +215,14 @@ class _Planner:
                 if role in ("weight", "bias"):
                     yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": 1.0}),), why)
 
-    def _streams(self) -> dict[int, str]:
-        """Residual streams that grow under a norm that takes all channels together, and the kind of that norm.
-
-        New channels there would change the moments that every other channel is normalised by.
-        """
-        found: dict[int, str] = {}
-        for run in self.maps.ours.variables.values():
-            before = self.maps.source_size(run)
-            if before is not None and run.size > before and (norm := stretch(self.target, self.maps.ours, run)):
-                found[id(run)] = norm
-        return found
-
-    def _stretch(self, here: Layer, slot: Slot, dim: int) -> Step | None:
+    def _stretch(self, here: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
         """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
-        axis = axes_of(self.maps.ours, slot)[dim]
-        norm = self.stretched.get(id(normal(axis)))
-        if norm is None:
+        theirs, ours = normal(axes_of(self.maps.theirs, partner)[dim]), normal(axes_of(self.maps.ours, slot)[dim])
+        norm = self.stretched.get(id(ours))
+        if norm is None or self.maps.runs[id(ours)][1] is not theirs:
             return None
         reads, seed = (slot.key, dim) in self.maps.ours.reads, {"seed": self.places[slot.key]}
-        return stretch_step(norm, here, slot, dim, axis.size, reads=reads, seed=seed)
+        return stretch_step(norm, here, slot, dim, ours.size, reads=reads, seed=seed)
 
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
         return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []
