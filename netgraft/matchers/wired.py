@@ -106,7 +106,8 @@ class Wired:
         far = nothing  # ... in any column before, less the cost of leaving a block of the target there
         wires: dict[int, list[tuple[float, int]]] = {}  # ... in any column that writes a space of the target
         back: dict[tuple[int, int], tuple[int, int, bool] | None] = {}
-        beginning, whole = self._beginning(a, b), set[int]()
+        beginning = self._beginning(a, b)
+        intact: set[int] = set()  # places to which nothing was left out
         best, end = 0.0, None
         for j, here in enumerate(b):
             enters = part_here[j] * (here.run != j)
@@ -139,7 +140,7 @@ class Wired:
                     back[i, j] = None if p < 0 else (p, (wired if follows else arrive)[p][1], follows)
                     if i == j < len(beginning) and beginning[j] > now[i][0]:
                         now[i] = (beginning[j], j)
-                        whole.add(j)
+                        intact.add(j)
                     final = now[i][0] - part[i] * (ends[i] != i)
                     if final > best:
                         best, end = final, (i, j)
@@ -155,7 +156,7 @@ class Wired:
                 wires[space] = [max(x, y, key=_first) for x, y in zip(wires.get(space, nothing), left, strict=True)]
         steps: list[tuple[int, int, bool]] = []
         while end is not None:
-            if end[0] == end[1] and end[1] in whole:
+            if end[0] == end[1] and end[1] in intact:
                 steps += [(k, k, k > 0) for k in range(end[1], -1, -1)]
                 break
             before = back[end]

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from netgraft import plugins
 from netgraft.correspondence import Norms
 from netgraft.cost import distil_images, multiply_adds, refit_images
-from netgraft.facts import is_transformer, takes_image
+from netgraft.facts import takes_image
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
+from netgraft.recipes.refit import worth_refitting
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -70,7 +71,7 @@ class Auto:
             why = "only weights can be used: one of the networks does not take one image"
             return _choice("graft", common, why)
         seconds = self._seconds(source, target, device)
-        refits = not is_transformer(target) or is_transformer(source)  # from convolutions it is of no use to attention
+        refits = worth_refitting(source, target)
         if refits and seconds["first"] > 60 * self.budget:
             needed = _minutes(seconds["first"])
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"

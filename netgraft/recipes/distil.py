@@ -10,7 +10,7 @@ from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
 from netgraft.recipes.graft import Graft
-from netgraft.recipes.refit import Refit
+from netgraft.recipes.refit import Refit, worth_refitting
 
 STEPS, LR, PATIENCE = 600, 2e-3, 4
 REFIT_IMAGES = 512
@@ -51,7 +51,6 @@ class Distil(Refit):
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
         slow = is_transformer(target)
-        unlike = slow and not is_transformer(source)
         options = {
             "steps": steps_for(target) if self.steps is None else self.steps,
             "images": self.images,
@@ -59,7 +58,7 @@ class Distil(Refit):
             "batch": self.batch,
             "head": "keep" if self.keep_head else "temporary",
         }
-        refits = self.start == "refit" or (self.start == "auto" and not unlike)
+        refits = self.start == "refit" or (self.start == "auto" and worth_refitting(source, target))
         first: tuple[WantedPass, ...] = ()
         if refits:
             first = (self.refitting(source, target),)

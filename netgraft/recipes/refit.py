@@ -45,3 +45,8 @@ class Refit(Graft):
         kept = is_transformer(source) and is_transformer(target)
         pairs = self.follow if self.follow != "auto" else "plan" if kept else "stages"
         return ("refit", {"images": self.refit_images, "pairs": pairs})
+
+
+def worth_refitting(source: LayerGraph, target: LayerGraph) -> bool:
+    """Whether a refit is any good: from convolutions it is of no use to attention, as measured."""
+    return not is_transformer(target) or is_transformer(source)

@@ -59,7 +59,7 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
         end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
         if end is not None:
             before = [chosen[name] for name in ours.points[: ours.points.index(end)] if name in chosen]
-            inside |= _within(theirs, ours, block, end, chosen[end], before[-1:])
+            inside |= _within(theirs, ours, block, end, chosen[end], before[-1] if before else None)
     chosen |= {name: there for name, there in inside.items() if name not in chosen}
     for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
         if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
@@ -81,8 +81,13 @@ def _points(theirs: _Side, ours: _Side) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for candidates, points in _clusters(theirs, ours):
         for k, point in enumerate(points, start=1):
-            chosen[point] = candidates[-(-k * len(candidates) // len(points)) - 1]
+            chosen[point] = _at(candidates, k, len(points))
     return chosen
+
+
+def _at(candidates: Sequence[str], k: int, count: int) -> str:
+    """What the k-th of ``count`` follows, k from 1: number ceil(k n / count) of n candidates, the last for the last."""
+    return candidates[-(-k * len(candidates) // count) - 1]
 
 
 def _clusters(theirs: _Side, ours: _Side) -> list[tuple[list[str], list[str]]]:
@@ -105,7 +110,7 @@ def _nearest(levels: Iterable[float], level: float) -> float:
     return min(levels, key=lambda other: (abs(other - level), -other))
 
 
-def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, before: Sequence[str]) -> dict[str, str]:
+def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, before: str | None) -> dict[str, str]:
     """The layers of one residual block of the target: its end follows ``partner``, the point before it ``before``."""
     other = theirs.wiring.block_of.get(partner)
     found: dict[str, str] = {}
@@ -114,10 +119,9 @@ def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, be
         found |= dict(zip(here, there, strict=True))
     else:
         convs = [name for name in here if ours.graph.layers[name].kind.startswith("conv")]
-        start = theirs.points.index(before[0]) + 1 if before else 0
+        start = theirs.points.index(before) + 1 if before else 0
         way = theirs.points[start : theirs.points.index(partner) + 1] if other is None else []
-        way = way or [partner]
-        found |= {name: way[-(-k * len(way) // (len(convs) + 1)) - 1] for k, name in enumerate(convs, start=1)}
+        found |= {name: _at(way or [partner], k, len(convs) + 1) for k, name in enumerate(convs, start=1)}
     projections = [n for n in block.kernels if n in ours.endings and n != end and ours.endings[n].add is not None]
     shortcuts = [n for n in (other.kernels if other else ()) if n in theirs.wiring.shortcuts and n in theirs.endings]
     for i, name in enumerate(projections):
