@@ -13,6 +13,8 @@ from netgraft.graph import Layer, LayerGraph, Node
 from netgraft.plan import numel
 
 SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
+MOST_EXTRA_TOKENS = 9
+"""Class, distillation and register tokens in front of a grid of positions, less one."""
 PRODUCTS = frozenset({"bmm", "matmul", "baddbmm", "mm", "einsum"})
 
 
@@ -74,6 +76,15 @@ def takes_image(graph: LayerGraph) -> bool:
     return len(inputs) == 1 and len(inputs[0].shape) == 4
 
 
+def grid_of(tokens: int) -> tuple[int, int] | None:
+    """(side, extra): a square grid of side x side tokens behind a few extra ones; None where there is no such."""
+    for extra in range(min(MOST_EXTRA_TOKENS, tokens)):
+        side = math.isqrt(tokens - extra)
+        if side * side == tokens - extra:
+            return side, extra
+    return None
+
+
 # ------------------------------------------------------------------------------------------------------------ attention
 
 
@@ -86,6 +97,8 @@ class Attention:
     key: str
     value: str
     heads: int | None  # None where the shapes do not tell
+    product: str = ""  # id of the node that multiplies queries with keys: ``node`` itself where all is one operation
+    softmax: str = ""  # id of the node that makes weights of the products
 
     @property
     def fused(self) -> str:
@@ -103,29 +116,31 @@ def attentions(graph: LayerGraph) -> list[Attention]:
     """
     found = []
     for node in graph.nodes:
-        operands = _operands(graph, node)
-        if operands is None:
+        steps = _steps(graph, node)
+        if steps is None:
             continue
+        operands, softmax, product = steps
         sources = [_source(graph, operand) for operand in operands]
         if None in sources:
             continue
-        query, key, value = (str(source) for source in sources)
-        found.append(Attention(node.id, query, key, value, _heads(graph, operands, query, (query, key, value))))
+        query, key, value = names = tuple(str(source) for source in sources)
+        heads = _heads(graph, operands, query, names)
+        found.append(Attention(node.id, query, key, value, heads, product.id, softmax.id))
     return found
 
 
 def is_transformer(graph: LayerGraph) -> bool:
     """Whether it attends, and has no batch norm: those with some are convolutional nets for the greater part."""
     normed = any(layer.kind == "batch_norm" for layer in graph.layers.values())
-    return not normed and any(_operands(graph, node) is not None for node in graph.nodes)
+    return not normed and any(_steps(graph, node) is not None for node in graph.nodes)
 
 
-def _operands(graph: LayerGraph, node: Node) -> tuple[Node, Node, Node] | None:
-    """The nodes of queries, keys and values if ``node`` is an attention."""
+def _steps(graph: LayerGraph, node: Node) -> tuple[tuple[Node, Node, Node], Node, Node] | None:
+    """If ``node`` is an attention: the nodes of queries, keys and values, the softmax, the product of the first two."""
     by_id = graph.by_id
     if node.op == "scaled_dot_product_attention" and len(node.inputs) >= 3:
         query, key, value = (by_id[id] for id in node.inputs[:3])
-        return query, key, value
+        return (query, key, value), node, node
     if node.op not in PRODUCTS or len(node.inputs) != 2:
         return None
     weights, value = (by_id[id] for id in node.inputs)
@@ -134,7 +149,7 @@ def _operands(graph: LayerGraph, node: Node) -> tuple[Node, Node, Node] | None:
             for scores in _back(graph, by_id[step.inputs[0]], 8):
                 if scores.op in PRODUCTS and len(scores.inputs) == 2:
                     query, key = (by_id[id] for id in scores.inputs)
-                    return query, key, value
+                    return (query, key, value), step, scores
     return None
 
 

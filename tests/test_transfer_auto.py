@@ -98,18 +98,26 @@ VIT = Side(f"{NETS}:vit_wide", "target")
 def test_a_transformer_is_distilled_with_patience(budget, options):
     plan = make_plan(SOURCE, VIT, options={"budget": budget}, device="cpu").plan
     assert plan.recipe == "distil"
-    assert [each.name for each in plan.passes] == ["distil"]
-    assert options.items() <= plan.passes[0].options.items()
+    assert [each.name for each in plan.passes] == ["neighbours", "refit", "distil", "rescale"]
+    assert options.items() <= plan.passes[2].options.items()
+
+
+def test_a_transformer_is_refitted_where_there_is_no_time_to_distil():
+    plan = make_plan(SOURCE, VIT, options={"budget": 0.3}, device="cpu").plan
+    assert plan.recipe == "refit"
+    assert [each.name for each in plan.passes] == ["neighbours", "refit", "rescale"]
+    assert plan.fates["blocks.0.attn.qkv.weight"] == "set"
+    assert plan.fates["blocks.0.attn.proj.weight"] == "refitted"
 
 
 def test_weights_of_convolutions_are_of_no_use_to_a_transformer():
-    """Without the time to distil there is nothing to give, and the message says what would help."""
+    """Without the time to run anything there is nothing to give, and the message says what would help."""
     with pytest.raises(NothingToTransfer) as refusal:
         make_plan(SOURCE, VIT, options={"budget": 0.001}, device="cpu")
     assert "--budget" in str(refusal.value)
 
 
-@pytest.mark.parametrize(("budget", "passes"), [(60, ["refit", "distil"]), (0.2, ["refit"])])
+@pytest.mark.parametrize(("budget", "passes"), [(60, ["refit", "distil", "rescale"]), (0.2, ["refit", "rescale"])])
 def test_between_transformers_grafted_weights_are_refitted_where_they_stand(budget, passes):
     source = Side(f"{NETS}:vit_deep", "source", random=True)
     plan = make_plan(source, VIT, options={"budget": budget}, device="cpu").plan

@@ -89,6 +89,7 @@ class Stage:
     budget: float | None = None  # seconds a pass may take; None: as long as its defaults take
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
+    held: dict[str, tuple[int, ...]] = field(default_factory=dict)  # output channels, by layer, that a refit leaves
 
     def images(self, count: int, seed: int) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU."""

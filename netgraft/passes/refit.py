@@ -69,7 +69,8 @@ class Refit:
         ]
         channels = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms)
         wanted = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
-        done, left = refit(source, target, wanted, channels, torch.Generator().manual_seed(stage.seed), self.rows)
+        generator = torch.Generator().manual_seed(stage.seed)
+        done, left = refit(source, target, wanted, channels, generator, self.rows, stage.held)
         if not done:
             raise UsageError(
                 "Not a single layer of the target can be refitted.",

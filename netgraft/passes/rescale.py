@@ -1,72 +1,125 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod, sqrt
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from netgraft.endings import Ending, find_endings
-from netgraft.graph import Layer, LayerGraph
+from netgraft.graph import Layer, LayerGraph, Slot
+from netgraft.homogeneous import Region, find_regions, find_trades
 from netgraft.passes import Stage
 from netgraft.plan import KEPT, Pairing
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Scale kernels before batch norms up, and the norms' statistics with them: what is computed stays the same.
+    """Scale kernels up where a norm takes their scale away again: what is computed stays the same.
 
-    A batch norm undoes the scale of the kernel before it, but the scale decides how fast training turns it: a step of
-    length s moves a kernel of norm n by the angle s / n (van Laarhoven, arXiv:1706.05350). At the scale of a random
-    initialisation the learning rate that suits one washes out what was transferred within a few epochs, before it is
-    of use. ``gain`` is the scale as a multiple of He et al.'s initialisation (arXiv:1502.01852, Eq. 10). Kernels that
-    hold the target's own random values are left alone: they have nothing to keep.
+    The scale decides how fast training turns a kernel: a step of length s moves one of norm n by the angle s / n (van
+    Laarhoven, arXiv:1706.05350). At the scale of a random initialisation the learning rate that suits one washes out
+    what was transferred within a few epochs, before it is of use. Three scales are free:
+
+    - of a kernel before a batch norm, with the norm's statistics;
+    - of all that is added up in a residual stream read through LayerNorms or RMSNorms only: one number for its kernels,
+      biases, position embeddings and tokens;
+    - of a LayerNorm's gamma and beta, against that of the linear layers that read it.
+
+    Scales of kernels are multiples of He et al.'s initialisation (arXiv:1502.01852, Eq. 10), in a stream their median.
+    Kernels that hold the target's own random values are left alone: they have nothing to keep.
     """
 
-    gain: float = field(
-        default=2.0, metadata={"help": "norm of the kernels as a multiple of He et al.'s initialisation"}
+    gain: float | None = field(
+        default=2.0,
+        metadata={"help": "norm of kernels before a norm, as a multiple of He et al.'s initialisation; none: as is"},
+    )
+    stream: float | None = field(
+        default=4.0,
+        metadata={"help": "the same for kernels that add to a residual stream under LayerNorm; none: as is"},
+    )
+    gamma: float | None = field(
+        default=0.5, metadata={"help": "root mean square of gamma in a LayerNorm before linear layers; none: as is"}
     )
 
     fate: ClassVar[str] = ""  # where the numbers come from does not change
 
     def __post_init__(self) -> None:
-        if not self.gain > 0:
-            raise ValueError("gain must be positive")
+        if not all(value is None or value > 0 for value in (self.gain, self.stream, self.gamma)):
+            raise ValueError("gain, stream and gamma must be positive")
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
-        """Kernels that a batch norm follows, their biases, and the norm's statistics."""
-        keys: dict[str, None] = {}
-        for layer, norm in _normed(target):
-            for each, roles in ((layer, ("weight", "bias")), (norm, ("running_mean", "running_var"))):
-                for role in roles:
-                    if role in each.tensors:
-                        slot = each.tensors[role]
-                        keys.update(dict.fromkeys(slot.keys))
-        return tuple(keys)
+        """Kernels that a norm follows and their biases, that norm's statistics, what else is added to a stream."""
+        slots: list[Slot] = []
+        for layer, norm in _normed(target) if self.gain is not None else ():
+            slots += [*_weights(layer), *_of(norm, "running_mean", "running_var")]
+        for region in self._regions(target):
+            slots += [*region.parameters, *(slot for layer in region.writers for slot in _weights(layer))]
+        for trade in find_trades(target) if self.gamma is not None else ():
+            slots += [*_weights(trade.norm), *(slot for layer in trade.readers for slot in _of(layer, "weight"))]
+        return tuple(dict.fromkeys(key for slot in slots for key in slot.keys))
 
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, Any]:
-        """``layers``: how many were scaled; ``median``: by how much."""
+        """``layers``: how many kernels were scaled; ``median``: by how much."""
+        graph, fates = stage.target.graph, stage.plan.fates
         tensors = stage.target.module.state_dict()
-        fates = stage.plan.fates
-        factors = []
-        for layer, norm in _normed(stage.target.graph):
-            weight = tensors[layer.tensors["weight"].key]
-            length = float(weight.double().norm())
-            if fates[layer.tensors["weight"].key] == KEPT or length == 0:
-                continue
-            he = sqrt(2 / prod(layer.shape[1:])) * sqrt(weight.numel())  # the norm of a kernel drawn so
-            factor = self.gain * he / length
-            factors.append(factor)
-            weight.mul_(factor)
-            if "bias" in layer.tensors:
-                tensors[layer.tensors["bias"].key].mul_(factor)
-            if "running_mean" in norm.tensors:
-                tensors[norm.tensors["running_mean"].key].mul_(factor)
-                tensors[norm.tensors["running_var"].key].mul_(factor**2)
-        factors.sort()
-        return {"layers": len(factors), "median": round(factors[len(factors) // 2], 3) if factors else None}
+        factors: dict[str, float] = {}
+
+        def scale(slots: Iterable[Slot], factor: float) -> None:
+            for slot in slots:
+                tensors[slot.key].mul_(factor)
+
+        def held(layers: Iterable[Layer]) -> list[Layer]:
+            """Those that hold something."""
+            keys = {layer.name: layer.tensors["weight"].key for layer in layers}
+            return [graph.layers[name] for name, key in keys.items() if fates[key] != KEPT and bool(tensors[key].any())]
+
+        def note(layers: Iterable[Layer], factor: float) -> None:
+            for layer in layers:
+                factors[layer.name] = factors.get(layer.name, 1.0) * factor
+
+        for layer, norm in _normed(graph) if self.gain is not None else ():
+            if held([layer]):
+                factor = (self.gain or 1.0) / _multiple(tensors[layer.tensors["weight"].key])
+                scale([*_weights(layer), *_of(norm, "running_mean")], factor)
+                scale(_of(norm, "running_var"), factor**2)
+                note([layer], factor)
+        for trade in find_trades(graph) if self.gamma is not None else ():
+            size = float(tensors[trade.norm.tensors["weight"].key].double().square().mean().sqrt())
+            if size > 0 and len(held(trade.readers)) == len(trade.readers):
+                factor = size / (self.gamma or 1.0)
+                scale(_weights(trade.norm), 1 / factor)
+                scale((slot for layer in trade.readers for slot in _of(layer, "weight")), factor)
+                note(trade.readers, factor)
+        for region in self._regions(graph):
+            if known := held(region.writers):
+                lengths = [_multiple(tensors[layer.tensors["weight"].key]) for layer in known]
+                factor = ((self.stream if region.stream else self.gain) or 1.0) / median(lengths)
+                scale([*region.parameters, *(slot for layer in region.writers for slot in _weights(layer))], factor)
+                note(region.writers, factor)
+        return {"layers": len(factors), "median": round(median(factors.values()), 3) if factors else None}
+
+    def _regions(self, graph: LayerGraph) -> list[Region]:
+        """Those whose scale is to change."""
+        return [each for each in find_regions(graph) if (self.stream if each.stream else self.gain) is not None]
+
+
+def _of(layer: Layer, *roles: str) -> list[Slot]:
+    return [layer.tensors[role] for role in roles if role in layer.tensors]
+
+
+def _weights(layer: Layer) -> list[Slot]:
+    return _of(layer, "weight", "bias")
+
+
+def _multiple(weight: Tensor) -> float:
+    """The norm of a kernel, divided by that of one drawn as He et al. do."""
+    return float(weight.double().norm()) / sqrt(2 / prod(weight.shape[1:]) * weight.numel())
 
 
 def _normed(graph: LayerGraph) -> list[tuple[Layer, Layer]]:

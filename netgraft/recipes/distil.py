@@ -9,7 +9,7 @@ from netgraft.correspondence import Norms
 from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
 from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
-from netgraft.recipes.graft import Graft
+from netgraft.recipes._scale import scaled
 from netgraft.recipes.refit import Refit, worth_refitting
 
 STEPS, LR, PATIENCE = 600, 2e-3, 4
@@ -61,10 +61,10 @@ class Distil(Refit):
         refits = self.start == "refit" or (self.start == "auto" and worth_refitting(source, target))
         first: tuple[WantedPass, ...] = ()
         if refits:
-            first = (self.refitting(source, target),)
+            first = self.refitting(source, target)
         elif self.start != "scratch":
-            first = Graft.passes(self, source, target)
-        return (*first, ("distil", options), ("rescale", {"gain": self.gain}))
+            first = (("repair", {}),) if self.repair else ()
+        return (*first, ("distil", options), scaled(self.gain))
 
     def plan(
         self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None

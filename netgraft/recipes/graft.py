@@ -20,6 +20,7 @@ from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
+from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import growing_streams, stretch_step
 
 
@@ -61,7 +62,8 @@ class Graft:
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options."""
-        return (("repair", {}),) if self.repair else ()
+        settled: tuple[WantedPass, ...] = (("repair", {}),) if self.repair else ()
+        return (*settled, scaled(gain=None)) if self.scale == "own" else settled
 
     @property
     def reads_weights(self) -> bool:

@@ -18,6 +18,7 @@ from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
+from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import stretch_step
 from netgraft.spine import query_rows
 from netgraft.stream import stretch
@@ -67,7 +68,7 @@ class Grow:
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options; it changes no function."""
-        return (("rescale", {"gain": self.gain}),) if self.gain else ()
+        return (scaled(self.gain),) if self.gain else ()
 
     @property
     def reads_weights(self) -> bool:

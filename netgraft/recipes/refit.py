@@ -7,7 +7,9 @@ from typing import Literal
 
 from netgraft.facts import is_transformer
 from netgraft.graph import LayerGraph
+from netgraft.neighbours import find_streams
 from netgraft.plan import WantedPass
+from netgraft.recipes._scale import scaled
 from netgraft.recipes.graft import Graft
 
 
@@ -38,15 +40,20 @@ class Refit(Graft):
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
-        return (self.refitting(source, target), ("recalibrate", {}), ("rescale", {"gain": self.gain}))
+        return (*self.refitting(source, target), ("recalibrate", {}), scaled(self.gain))
 
-    def refitting(self, source: LayerGraph, target: LayerGraph) -> WantedPass:
-        """The pass ``refit``. Between transformers most of what was grafted is as it should be, where it stands."""
-        kept = is_transformer(source) and is_transformer(target)
-        pairs = self.follow if self.follow != "auto" else "plan" if kept else "stages"
-        return ("refit", {"images": self.refit_images, "pairs": pairs})
+    def refitting(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
+        """The pass ``refit``, and what comes before it.
+
+        Between transformers most of what was grafted is as it should be, where it stands. Attention that is to follow
+        convolutions reads neighbours first.
+        """
+        before, after = is_transformer(source), is_transformer(target)
+        pairs = self.follow if self.follow != "auto" else "plan" if before and after else "stages"
+        first: tuple[WantedPass, ...] = (("neighbours", {}),) if after and not before else ()
+        return (*first, ("refit", {"images": self.refit_images, "pairs": pairs}))
 
 
 def worth_refitting(source: LayerGraph, target: LayerGraph) -> bool:
-    """Whether a refit is any good: from convolutions it is of no use to attention, as measured."""
-    return not is_transformer(target) or is_transformer(source)
+    """Whether a refit is any good: what convolutions do attention can only follow where it reads neighbours."""
+    return not is_transformer(target) or is_transformer(source) or bool(find_streams(target))

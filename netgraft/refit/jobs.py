@@ -5,9 +5,10 @@ Both networks see the same images. The source's values are sampled once, at posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -51,9 +52,15 @@ class Jobs:
     """Makes the jobs of a pair of networks; ``left`` says why layers got none."""
 
     def __init__(
-        self, source: Replay, target: Replay, channels: OutputChannels, generator: torch.Generator, rows: int
+        self,
+        source: Replay,
+        target: Replay,
+        channels: OutputChannels,
+        generator: torch.Generator,
+        rows: int,
+        held: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
-        self.source, self.target, self.channels = source, target, channels
+        self.source, self.target, self.channels, self.held = source, target, channels, held
         self.generator, self.most_rows = generator, rows
         self.theirs, self.ours = find_endings(source.graph), find_endings(target.graph)
         self.ending_at = {each.node: each for each in self.ours.values() if each.add is None or each.main}
@@ -84,6 +91,7 @@ class Jobs:
             self.left[target] = f"its positions have no counterpart in {source}'s"
             return None
         index = torch.tensor(list(self.channels(there, here)))
+        index[list(self.held.get(target, ()))] = NEW
         mapped = (index != NEW).nonzero().flatten()
         if there_layout.channels != there.out_channels or not len(mapped):
             self.left[target] = f"its channels do not correspond to {source}'s"

@@ -7,13 +7,12 @@ which (class and register tokens) stand before the grid. What runs on windows ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_PREFIX_TOKENS = 9
+from netgraft.facts import grid_of
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ def layout_of(
         if len(shape) == 2 and axis == 1:
             return Layout(shape, axis, (1, 1))
         if len(shape) == 3 and axis == 2:
-            for prefix in range(min(MOST_PREFIX_TOKENS, shape[1])):
-                side = isqrt(shape[1] - prefix)
-                if side * side == shape[1] - prefix:
-                    return Layout(shape, axis, (side, side), prefix)
+            grid = grid_of(shape[1])
+            if grid is not None:
+                side, prefix = grid
+                return Layout(shape, axis, (side, side), prefix)
     return Layout(shape, axis, None)
 
 

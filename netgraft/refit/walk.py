@@ -6,8 +6,9 @@ target's forward pass runs once, and stops before each layer: by then everything
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -43,14 +44,16 @@ def refit(
     channels: OutputChannels,
     generator: torch.Generator,
     rows: int = MOST_ROWS,
+    held: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> tuple[list[Refitted], dict[str, str]]:
     """Give every paired layer of ``target.module`` new weights, in place; what was refitted, and why others were not.
 
     The norm that follows a refitted layer gets the statistics of its new input, and the source's mean and standard
-    deviation as its affine part; without a norm the layer's bias is set.
+    deviation as its affine part; without a norm the layer's bias is set. ``held`` are output channels, by layer, that
+    stay as they are.
     """
     with torch.no_grad():
-        making = Jobs(source, target, channels, generator, rows)
+        making = Jobs(source, target, channels, generator, rows, held)
         walk = _Walk(target, making.make(pairs))
         walk.run()
     return walk.done, making.left | walk.left

@@ -89,6 +89,26 @@ class Replay:
                 changed.add(node)
                 self.values[node] = self.evaluate(node, copies=True)
 
+    def send(self, start: fx.Node, value: Tensor, end: fx.Node) -> Tensor | None:
+        """What arrives at ``end`` if ``start`` puts out ``value``; None where other data of the pass is needed too."""
+        found: dict[fx.Node, Any] = {start: value}
+
+        def read(node: fx.Node) -> Any:
+            return self._attribute(node) if node.op == "get_attr" and node not in found else found[node]
+
+        for node in self.nodes[self.place[start] + 1 : self.place[end] + 1]:
+            if found.keys().isdisjoint(node.all_input_nodes):
+                continue
+            if not callable(node.target):
+                return None
+            try:
+                args, kwargs = fx.node.map_arg(node.args, read), fx.node.map_arg(node.kwargs, read)
+                with torch.no_grad(), torch.device(self.device):
+                    found[node] = node.target(*args, **kwargs)
+            except KeyError:
+                continue  # it reads other data, which is of no use unless it leads to the end
+        return found.get(end)
+
     def evaluate(self, node: fx.Node, *, copies: bool = False) -> Any:
         """The value of a node from those of its inputs."""
         if node.op == "placeholder":

@@ -186,6 +186,7 @@ EVERY_PASS = {
     "refit": {"images": 32, "rows": 500},
     "distil": {"steps": 5, "images": 64, "batch": 32},
     "rescale": {},
+    "neighbours": {},
     "recalibrate": {"images": 32},
     "moments": {},
     "repair": {"images": 32},
@@ -200,6 +201,6 @@ def test_every_pass_of_the_folder_is_listed_here():
 @pytest.mark.parametrize("build", [lambda: Straight(((12, 5), (16, 3)), classes=7), Every, Shared, Unaffine])
 def test_laws_of_every_pass(name, options, build):
     each = plugins.create("passes", name, options)
-    assert each.fate in ("", "refitted", "distilled", "recalibrated")
+    assert each.fate in ("", "set", "refitted", "distilled", "recalibrated")
     assert all(option.doc for option in plugins.options(type(each)))
     check_pass(each, grafted(taught(Straight, SIZE), build))

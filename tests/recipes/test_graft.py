@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from nets import Straight, traced, weights
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from transformer_nets import swin, vit
 
 from netgraft import plugins
 from netgraft.checkpoint import read_provenance
@@ -375,3 +376,17 @@ def test_what_runs_before_the_steps_of_distil(start, first):
     graphs = traced(Straight, SIZE), traced(wide, SIZE)
     wanted = plugins.create("recipes", "distil", {"start": start}).passes(*graphs)
     assert [name for name, _ in wanted] == [*first, "distil", "rescale"]
+
+
+@pytest.mark.parametrize(
+    ("build", "recipe", "wanted"),
+    [
+        (vit, "refit", ["neighbours", "refit", "recalibrate", "rescale"]),
+        (vit, "distil", ["neighbours", "refit", "distil", "rescale"]),
+        (swin, "distil", ["repair", "distil", "rescale"]),
+    ],
+)
+def test_a_transformer_that_follows_convolutions(build, recipe, wanted):
+    """Its attention reads neighbours first; where that cannot be, it is distilled from its own initialisation."""
+    graphs = traced(Straight, SIZE), traced(build, SIZE)
+    assert [name for name, _ in plugins.create("recipes", recipe, {}).passes(*graphs)] == wanted
