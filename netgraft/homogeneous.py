@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from netgraft.endings import UNCHANGING
 from netgraft.graph import Layer, LayerGraph, Node, Slot
+from netgraft.stream import ADDING, adds_data
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
-ADDING = frozenset({"add", "sub", "cat", "stack"})
 LINEAR = UNCHANGING | {"mean", "select", "unbind"}
 
 
@@ -135,7 +135,7 @@ def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, 
         known = layer.kind == "parameter" or affine or _is_kernel(graph, node)
         return () if known and node.layer in usable else None
     if node.op in ADDING:
-        return node.inputs
+        return node.inputs if adds_data(node) else None
     if node.op in LINEAR and len(node.inputs) == 1:
         return node.inputs
     if node.op == "mul" and len(node.inputs) == 2:  # a layer scale

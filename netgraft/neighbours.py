@@ -16,11 +16,11 @@ from netgraft.groups import Groups, find_groups
 from netgraft.groups.axes import Var, normal, variables
 from netgraft.stream import stretch
 
-CODES = 6
-"""Channels that coordinates take: x^2 + y^2, x, y, 1; 1 in tokens in front of the grid; 0."""
+CODES = 5
+"""Channels that coordinates take: x^2 + y^2, x, y, 1 and 0; one more marks tokens in front of the grid."""
 TERMS = 4
 """Products that a distance is a sum of: channels that a head needs."""
-LEAST_WIDTH = 4 * CODES
+LEAST_WIDTH = 4 * (CODES + 1)
 LEAST_SIDE = 3
 
 
@@ -40,7 +40,12 @@ class Stream:
     @property
     def codes(self) -> range:
         """The channels set aside for coordinates: the last ones."""
-        return range(self.width - CODES, self.width)
+        return range(self.width - CODES - self.in_front, self.width)
+
+    @property
+    def in_front(self) -> bool:
+        """Whether there are tokens in front of the grid."""
+        return bool(self.extra or self.tokens)
 
     def keys(self, graph: LayerGraph) -> tuple[str, ...]:
         """Of all tensors that change when its attention is told to read neighbours."""

@@ -22,8 +22,9 @@ EXACT, INTERPOLATED, STACKED, SET, KEPT = "exact", "interpolated", "stacked", "s
 REFITTED, DISTILLED, RECALIBRATED = "refitted", "distilled", "recalibrated"
 FATES = (EXACT, INTERPOLATED, STACKED, SET, REFITTED, DISTILLED, RECALIBRATED, KEPT)
 """What can have happened to a tensor. Kernels are interpolated, channels stacked (one that was both counts as stacked);
-what was set to a constant, such as the zero end of an inserted block, is ``set``. The last of the passes that run after
-the moves decides: layers refitted to the source's activations, trained on its answers, or given new statistics."""
+what was set by rule, such as the zero end of an inserted block or attention to neighbours, is ``set``. The last of the
+passes that run after the moves decides: layers refitted to the source's activations, trained on its answers, or given
+new statistics."""
 
 _SPATIAL = frozenset(
     {"bilinear", "bilinear-gain", "bicubic", "centre", "tap-sum", "pi-resize", "positions", "relative-table"}

@@ -52,10 +52,17 @@ def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[
     if scaled and node.op == "mul" and any(source not in graph.from_input for source in node.inputs):
         return "stream" if inputs == {"stream"} else None  # by a parameter, one number per channel
     if node.op in ADDING:
-        return "stream" if inputs == {"stream"} else None
+        return "stream" if inputs == {"stream"} and adds_data(node) else None
     if node.op in UNCHANGED:
         return next(iter(inputs)) if len(inputs) == 1 else None
     return None
+
+
+def adds_data(node: Node) -> bool:
+    """Whether all that an addition or concatenation puts together are other nodes' values: no number, no buffer."""
+    args = node.facts.get("args", ())
+    parts = args[0] if node.op in ("cat", "stack") else args[:2]
+    return all(isinstance(part, str) and part.startswith("%") for part in parts)
 
 
 def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> State | None:

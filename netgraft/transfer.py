@@ -23,7 +23,7 @@ from netgraft.importance import channel_norms
 from netgraft.load import Model, load_model, read_weights
 from netgraft.parity import Party
 from netgraft.passes import Pictures
-from netgraft.plan import DISTILLED, KEPT, REFITTED, Plan, WantedPass
+from netgraft.plan import DISTILLED, KEPT, REFITTED, SET, Plan, WantedPass
 from netgraft.receipt import check_exact, make_receipt
 from netgraft.staging import find_device, plan_passes, run_passes
 from netgraft.trace import trace
@@ -280,7 +280,7 @@ def source_share(plan: Plan) -> float:
     """Share of the target's elements that come from the source, 0 to 1."""
     coverage = plan.coverage()
     total = sum(coverage.values())
-    return (total - coverage[KEPT]) / total if total else 0.0
+    return (total - coverage[KEPT] - coverage[SET]) / total if total else 0.0
 
 
 def literal(value: object) -> str:

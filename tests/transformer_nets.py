@@ -103,6 +103,15 @@ class Encoder(nn.Module):
         return self.head(self.blocks(self.patches(x) + self.places).mean(1))
 
 
+def buffered():
+    """Positions that are not trained."""
+    net = Own()
+    places = net.places.detach()
+    del net.places
+    net.register_buffer("places", places)
+    return net
+
+
 def rms():
     return Own(norm=nn.RMSNorm)
 

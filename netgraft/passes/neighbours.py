@@ -23,8 +23,8 @@ SHIFT = 3
 """Taps that every other attention begins later in this list, so that few heads cover more of them together."""
 AMPLITUDE = 2.0
 """Standard deviation of coordinates in the stream."""
-FAR = 2.0
-"""Squared distance of the tokens in front from all others, as a multiple of the grid's area."""
+FAR = 8.0
+"""Squared distance of the tokens in front from all others. Small enough: what reads it with weight, trains badly."""
 BEND = 1.4
 """Standard deviation of what hidden layers put out, for a stream of variance 1."""
 Tap = tuple[int, int]
@@ -111,21 +111,18 @@ class _Setting:
 
     def _place(self, stream: Stream) -> Tensor:
         """Writes coordinates to the embedding, and keeps all else from there; how large each code's unit is written."""
-        *codes, nought = stream.codes
+        *codes, _ = stream.codes
         table = self.tensors[stream.positions]
         grid = coordinates(stream.side).to(table)
-        square = (grid**2).sum(1)
-        spread = [square.std(unbiased=False), *grid.std(0, unbiased=False)]
-        units = AMPLITUDE / torch.stack([*spread, *grid.new_ones(2)])
-        here = torch.stack([square, *grid.T, torch.ones_like(square), torch.zeros_like(square)], 1) * units
-        front = table.new_tensor([0, 0, 0, 0, AMPLITUDE])
+        here = torch.stack([(grid**2).sum(1), *grid.T, torch.ones(len(grid)).to(table)], 1)
+        units = AMPLITUDE / torch.cat([here[:, :3].std(0, unbiased=False), here.new_ones(1 + stream.in_front)])
         table.zero_()
         places = table.view(-1, stream.width)
-        places[stream.extra :, codes] = here
-        places[: stream.extra, codes] = front
+        places[stream.extra :, codes[:4]] = here * units[:4]
+        places[: stream.extra, codes[4:]] = AMPLITUDE
         for key in stream.tokens:
-            self.tensors[key][..., codes] = front.new_zeros(()) if stream.extra else front
-            self.tensors[key][..., nought] = 0.0
+            self.tensors[key][..., stream.codes] = 0.0
+            self.tensors[key][..., codes[4:]] = 0.0 if stream.extra else AMPLITUDE
         for layer in stream.writers:
             for slot in (layer.tensors[role] for role in ("weight", "bias") if role in layer.tensors):
                 tensor = self.tensors[slot.key]
@@ -147,8 +144,8 @@ class _Setting:
         read = torch.zeros(len(codes), stream.width, device=units.device)
         read[range(len(codes)), codes] = 1 / units
         read[:, nought] = -1 / units  # what a norm has taken away from all
-        square, x, y, one, front = read
-        away = FAR * stream.side**2 * front
+        square, x, y, one, *mark = read
+        away = FAR * sum(mark, torch.zeros_like(square))
         for name, rows in ((attention.query, heads.queries), (attention.key, heads.keys)):
             all_rows = sorted({row for head in rows for row in head})
             for slot in (layers[name].tensors[role] for role in ("weight", "bias") if role in layers[name].tensors):

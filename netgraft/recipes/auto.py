@@ -34,8 +34,9 @@ Choice = tuple[str, Any, str]
 class Auto:
     """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
 
-    Growth applies where the target contains the source. A transformer is refitted only if the source is one too. What
-    was taken, and why, stands in the ledger. Costs are estimated from the two architectures before anything runs.
+    Growth applies where the target contains the source. A transformer is refitted if the source is one too, or its
+    attention can be made to read neighbours. What was taken, and why, stands in the ledger. Costs are
+    estimated from the two architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})

@@ -22,8 +22,8 @@ class Distil(Refit):
 
     The largest gain there is without data (OPERATORS part 4). It needs a source with a classifier, and a target with
     one linear head. ``keep_head`` makes the result a classifier of the source's classes. A transformer learns slowly
-    without data: it takes more steps, at half the rate, and where the source is none, from its own initialisation
-    rather than from a refit.
+    without data: it takes more steps, at half the rate. Where the source is none and its attention cannot be made to
+    read neighbours, they start from its own initialisation rather than from a refit.
     """
 
     refit_images: int = field(
@@ -44,7 +44,7 @@ class Distil(Refit):
     start: Literal["auto", "refit", "graft", "scratch"] = field(
         default="auto",
         metadata={
-            "help": "where the steps start; auto: the refit, to a transformer from another kind of net the graft"
+            "help": "where the steps start; auto: the refit, or the graft where a refit is of no use to a transformer"
         },
     )
 

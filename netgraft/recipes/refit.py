@@ -18,7 +18,8 @@ class Refit(Graft):
     """The weights of ``graft``, then a closed-form refit of each layer on synthetic images: no data, no labels.
 
     Each target layer is regressed, in execution order, onto what its source layer makes of the same images (OPERATORS
-    part 3). The knowledge moves with the activations, so widths, kernels and kinds of layer may differ freely.
+    part 3). The knowledge moves with the activations, so widths, kernels and kinds of layer may differ freely. A
+    transformer that is to follow convolutions gets attention that reads neighbours first (pass ``neighbours``).
     """
 
     generator: str = field(

@@ -14,6 +14,7 @@ from transformer_nets import (
     Encoder,
     Own,
     bare,
+    buffered,
     convnext,
     interleaved,
     post_norm,
@@ -169,9 +170,9 @@ def test_only_what_it_names_changes(build):
     assert len(changed) > len(before) / 3
 
 
-@pytest.mark.parametrize("build", [Straight, swin, convnext, post_norm, rms])
+@pytest.mark.parametrize("build", [Straight, swin, convnext, post_norm, rms, buffered])
 def test_where_coordinates_find_no_place_nothing_is_touched(build):
-    """Convolutions; windows; a norm that stands behind the addition, or is put together by hand."""
+    """Convolutions; windows; a norm behind the addition, or put together by hand; positions that are no parameter."""
     net = network(build, SIZE)
     assert Neighbours().touches(net.graph, net.graph, None) == ()
     report, _, changed = check_pass(Neighbours(), stage(net, network(build, SIZE)))

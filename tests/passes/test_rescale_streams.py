@@ -9,13 +9,26 @@ import torch
 from staged import check_pass
 from stages import network, stage
 from torch import nn
-from transformer_nets import SIZE, Encoder, Own, bare, convnext, interleaved, post_norm, rms, swin, vit, vit_registers
+from transformer_nets import (
+    SIZE,
+    Encoder,
+    Own,
+    bare,
+    buffered,
+    convnext,
+    interleaved,
+    post_norm,
+    rms,
+    swin,
+    vit,
+    vit_registers,
+)
 
 from netgraft.homogeneous import find_regions, find_trades
 from netgraft.passes.rescale import Rescale
 from netgraft.plan import Kept, Move, Pairing, Plan
 
-BUILDS = [vit, vit_registers, Own, rms, interleaved, Encoder, bare, post_norm, swin, convnext]
+BUILDS = [vit, vit_registers, Own, rms, interleaved, Encoder, bare, buffered, post_norm, swin, convnext]
 
 
 def moved(build, *without):
@@ -103,11 +116,11 @@ def test_each_region_and_each_trade_is_one_by_itself(build):
     ("build", "streams", "trades"),
     [
         *((vit, 1, 4), (vit_registers, 1, 4), (Own, 1, 4), (Encoder, 1, 4), (swin, 2, 9)),
-        *((bare, 0, 4), (post_norm, 0, 0), (rms, 0, 0)),
+        *((bare, 0, 4), (post_norm, 0, 0), (rms, 0, 0), (buffered, 0, 4)),
     ],
 )
 def test_what_is_found(build, streams, trades):
-    """None where the head reads the stream itself, norms stand behind additions, or are put together by hand."""
+    """None where the head reads the stream, norms stand behind additions or are put together, constants are added."""
     graph = network(build, SIZE).graph
     assert sum(region.stream for region in find_regions(graph)) == streams
     assert len(find_trades(graph)) == trades
