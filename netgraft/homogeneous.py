@@ -38,7 +38,7 @@ class Trade:
 
 def find_regions(graph: LayerGraph) -> list[Region]:
     """Every region of ``graph`` that can be scaled, in order."""
-    usable = _usable(graph)
+    usable = usable_layers(graph)
     found: list[Region] = []
     seen: set[str] = set()
     for node in graph.nodes:
@@ -62,7 +62,7 @@ def find_regions(graph: LayerGraph) -> list[Region]:
 
 def find_trades(graph: LayerGraph) -> list[Trade]:
     """Every norm of ``graph`` with a gamma that only linear maps read, no head among them, in order."""
-    usable = _usable(graph)
+    usable = usable_layers(graph)
     heads = {layer.name for layer in graph.heads()}
     found = []
     for node in graph.nodes:
@@ -76,16 +76,7 @@ def find_trades(graph: LayerGraph) -> list[Trade]:
     return found
 
 
-def _is_norm(graph: LayerGraph, node: Node) -> bool:
-    return node.layer is not None and graph.layers[node.layer].kind in NORMS and len(node.inputs) == 1
-
-
-def _is_kernel(graph: LayerGraph, node: Node) -> bool:
-    kind = graph.layers[node.layer].kind if node.layer is not None else ""
-    return kind == "linear" or kind.startswith("conv")
-
-
-def _usable(graph: LayerGraph) -> set[str]:
+def usable_layers(graph: LayerGraph) -> set[str]:
     """Layers that are called once, and whose tensors are used as they are stored, and by them alone."""
     uses = Counter(slot.key for layer in graph.layers.values() for slot in layer.tensors.values())
     found = set()
@@ -100,6 +91,15 @@ def _usable(graph: LayerGraph) -> set[str]:
             if layer.kind == "parameter" or len(node.inputs) == len(data) == 1:
                 found.add(name)
     return found
+
+
+def _is_norm(graph: LayerGraph, node: Node) -> bool:
+    return node.layer is not None and graph.layers[node.layer].kind in NORMS and len(node.inputs) == 1
+
+
+def _is_kernel(graph: LayerGraph, node: Node) -> bool:
+    kind = graph.layers[node.layer].kind if node.layer is not None else ""
+    return kind == "linear" or kind.startswith("conv")
 
 
 def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None:

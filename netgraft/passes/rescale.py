@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod, sqrt
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from netgraft.endings import Ending, find_endings
 from netgraft.graph import Layer, LayerGraph, Slot
-from netgraft.homogeneous import Region, find_regions, find_trades
+from netgraft.homogeneous import Region, find_regions, find_trades, usable_layers
 from netgraft.passes import Stage
 from netgraft.plan import KEPT, Pairing
 
@@ -125,23 +124,15 @@ def _multiple(weight: Tensor) -> float:
 def _normed(graph: LayerGraph) -> list[tuple[Layer, Layer]]:
     """Kernels of one call, and the batch norm that alone reads them, with nothing but a ReLU between."""
     found = []
-    uses = Counter(slot.key for layer in graph.layers.values() for slot in layer.tensors.values())
-    shared = {key for key, count in uses.items() if count > 1}
+    usable = usable_layers(graph)
     for name, ending in find_endings(graph).items():
         layer = graph.layers[name]
         norm = graph.layers[ending.norm] if ending.norm is not None else None
         if norm is None or norm.calls != 1 or not layer.kind.startswith("conv"):
             continue
-        if _homogeneous(graph, ending) and _own_weight(graph, layer, shared):
+        if _homogeneous(graph, ending) and name in usable:
             found.append((layer, norm))
     return found
-
-
-def _own_weight(graph: LayerGraph, layer: Layer, shared: set[str]) -> bool:
-    """Whether the weight is used as it is, and nowhere else; the bias too."""
-    slots = [layer.tensors[role] for role in ("weight", "bias") if role in layer.tensors]
-    plain = "weight" in layer.tensors and layer.tensors["weight"].shape == layer.shape
-    return plain and not graph.by_id[layer.name].facts.get("prepared") and not any(s.key in shared for s in slots)
 
 
 def _homogeneous(graph: LayerGraph, ending: Ending) -> bool:

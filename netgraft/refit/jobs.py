@@ -22,6 +22,7 @@ from netgraft.refit.layout import Layout, channel_axis, comparable, layout_of, r
 from netgraft.trace.replay import Replay
 
 LEAST_SCALE = 1e-6
+HELD = NEW - 1
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Job:
     rows: Tensor  # sampled positions of that value
     channels: Tensor  # [m] target channels that follow the source
     theirs: Tensor  # [m] the source's channels
+    signs: Tensor  # [m] 1, or -1 for what is to give the negative
     wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
 
     @property
@@ -91,13 +93,18 @@ class Jobs:
             self.left[target] = f"its positions have no counterpart in {source}'s"
             return None
         index = torch.tensor(list(self.channels(there, here)))
-        index[list(self.held.get(target, ()))] = NEW
+        held = list(self.held.get(target, ()))
+        index[held] = NEW
         mapped = (index != NEW).nonzero().flatten()
         if there_layout.channels != there.out_channels or not len(mapped):
             self.left[target] = f"its channels do not correspond to {source}'s"
             return None
         rows = sample(there_layout, here_layout, self.most_rows, self.generator)
-        return Job(here, there, ours, here_layout, rows, mapped, index[mapped])
+        job = Job(here, there, ours, here_layout, rows, mapped, index[mapped], torch.ones(len(mapped)))
+        if job.rectified and not (theirs.activated or theirs.late):
+            index[held] = HELD
+            _mirror(job, (index == NEW).nonzero().flatten())
+        return job
 
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
@@ -115,7 +122,7 @@ class Jobs:
                 theirs = self.theirs[job.there.name]
                 layout = self._layout(self.source, _value_of(theirs, job.ending), job.there)
                 rows, channels = job.rows.to(value.device), job.theirs.to(value.device)
-                job.wanted = rows_from(value, layout, job.layout, rows, channels)
+                job.wanted = rows_from(value, layout, job.layout, rows, channels) * job.signs.to(value.device)
                 if theirs.activated and not job.ending.activated and not job.rectified:
                     job.wanted = job.wanted.relu()  # what the source's next layer reads
 
@@ -149,6 +156,17 @@ class Jobs:
                 return id
             ending = self.ending_at[id]
         return ending.layer
+
+
+def _mirror(job: Job, free: Tensor) -> None:
+    """Free channels give the negatives of the others: a rectifier cuts off half of what the source reads whole.
+
+    As in CReLU (Shang et al., arXiv:1603.05201). Only where the rectifier stands before the norm: behind one it made
+    the probe better, and fine-tuning no better.
+    """
+    free = free[: len(job.channels)]
+    job.channels, job.theirs = torch.cat([job.channels, free]), torch.cat([job.theirs, job.theirs[: len(free)]])
+    job.signs = torch.cat([job.signs, -torch.ones(len(free))])
 
 
 def _value_of(theirs: Ending, ours: Ending) -> str:

@@ -348,3 +348,29 @@ def test_layers_inside_a_block_follow_the_points_on_the_way():
     for start, middle, end in zip(before, inner, ends, strict=True):
         assert start < middle <= end
         assert middle < end or end - start == 1
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_a_rectifier_would_cut_off_goes_to_free_channels(late):
+    """A transformer's stream is read whole; before a ReLU that stands before the norm its negative is kept as well."""
+    source, target = made(lambda: vit(width=8)), made(lambda: Plain(widths=(12, 16, 20), late=late))
+    before = copy.deepcopy(target)
+    done, _ = refitted(source, target, x=images(96))
+    assert done
+    for name, free in zip(done, (4, 8, 8), strict=True):
+        weight, old = target.get_submodule(name).weight, before.get_submodule(name).weight
+        mirrored, own = weight[8 : 8 + free], old[8 : 8 + free]
+        if late:
+            torch.testing.assert_close(mirrored, -weight[:free], rtol=1e-4, atol=1e-5)
+        else:
+            torch.testing.assert_close(mirrored, own)
+        torch.testing.assert_close(weight[8 + free :], old[8 + free :])
+
+
+def test_convolutions_that_were_rectified_already_have_no_mirror():
+    source, target = made(lambda: Plain(widths=(4, 6, 8))), made(lambda: Plain(widths=(12, 16, 20), late=True))
+    before = copy.deepcopy(target)
+    done, _ = refitted(source, target, x=images(96))
+    for name in done:
+        width = source.get_submodule(name).weight.shape[0]
+        torch.testing.assert_close(target.get_submodule(name).weight[width:], before.get_submodule(name).weight[width:])
