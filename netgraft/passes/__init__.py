@@ -28,6 +28,7 @@ from netgraft.graph import LayerGraph
 from netgraft.images import Preprocessing, load_folder, make_images, normalise
 from netgraft.load import Model
 from netgraft.plan import Pairing, Plan
+from netgraft.refit.values import Prepared
 
 __all__ = ["Network", "Pass", "Pictures", "Stage"]
 
@@ -89,7 +90,7 @@ class Stage:
     budget: float | None = None  # seconds a pass may take; None: as long as its defaults take
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
-    held: dict[str, tuple[int, ...]] = field(default_factory=dict)  # output channels, by layer, that a refit leaves
+    prepared: Prepared = field(default_factory=Prepared)  # what passes have set, for a refit
 
     def images(self, count: int, seed: int) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU."""

@@ -13,8 +13,9 @@ from netgraft.facts import Attention
 from netgraft.graph import Layer, LayerGraph
 from netgraft.neighbours import Stream, find_streams
 from netgraft.passes import Stage
-from netgraft.passes._heads import Heads, find_heads
 from netgraft.plan import SET, Pairing
+from netgraft.refit.heads import Heads, find_heads
+from netgraft.refit.values import Turned
 from netgraft.trace.replay import Replay
 
 TAPS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
@@ -103,8 +104,12 @@ class _Setting:
         for number, (attention, heads) in enumerate(known):
             taps = [TAPS[(k + SHIFT * (number % 2)) % len(TAPS)] for k in range(len(heads.queries))]
             self._look(stream, attention, heads, taps, units)
-            self._project(stream, self.stage.target.graph.layers[attention.value], list(heads.values))
+            values = sorted({row for head in heads.values for row in head})
+            self._project(stream, self.stage.target.graph.layers[attention.value], values)
             self.done.append((stream, heads, taps))
+            data = tuple(range(stream.codes.start))
+            turned = Turned(attention.query, attention.key, attention.value, heads, data)
+            self.stage.prepared.attentions.append(turned)
         for layer in stream.hidden:
             weight = self.tensors[layer.tensors["weight"].key]
             weight.mul_(BEND / sqrt(stream.width) / weight.std())
@@ -127,7 +132,7 @@ class _Setting:
             for slot in (layer.tensors[role] for role in ("weight", "bias") if role in layer.tensors):
                 tensor = self.tensors[slot.key]
                 (tensor.T if layer.transposed and tensor.dim() == 2 else tensor)[stream.codes] = 0.0
-            self.stage.held[layer.name] = tuple(stream.codes)
+            self.stage.prepared.held[layer.name] = tuple(stream.codes)
         return units
 
     def _look(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from netgraft.cost import refit_images
 from netgraft.endings import find_endings
 from netgraft.errors import UsageError
 from netgraft.graph import LayerGraph
+from netgraft.neighbours import find_streams
 from netgraft.passes import Stage
 from netgraft.plan import REFITTED, Pairing
 from netgraft.refit.channels import OutputChannels
@@ -33,6 +34,10 @@ class Refit:
         default="stages", metadata={"help": "follow how far the source has come, or the layers that weights came from"}
     )
     rows: int = field(default=MOST_ROWS, metadata={"help": "most positions a layer is fitted on"})
+    values: bool = field(
+        default=False,
+        metadata={"help": "choose what attention carries where neighbours said what it looks at"},
+    )
 
     fate = REFITTED
 
@@ -52,6 +57,9 @@ class Refit:
             for name in names:
                 for slot in target.layers[name].tensors.values():
                     keys.update(dict.fromkeys(slot.keys))
+        for stream in find_streams(target) if self.values else ():
+            for attention in stream.attentions:
+                keys.update(dict.fromkeys(target.layers[attention.value].tensors["weight"].keys))
         return tuple(keys)
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
@@ -70,7 +78,8 @@ class Refit:
         channels = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms)
         wanted = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
         generator = torch.Generator().manual_seed(stage.seed)
-        done, left = refit(source, target, wanted, channels, generator, self.rows, stage.held)
+        prepared = stage.prepared if self.values else replace(stage.prepared, attentions=[])
+        done, left = refit(source, target, wanted, channels, generator, self.rows, prepared)
         if not done:
             raise UsageError(
                 "Not a single layer of the target can be refitted.",

@@ -51,8 +51,10 @@ class Refit(Graft):
         """
         before, after = is_transformer(source), is_transformer(target)
         pairs = self.follow if self.follow != "auto" else "plan" if before and after else "stages"
-        first: tuple[WantedPass, ...] = (("neighbours", {}),) if after and not before else ()
-        return (*first, ("refit", {"images": self.refit_images, "pairs": pairs}))
+        options: dict[str, object] = {"images": self.refit_images, "pairs": pairs}
+        if after and not before:
+            return (("neighbours", {}), ("refit", options | {"values": True}))
+        return (("refit", options),)
 
 
 def worth_refitting(source: LayerGraph, target: LayerGraph) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from netgraft.endings import Ending, find_endings
-from netgraft.facts import has_norms
+from netgraft.facts import has_norms, is_transformer
 from netgraft.graph import Layer, LayerGraph
 from netgraft.index_map import NEW
 from netgraft.refit.channels import OutputChannels
@@ -133,11 +133,13 @@ class Jobs:
 
         In a target without any norm, of a source with some, its mean is taken away too, beside residual streams: what
         follows is fitted on the centred values, and a constant part in every layer makes such a network hard to train.
+        So it is in a transformer that follows convolutions, whose norms take tokens one by one: there in streams too.
         """
         streams: dict[str, list[Job]] = {}
         loses_norms = has_norms(self.source.graph) and not has_norms(self.target.graph)
+        attends = is_transformer(self.target.graph) and not is_transformer(self.source.graph)
         for job in jobs:
-            if loses_norms and job.ending.add is None:
+            if attends or (loses_norms and job.ending.add is None):
                 job.wanted = job.wanted - job.wanted.mean(0)
             if job.ending.norm is None:
                 streams.setdefault(self._stream(job.ending), []).append(job)

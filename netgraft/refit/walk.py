@@ -6,9 +6,8 @@ target's forward pass runs once, and stops before each layer: by then everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -19,6 +18,7 @@ from netgraft.refit.jobs import Job, Jobs
 from netgraft.refit.layout import rows_of
 from netgraft.refit.regression import Fit, best_filters, fit, patches, rank_one, with_spread
 from netgraft.refit.trail import needed_for, own_rows
+from netgraft.refit.values import MOST_NUMBERS, Prepared, Turned, best_values, seen_by_heads
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
@@ -44,24 +44,25 @@ def refit(
     channels: OutputChannels,
     generator: torch.Generator,
     rows: int = MOST_ROWS,
-    held: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    prepared: Prepared | None = None,
 ) -> tuple[list[Refitted], dict[str, str]]:
     """Give every paired layer of ``target.module`` new weights, in place; what was refitted, and why others were not.
 
     The norm that follows a refitted layer gets the statistics of its new input, and the source's mean and standard
-    deviation as its affine part; without a norm the layer's bias is set. ``held`` are output channels, by layer, that
-    stay as they are.
+    deviation as its affine part; without a norm the layer's bias is set. What was
+    ``prepared`` stays, and the attentions in it get values.
     """
     with torch.no_grad():
-        making = Jobs(source, target, channels, generator, rows, held)
-        walk = _Walk(target, making.make(pairs))
+        prepared = prepared or Prepared()
+        making = Jobs(source, target, channels, generator, rows, prepared.held)
+        walk = _Walk(target, making.make(pairs), prepared.attentions)
         walk.run()
     return walk.done, making.left | walk.left
 
 
 class _Walk:
-    def __init__(self, target: Replay, jobs: Sequence[Job]) -> None:
-        self.target, self.jobs = target, {job.here.name: job for job in jobs}
+    def __init__(self, target: Replay, jobs: Sequence[Job], attentions: Sequence[Turned]) -> None:
+        self.target, self.jobs, self.attentions = target, {job.here.name: job for job in jobs}, attentions
         self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
         self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
         self.done: list[Refitted] = []
@@ -73,7 +74,10 @@ class _Walk:
             before.setdefault(self._when(job), []).append(job)
             for node in self._needed(job):
                 self.target.hold(node)
+        attending = {self._starts(each): each for each in self.attentions}
         for node in self.target.run():
+            if node in attending:
+                self._fit_values(attending[node])
             for job in before.get(node, ()):
                 if (reason := self._fit(job)) is not None:
                     self.left[job.here.name] = reason
@@ -166,6 +170,49 @@ class _Walk:
         weight = self.tensors[here.tensors["weight"].key]
         weight.copy_((filters * (weight.norm() / filters.norm().clamp(min=1e-12))).reshape(weight.shape))
         return r2, "filters for the next layer" if following else "filters of the dense solution"
+
+    def _starts(self, attention: Turned) -> fx.Node:
+        """The first of its layers that runs."""
+        starts = (self.target.starts[name] for name in (attention.query, attention.key, attention.value))
+        return min(starts, key=self.target.place.__getitem__)
+
+    def _fit_values(self, attention: Turned) -> None:
+        """What an attention is to carry, for the sum that its output is added to."""
+        layers, heads = self.target.graph.layers, attention.heads
+        after = [b for a, b in self.target.graph.layer_edges() if a == attention.value]
+        job = next((self.jobs[name] for name in after if name in self.jobs), None)
+        x = self._tokens(attention, job) if job is not None and job.ends_block else None
+        if job is None or x is None:
+            self.left[attention.value] = "what its values are to give is not known before they are computed"
+            return
+        skip = self.target.values[self.target.ends[job.ending.skip or ""]]
+        step = -(-len(job.rows) * len(heads.queries) * len(attention.data) // MOST_NUMBERS)  # one of so many positions
+        rows = job.rows[::step].to(x.device)
+        wanted = job.wanted[::step] - rows_of(skip, job.layout, rows)[:, job.channels.to(rows.device)]
+        query, key, value = (
+            self.tensors[layers[name].tensors["weight"].key]
+            for name in (attention.query, attention.key, attention.value)
+        )
+        looks = [(query[list(q)], key[list(k)]) for q, k in zip(heads.queries, heads.keys, strict=True)]
+        seen = seen_by_heads(x, looks, heads.scale, rows, attention.data)
+        found, r2 = best_values(seen, wanted, len(heads.values[0]))
+        for channels, best in zip(heads.values, found, strict=True):
+            read = torch.zeros_like(value[list(channels)])
+            read[:, list(attention.data)] = best.to(value.dtype)
+            value[list(channels)] = read
+        self.done.append(Refitted(attention.value, job.there.name, r2, "values in the best directions of each head"))
+
+    def _tokens(self, attention: Turned, job: Job) -> Tensor | None:
+        """What the attention reads, laid out as the stream that it adds to; None where it is not there, or unclear."""
+        start = self.target.starts[attention.value]
+        x = next((self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params")), None)
+        skip = self.target.values.get(self.target.ends[job.ending.skip or ""])
+        if x is None or skip is None or x.dim() != 3 or tuple(skip.shape) != job.layout.shape:
+            return None
+        if x.shape == skip.shape and x.shape[0] != x.shape[1]:
+            return x
+        turned = x.transpose(0, 1)  # tokens first, as PyTorch's own attention has them
+        return turned if turned.shape == skip.shape and x.shape[0] != x.shape[1] else None
 
     def _intercept(self, job: Job) -> bool:
         """Whether a constant is for free: a bias, or a norm that takes the mean away before anything else happens."""

@@ -29,9 +29,10 @@ from transformer_nets import (
 from netgraft import plugins
 from netgraft.errors import UsageError
 from netgraft.neighbours import find_streams
-from netgraft.passes._heads import find_heads
 from netgraft.passes.neighbours import SHIFT, TAPS, Neighbours
 from netgraft.passes.refit import Refit
+from netgraft.plan import Pairing
+from netgraft.refit.heads import find_heads
 from netgraft.trace.replay import Replay
 
 TRANSFORMERS = [vit, vit_registers, vit_pooled, Own, interleaved, Encoder, bare]
@@ -154,8 +155,9 @@ def test_nothing_writes_to_the_coordinates_and_no_value_reads_them(build):
         heads = find_heads(Replay(module, torch.rand(2, *SIZE)), attention)
         layer = work.target.graph.layers[attention.value]
         weight = module.get_parameter(layer.tensors["weight"].key)
-        assert not weight[list(heads.values)][:, list(stream.codes)].any()
-        assert float(weight[list(heads.values)].square().sum(1).mean()) == pytest.approx(27 / 32, rel=0.2)
+        rows = [row for head in heads.values for row in head]
+        assert not weight[rows][:, list(stream.codes)].any()
+        assert float(weight[rows].square().sum(1).mean()) == pytest.approx(27 / 32, rel=0.2)
 
 
 @pytest.mark.parametrize("build", TRANSFORMERS)
@@ -193,13 +195,13 @@ def test_the_rows_of_each_head():
     heads = find_heads(Replay(net.module, torch.rand(2, *SIZE)), stream.attentions[0])
     assert heads.queries == tuple(tuple(range(8 * h, 8 * h + 8)) for h in range(4))
     assert heads.keys == tuple(tuple(range(32 + 8 * h, 40 + 8 * h)) for h in range(4))
-    assert heads.values == tuple(range(64, 96))
+    assert heads.values == tuple(tuple(range(64 + 8 * h, 72 + 8 * h)) for h in range(4))
     assert heads.scale == pytest.approx(8**-0.5)
     net = network(interleaved, SIZE)
     heads = find_heads(Replay(net.module, torch.rand(2, *SIZE)), find_streams(net.graph)[0].attentions[1])
     assert heads.queries == tuple(tuple(range(24 * h, 24 * h + 8)) for h in range(4))
     assert heads.keys == tuple(tuple(range(24 * h + 8, 24 * h + 16)) for h in range(4))
-    assert heads.values == tuple(row for h in range(4) for row in range(24 * h + 16, 24 * h + 24))
+    assert heads.values == tuple(tuple(range(24 * h + 16, 24 * h + 24)) for h in range(4))
     assert heads.scale == pytest.approx(8**-0.5)
 
 
@@ -216,22 +218,58 @@ class Patches(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+def followed(build, *passes):
+    """A stage after the passes, and R^2 by layer of the last one."""
+    work = grafted(taught(Patches, SIZE), build)
+    reports = [each(work) for each in passes]
+    return work, {layer["layer"]: layer["r2"] for layer in reports[-1]["layers"]}
+
+
+def outputs(found):
+    """Of the layers behind attention."""
+    return [r2 for name, r2 in found.items() if name.endswith((".proj", ".out")) and "block" in name]
+
+
 @pytest.mark.parametrize("build", [vit, vit_pooled, Own])
 def test_a_refit_leaves_the_coordinates_and_follows_convolutions_further(build):
-    def explained(*passes):
-        work = grafted(taught(Patches, SIZE), build)
-        reports = [each(work) for each in passes]
-        found = {layer["layer"]: layer["r2"] for layer in reports[-1]["layers"]}
-        return work, [found[name] for name in found if name.endswith((".proj", ".out")) and "block" in name]
-
-    work, after = explained(Neighbours(), Refit(images=128))
-    _, before = explained(Refit(images=128))
+    work, after = followed(build, Neighbours(), Refit(images=128))
+    _, before = followed(build, Refit(images=128))
     stream = find_streams(work.target.graph)[0]
     for layer in stream.writers:
         for slot in layer.tensors.values():
             assert not work.target.module.get_parameter(slot.key)[list(stream.codes)].any()
-    assert len(after) == len(before) == 2
-    assert after[0] > before[0] + 0.05
+    assert len(outputs(after)) == len(outputs(before)) == 2
+    assert outputs(after)[0] > outputs(before)[0] + 0.05
+
+
+@pytest.mark.parametrize("build", [vit, vit_pooled, Own, interleaved, Encoder])
+def test_chosen_values_carry_more_than_random_ones(build):
+    """And read no coordinates; what heads look at stays as it is."""
+    work, chosen = followed(build, Neighbours(), Refit(images=128, values=True))
+    random, drawn = followed(build, Neighbours(), Refit(images=128))
+    stream = find_streams(work.target.graph)[0]
+    values = [attention.value for attention in stream.attentions]
+    assert [name for name in chosen if name in values] == values
+    assert not any(name in drawn for name in values)
+    ends = [name for name in drawn if name.endswith((".proj", ".out", "out_proj"))]
+    assert ends
+    assert sum(chosen[name] for name in ends) > sum(drawn[name] for name in ends) + 0.02
+    for attention in stream.attentions:
+        heads = find_heads(Replay(work.target.module, torch.rand(2, *SIZE)), attention)
+        for name, rows in ((attention.query, heads.queries), (attention.key, heads.keys)):
+            key = work.target.graph.layers[name].tensors["weight"].key
+            places = [row for head in rows for row in head]
+            before, after = (each.target.module.get_parameter(key)[places] for each in (random, work))
+            assert torch.equal(before, after)
+        weight = work.target.module.get_parameter(work.target.graph.layers[attention.value].tensors["weight"].key)
+        assert not weight[[row for head in heads.values for row in head]][:, list(stream.codes)].any()
+
+
+def test_values_are_in_the_ledger_where_they_are_chosen():
+    source, target = network(Straight, SIZE).graph, network(vit, SIZE).graph
+    without = Refit().touches(source, target, Pairing(()))
+    more = set(Refit(values=True).touches(source, target, Pairing(()))) - set(without)
+    assert more == {f"blocks.{i}.attn.qkv.weight" for i in range(2)}
 
 
 def test_options():

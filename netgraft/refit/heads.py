@@ -19,11 +19,11 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one attention, in order: head i multiplies the channels ``queries[i]`` with ``keys[i]``."""
+    """The heads of one attention, in order: head i multiplies channels ``queries[i]`` of one layer with ``keys[i]``."""
 
     queries: tuple[Rows, ...]
     keys: tuple[Rows, ...]
-    values: Rows  # channels that are values, of any head
+    values: tuple[Rows, ...]  # the channels that head i mixes
     scale: float  # what softmax reads, divided by the product of queries and keys as the layers put them out
     places: tuple[int, ...]  # the head at each place of the attention's leading axes, flattened
     operands: tuple[fx.Node, fx.Node]  # what is multiplied: queries [.., tokens, channels], and keys
@@ -52,14 +52,17 @@ def find_heads(replay: Replay, attention: Attention) -> Heads | None:
         k = k.transpose(-2, -1)
     if q.shape != k.shape or any(bool((each != each[..., :1, :]).any()) for each in (q, k, v)):
         return None  # tokens that are read differently, or queries that share keys
-    pairs = [(tuple(a), tuple(b)) for a, b in zip(*(x.flatten(0, -3)[:, 0].tolist() for x in (q, k)), strict=True)]
-    heads = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+    rows = [[tuple(row) for row in x.flatten(0, -3)[:, 0].tolist()] for x in (q, k, v)]
+    if len(rows[0]) != len(rows[2]):
+        return None
+    each = list(zip(*rows, strict=True))
+    heads = {head: number for number, head in enumerate(dict.fromkeys(each))}
     return Heads(
-        queries=tuple(pair[0] for pair in heads),
-        keys=tuple(pair[1] for pair in heads),
-        values=tuple(v.unique().tolist()),
+        queries=tuple(head[0] for head in heads),
+        keys=tuple(head[1] for head in heads),
+        values=tuple(head[2] for head in heads),
         scale=q_factor * k_factor * inner,
-        places=tuple(heads[pair] for pair in pairs),
+        places=tuple(heads[head] for head in each),
         operands=(query, key),
         transposed=not fused,
         inner=inner,
