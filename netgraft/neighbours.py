@@ -7,6 +7,7 @@ residual stream of tokens on a square grid, to which a learned position embeddin
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from netgraft.endings import UNCHANGING, find_endings
@@ -14,6 +15,7 @@ from netgraft.facts import Attention, attentions, grid_of, takes_image
 from netgraft.graph import Layer, LayerGraph, Node
 from netgraft.groups import Groups, find_groups
 from netgraft.groups.axes import Var, normal, variables
+from netgraft.homogeneous import usable_layers
 from netgraft.stream import stretch
 
 CODES = 5
@@ -60,13 +62,14 @@ def find_streams(graph: LayerGraph) -> list[Stream]:
     """The streams of ``graph`` that can hold coordinates, with at least one attention that can read them.
 
     The stream must be only added to, normalised (LayerNorm or RMSNorm) and read, so that what is written once stays;
-    the attention must see all of its tokens. So windows, downsampled keys, norms behind the addition are left out.
+    the attention must see all of its tokens. So windows, downsampled keys, norms behind the addition are left out, and
+    streams to which a layer writes whose weight is shared or prepared before use.
     """
     found: list[Stream] = []
     attending = attentions(graph) if takes_image(graph) else []
     if not attending:
         return found
-    groups = find_groups(graph)
+    groups, usable = find_groups(graph), usable_layers(graph)
     for node in graph.nodes:
         position = _position(graph, groups, node)
         if position is None:
@@ -77,9 +80,10 @@ def find_streams(graph: LayerGraph) -> list[Stream]:
             continue
         if run.size < LEAST_WIDTH or stretch(graph, groups, run, scaled=True) is None:
             continue
-        seen = tuple(each for each in attending if _reads(graph, groups, run, each, grid[0]))
-        if seen:
-            found.append(_stream(graph, groups, run, key, grid, seen))
+        seen = tuple(each for each in attending if _reads(graph, groups, usable, run, each, grid[0]))
+        stream = _stream(graph, groups, usable, run, key, grid, seen) if seen else None
+        if stream is not None and all(layer.name in usable for layer in stream.writers):
+            found.append(stream)
     return found
 
 
@@ -112,28 +116,31 @@ def _run(groups: Groups, key: str, axis: int) -> Var | None:
     return found if isinstance(found, Var) else None
 
 
-def _reads(graph: LayerGraph, groups: Groups, run: Var, attention: Attention, side: int) -> bool:
+def _reads(graph: LayerGraph, groups: Groups, usable: Set[str], run: Var, attention: Attention, side: int) -> bool:
     """Whether queries, keys and values are plain linear maps of the stream, of all its tokens."""
     tokens = grid_of(graph.by_id[attention.node].shape[-2])
     if attention.heads is None or tokens is None or tokens[0] != side or graph.by_id[attention.node].shape[-1] < TERMS:
         return False
     for name in (attention.query, attention.key, attention.value):
         layer = graph.layers[name]
-        if not _plain(graph, layer) or _run(groups, layer.tensors["weight"].key, 1) is not run:
+        if not _is_linear(layer, usable) or _run(groups, layer.tensors["weight"].key, 1) is not run:
             return False
     return True
 
 
-def _plain(graph: LayerGraph, layer: Layer) -> bool:
-    """Whether it is a linear layer that is called once, with its weight as it is stored, [out, in]."""
-    slot = layer.tensors.get("weight")
-    facts = graph.by_id[layer.name].facts if layer.name in graph.by_id else {}
-    fits = slot is not None and slot.shape == layer.shape and not layer.transposed
-    return layer.kind == "linear" and layer.calls == 1 and fits and not facts.get("prepared")
+def _is_linear(layer: Layer, usable: Set[str]) -> bool:
+    """Whether it is a linear layer with its weight as [out, in]."""
+    return layer.kind == "linear" and not layer.transposed and layer.name in usable
 
 
 def _stream(
-    graph: LayerGraph, groups: Groups, run: Var, key: str, grid: tuple[int, int], seen: tuple[Attention, ...]
+    graph: LayerGraph,
+    groups: Groups,
+    usable: Set[str],
+    run: Var,
+    key: str,
+    grid: tuple[int, int],
+    seen: tuple[Attention, ...],
 ) -> Stream:
     writers, tokens, hidden = [], [], []
     endings = find_endings(graph)
@@ -144,14 +151,24 @@ def _stream(
             out = groups.axes[slots["weight"].key][1 if layer.transposed else 0]
             if any(var is run for var in variables(out)):
                 writers.append(layer)
-            elif layer.name not in attending and _plain(graph, layer) and _run(groups, slots["weight"].key, 1) is run:
+            elif (
+                layer.name not in attending
+                and _is_linear(layer, usable)
+                and _run(groups, slots["weight"].key, 1) is run
+            ):
                 ending = endings.get(layer.name)
                 hidden += [layer] if ending is not None and ending.activated else []
+        elif layer.is_kernel and any(_touches(groups, slot.key, run) for slot in slots.values()):
+            writers.append(layer)  # its weight is computed, who knows how
         elif layer.kind == "parameter":
             slot = next(iter(slots.values()))
             if slot.key != key and len(slot.shape) > 1 and _run(groups, slot.key, -1) is run:
                 tokens += [slot.key] if _joins(graph, layer) else []
     return Stream(key, *grid, run.size, tuple(tokens), tuple(writers), seen, tuple(hidden))
+
+
+def _touches(groups: Groups, key: str, run: Var) -> bool:
+    return any(var is run for axis in groups.axes.get(key, ()) for var in variables(axis))
 
 
 def _joins(graph: LayerGraph, layer: Layer) -> bool:

@@ -6,6 +6,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.utils import parametrizations
 
 SIZE = (3, 16, 16)
 
@@ -109,6 +110,13 @@ def buffered():
     places = net.places.detach()
     del net.places
     net.register_buffer("places", places)
+    return net
+
+
+def prepared():
+    """A kernel that is put together from two parameters whenever it is used."""
+    net = Own()
+    parametrizations.weight_norm(net.blocks[0].down)
     return net
 
 

@@ -18,6 +18,7 @@ from transformer_nets import (
     convnext,
     interleaved,
     post_norm,
+    prepared,
     rms,
     rotated,
     swin,
@@ -172,9 +173,9 @@ def test_only_what_it_names_changes(build):
     assert len(changed) > len(before) / 3
 
 
-@pytest.mark.parametrize("build", [Straight, swin, convnext, post_norm, rms, buffered])
+@pytest.mark.parametrize("build", [Straight, swin, convnext, post_norm, rms, buffered, prepared])
 def test_where_coordinates_find_no_place_nothing_is_touched(build):
-    """Convolutions; windows; a norm behind the addition, or put together by hand; positions that are no parameter."""
+    """Convolutions; windows; norms behind additions or put together by hand; positions, kernels that are computed."""
     net = network(build, SIZE)
     assert Neighbours().touches(net.graph, net.graph, None) == ()
     report, _, changed = check_pass(Neighbours(), stage(net, network(build, SIZE)))

@@ -18,6 +18,7 @@ from transformer_nets import (
     convnext,
     interleaved,
     post_norm,
+    prepared,
     rms,
     swin,
     vit,
@@ -28,7 +29,7 @@ from netgraft.homogeneous import find_regions, find_trades
 from netgraft.passes.rescale import Rescale
 from netgraft.plan import Kept, Move, Pairing, Plan
 
-BUILDS = [vit, vit_registers, Own, rms, interleaved, Encoder, bare, buffered, post_norm, swin, convnext]
+BUILDS = [vit, vit_registers, Own, rms, interleaved, Encoder, bare, buffered, prepared, post_norm, swin, convnext]
 
 
 def moved(build, *without):
