@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from netgraft.graph import Layer, LayerGraph, Node
 from netgraft.plan import numel
 
-SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 MOST_EXTRA_TOKENS = 9
-"""Class, distillation and register tokens in front of a grid of positions, less one."""
+"""One more than the class, distillation and register tokens that may stand in front of a grid of positions."""
+SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 PRODUCTS = frozenset({"bmm", "matmul", "baddbmm", "mm", "einsum"})
 
 

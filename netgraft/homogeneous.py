@@ -45,9 +45,9 @@ def find_regions(graph: LayerGraph) -> list[Region]:
         if not _is_norm(graph, node) or node.inputs[0] in seen:
             continue
         nodes = _close(graph, node.inputs[0], usable)
-        seen |= {node.id for node in nodes or ()}
         if nodes is None:
             continue
+        seen |= {each.id for each in nodes}
         writers = tuple(graph.layers[each.layer] for each in nodes if _is_kernel(graph, each) and each.layer)
         others = [graph.layers[each.layer] for each in nodes if each.layer]
         slots = [

@@ -159,7 +159,7 @@ def _stream(
                 ending = endings.get(layer.name)
                 hidden += [layer] if ending is not None and ending.activated else []
         elif layer.is_kernel and any(_touches(groups, slot.key, run) for slot in slots.values()):
-            writers.append(layer)  # its weight is computed, who knows how
+            writers.append(layer)  # its weight is computed from these: it is not usable
         elif layer.kind == "parameter":
             slot = next(iter(slots.values()))
             if slot.key != key and len(slot.shape) > 1 and _run(groups, slot.key, -1) is run:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from netgraft import index_map
 from netgraft.errors import UsageError
+from netgraft.facts import MOST_EXTRA_TOKENS
 from netgraft.graph import Layer, LayerGraph, Slot
 from netgraft.plan import Step
-
-MOST_PREFIX_TOKENS = 9  # class, distillation and register tokens in front of a grid of positions
 
 
 class Resized(NamedTuple):
@@ -70,7 +69,7 @@ def _positions(partner: Slot, slot: Slot) -> Resized:
     """A table of absolute positions [1, prefix + h w, width], or of relative ones [(2h - 1)(2w - 1), heads]."""
     if len(slot.shape) == 3 and slot.shape[0] == partner.shape[0] == 1 and partner.shape[1] != slot.shape[1]:
         before, after = partner.shape[1], slot.shape[1]
-        for prefix in range(min(before, after, MOST_PREFIX_TOKENS)):
+        for prefix in range(min(before, after, MOST_EXTRA_TOKENS)):
             old, new = isqrt(before - prefix), isqrt(after - prefix)
             if old**2 == before - prefix and new**2 == after - prefix:
                 grids = {"size_from": [old, old], "size_to": [new, new], "prefix": prefix}
