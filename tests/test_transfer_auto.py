@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import run
 from safetensors.torch import load_file
+from support.command_line import run
 
-from netgraft.checkpoint import read_provenance
-from netgraft.embedded import weights_path
 from netgraft.errors import NothingToTransfer
+from netgraft.files.checkpoint import read_provenance
+from netgraft.models.embedded.catalogue import weights_path
 from netgraft.plan import Plan
 from netgraft.transfer import Side, make_plan, transfer
 

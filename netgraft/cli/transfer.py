@@ -205,7 +205,7 @@ def _plan(
 
 
 def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
-    from netgraft.checkpoint import file_sha256, read_provenance
+    from netgraft.files.checkpoint import file_sha256, read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import receipt_lines
 
@@ -233,7 +233,7 @@ def show(
 
     FILE is a checkpoint that netgraft wrote. Only its header is read.
     """
-    from netgraft.checkpoint import read_provenance
+    from netgraft.files.checkpoint import read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import recorded_receipt
 
@@ -278,15 +278,15 @@ def verify(
     the same bit for bit; the parity receipt measured again agrees. What cannot be checked is said. Python files and
     modules are executed only where --source and --target name them. Exit code: 0 all checks pass, 1 one fails.
     """
-    from netgraft.checkpoint import read_provenance
+    from netgraft.files.checkpoint import read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import checks_document, checks_lines, recorded_receipt
 
     provenance = read_provenance(file)
     plan = ledger.recorded_plan(provenance, file)
     recorded_receipt(provenance, file)
-    from netgraft.rebuild import Whereabouts
-    from netgraft.verify import verify as check
+    from netgraft.evidence.checks import verify as check
+    from netgraft.evidence.rebuild import Whereabouts
 
     with progress() as say:
         checks = check(file, provenance, plan, Whereabouts(source, target, source_weights, offline), progress=say)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from netgraft import plugins
-from netgraft.correspondence import Norms
-from netgraft.cost import distil_images, multiply_adds, refit_images
-from netgraft.facts import takes_image
-from netgraft.graph import LayerGraph
+from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.resolution import takes_image
+from netgraft.channels.correspondence import Norms
 from netgraft.plan import Kept, Move, Pairing
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for

@@ -11,7 +11,7 @@ from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, M
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
-    from netgraft.load import Reference
+    from netgraft.models.references import Reference
 
 
 MOST_NOTES = 8

@@ -6,17 +6,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
 from scipy.stats import entropy
+from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.two_domains import flops, fresh, sides
 from test_every_method import Killed, Killer
 from test_processes import SAME, distance, launch, weights
 from torch.autograd import grad, gradcheck
 from torch.utils.flop_counter import FlopCounterMode
-from two_domains import flops, fresh, sides
 
-from netgraft.finetune.adversary import Discriminator, Multilinear, domain_loss, is_source, ramp, recognised, reverse
+from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.methods.cdan import certainty
-from netgraft.finetune.parts import set_train_mode
+from netgraft.finetune.toolbox.adversary import (
+    Discriminator,
+    Multilinear,
+    domain_loss,
+    is_source,
+    ramp,
+    recognised,
+    reverse,
+)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """The laws that every method keeps, those of users' too: the folder is the list."""
 
 import pytest
-from runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
 
 from netgraft import plugins
 from netgraft.finetune.describe import FOLDER, describe
-from netgraft.finetune.engine import Quiet
+from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.protocol import TARGET
 
 METHODS = list(plugins.listing(FOLDER))

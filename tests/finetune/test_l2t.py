@@ -5,12 +5,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import same, state_of, training, with_source, write_nets
+from support.runs import same, state_of, training, with_source, write_nets
 
 from netgraft.errors import UsageError
-from netgraft.finetune.adversary import reverse
-from netgraft.finetune.bilevel.discriminator import Discriminator, Discriminators, discriminator_loss, generator_loss
-from netgraft.finetune.bilevel.matching import (
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.parts import set_train_mode
+from netgraft.finetune.protocol import Pair
+from netgraft.finetune.toolbox.adversary import reverse
+from netgraft.finetune.toolbox.bilevel.discriminator import (
+    Discriminator,
+    Discriminators,
+    discriminator_loss,
+    generator_loss,
+)
+from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Weights,
     _MeanSquare,
@@ -23,9 +31,6 @@ from netgraft.finetune.bilevel.matching import (
     pooled,
     source_features,
 )
-from netgraft.finetune.loader import to_device
-from netgraft.finetune.parts import set_train_mode
-from netgraft.finetune.protocol import Pair
 
 MAPS = (
     Pair("a", "x", (4, 6, 6), (3, 8, 8)),
@@ -370,8 +375,8 @@ def test_hypergradient_reaches_the_weights(folder):
 
 
 def _meta_with_bias(found, nets, direction, step):
-    from netgraft.finetune.adapters import features
-    from netgraft.finetune.bilevel.look_ahead import look_ahead
+    from netgraft.finetune.toolbox.adapters import features
+    from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
 
     run, weights = found.run, found.parts["weights"].module
     pairs = pairs_to_match(run, "all")

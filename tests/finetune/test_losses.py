@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from runs import NET, same, state_of, train, training, with_source, write_nets
-from updates import EXACT, STILL, array, begin, first_update, moved, number
+from support.runs import NET, same, state_of, train, training, with_source, write_nets
+from support.updates import EXACT, STILL, array, begin, first_update, moved, number
 
-from netgraft.checkpoint import file_sha256
 from netgraft.errors import UsageError
-from netgraft.finetune.gradients import Gradients
+from netgraft.files.checkpoint import file_sha256
+from netgraft.finetune.engine.gradients import Gradients
 from netgraft.finetune.methods.kd import soft_divergence
 from netgraft.transfer import Side, transfer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from runs import train, with_source, write_nets
+from support.runs import train, with_source, write_nets
 
 from netgraft import plugins
 from netgraft.finetune.describe import FOLDER
@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 import torch
 sys.path[:0] = {paths!r}
-from runs import train, with_source
+from support.runs import train, with_source
 folder, runs = sys.argv[1], json.loads(sys.argv[2])
 for out, given in runs.items():
     train(with_source(folder, out=folder + "/" + out, **given))
@@ -32,7 +32,7 @@ torch.distributed.destroy_process_group() if torch.distributed.is_initialized() 
 def launch(folder, runs, world):
     """Train each of ``runs`` in ``world`` gloo processes."""
     here = Path(__file__).parent
-    start(folder, WORKER.format(paths=[str(here.parent), str(here)]), [str(folder), json.dumps(runs)], world)
+    start(folder, WORKER.format(paths=[str(here.parent)]), [str(folder), json.dumps(runs)], world)
 
 
 def start(folder, code, arguments, world):
@@ -67,7 +67,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 import torch
 from netgraft.finetune.protocol import Part, Update
-from netgraft.finetune.terms import l2_penalty, squared_distance
+from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance
 
 @dataclass(frozen=True)
 class Away:
@@ -132,7 +132,7 @@ def test_statistics_of_each_process_differ(far):
 
 COLLECTIVES = """
 import torch
-from netgraft.finetune.processes import Processes
+from netgraft.finetune.engine.processes import Processes
 me = Processes("cpu")
 x = torch.full((2, 3), float(me.rank + 1), dtype=torch.float64, requires_grad=True)
 whole = me.gather(x)

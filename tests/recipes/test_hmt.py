@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from drawn import ZOO, Drawing, flat, graphs, residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Branched, Flat, Perceptron, Straight, Tied, traced, weights
-from recipe_laws import check_identity, check_laws, check_names, check_result
+from support.drawn import ZOO, Drawing, flat, graphs, residual
+from support.nets import Branched, Flat, Perceptron, Straight, Tied, traced, weights
+from support.recipe_laws import check_identity, check_laws, check_names, check_result
 from torch import nn
 
+from netgraft.architecture.graph import Slot
 from netgraft.errors import PlanError, UnknownName, UsageError
 from netgraft.graft import graft
-from netgraft.graph import Slot
 from netgraft.plan import Plan, Step
 from netgraft.plugins import create
 from netgraft.recipes.hmt import Hmt

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from netgraft.chain import longest_chain
-from netgraft.load import load_model
+from netgraft.architecture.chain import longest_chain
+from netgraft.models.model import load_model
 from netgraft.trace import trace
 from netgraft.trace.forward import build_on, run
 from netgraft.trace.inputs import examples_for
