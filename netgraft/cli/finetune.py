@@ -227,7 +227,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     for name in ("input_size", "source_input_size"):
         given[name] = parse_size(given[name])
     if given["mean"] is not None or given["std"] is not None:
-        from netgraft.data.normalisation import parse_statistics
+        from netgraft.models.normalisation import parse_statistics
 
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netgraft.data.normalisation import Normalisation
 from netgraft.errors import UsageError
+from netgraft.models.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from PIL.Image import Image

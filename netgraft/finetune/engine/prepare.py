@@ -22,7 +22,7 @@ from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.run import LiveRun, SourceNet
-from netgraft.finetune.engine.sets import choose_normalisation, make_loader, open_sets
+from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
 from netgraft.finetune.needs import check_needs
 from netgraft.finetune.protocol import Method, Need, Pair
@@ -74,7 +74,9 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         hint = "Add --input-size C,H,W, or give the class an attribute input_size."
         raise UsageError(f"The input size of {model.name} is not known.", hint=hint)
     ledger = _ledger(settings.init)
-    normalisation = choose_normalisation(settings, [source, _reference(ledger), model.name])
+    normalisation = find_normalisation(settings, model, source)
+    if normalisation.remark:
+        progress(normalisation.remark)
     train, test, others = open_sets(settings)
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, others, processes)
@@ -215,10 +217,6 @@ def _ledger(init: str | None) -> Plan | None:
         return Plan.from_json(read_provenance(init)["plan"])
     except (NetgraftError, KeyError, TypeError):
         return None
-
-
-def _reference(plan: Plan | None) -> str | None:
-    return plan.source if plan is not None else None
 
 
 def _transferred(plan: Plan | None, module: nn.Module, heads: tuple[str, ...], has_weights: bool) -> frozenset[str]:
