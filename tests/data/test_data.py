@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from netgraft.data.decode import as_array, plain
 from netgraft.data.opening import load_data, open_data
-from netgraft.data.pictures import Pixels, as_array, few
+from netgraft.data.pictures import Pixels, few
 from netgraft.errors import UnknownName, UsageError
 from netgraft.models.normalisation import Normalisation
 
@@ -153,7 +154,7 @@ def test_colours_sizes_and_depths():
     grey = Image.new("L", (8, 8), 9)
     assert as_array(grey, (3, 8, 8)).tolist() == np.full((3, 8, 8), 9).tolist()
     deep = Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16))
-    assert as_array(deep, (1, 4, 4)).min() == 255
+    assert as_array(plain(deep), (1, 4, 4)).min() == 255
     halves = Image.fromarray(
         np.repeat(np.array([0, 0, 255, 255], dtype=np.uint8), 2)[None].repeat(4, 0)
     )  # 8 wide, 4 high
