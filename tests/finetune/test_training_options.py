@@ -146,7 +146,7 @@ def test_mirroring_as_often_as_asked(folder, option, axis):
     assert 25 <= turned <= 55
 
 
-# ------------------------------------------------------------------------------------------------------ what is measured
+# ----------------------------------------------------------------------------------------------------- what is measured
 
 
 def test_top5_counts_labels_among_the_five_largest(folder):

@@ -207,7 +207,7 @@ def test_norms_of_another_kind_are_kept():
 
 
 class Twice(nn.Module):
-    """A convolution with ``count`` norms behind it, and one convolution that is called with a norm of each call's own."""
+    """A convolution with ``count`` norms behind it, and one that is called twice, with a norm for each call."""
 
     def __init__(self, width, count):
         super().__init__()
