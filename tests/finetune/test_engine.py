@@ -379,13 +379,6 @@ def test_evaluated_now_and_then(folder):
     assert seldom.best["eval_top1"] == max(record["eval_top1"] for record in shown)
 
 
-def test_average_of_the_weights(folder):
-    _, plain_weights = train(settings(folder))
-    chosen = settings(folder, model_ema=True, model_ema_decay=0.5, out=str(folder / "ema"))
-    _, averaged = train(chosen)
-    assert not torch.equal(plain_weights["head.weight"], averaged["head.weight"])
-
-
 def test_there_is_a_run_already(folder):
     chosen = settings(folder, epochs=1)
     train(chosen)
