@@ -18,6 +18,7 @@ def before_first_batch(
     set_train_mode(parts, bn=bn)
     run.at("before")
     method.prepare(run, _Passage(run, loader, most), parts)
+    run.moved = True
     run.processes.broadcast(part.module for part in parts.values())
 
 

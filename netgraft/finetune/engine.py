@@ -85,8 +85,6 @@ def finetune(settings: Settings, *, resume: bool = False, force: bool = False, w
         prepared.processes.wait()  # all have looked at the folder
         if prepared.processes.first:
             folder.create(settings)
-        prepared.processes.wait()
-        training.prepare()
     prepared.processes.wait()
     return training.all()
 
@@ -153,6 +151,8 @@ class Training:
         batches = len(self.prepared.loader)
         self.writer = _tensorboard(self.settings, self.folder) if self.processes.first else None
         self.watch.begin(self.prepared, self.run.step, batches)
+        if not self.resumed:
+            self.prepare()
         with self.signals:
             while self.run.epoch < self.settings.epochs:
                 self._epoch()

@@ -226,9 +226,7 @@ class Run(Protocol):
         (rule 6). Raises UsageError for ``stats=True`` in eval mode.
         """
 
-    def source(
-        self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None
-    ) -> Seen:
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
         """A forward pass of the frozen source, without gradients.
 
         With ``params`` (parameters and buffers, by name, in place of its own; {} for its own) gradients flow to these

@@ -161,9 +161,7 @@ class LiveRun:
                 return self._target_taps(lambda: functional_call(module, given, (images,)))
             return self._target_taps(lambda: module(images))
 
-    def source(
-        self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None
-    ) -> Seen:
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
         net = self._source_net()
         if params is not None:
             return self._differentiable_source_pass(net, x, logits, params)
