@@ -270,7 +270,7 @@ def test_parts_draw_no_random_numbers_of_the_training(folder):
         torch.manual_seed(5)
         from netgraft.finetune.engine.state import random_modules
 
-        random_modules(running.modules, running.processes, 0)
+        random_modules(running.modules, running.run)
         steps(running, 3)
         results.append(state_of(running.run.target_module))
     assert same(*results)
