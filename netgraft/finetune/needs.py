@@ -10,6 +10,7 @@ from netgraft.finetune.settings import Settings
 _WHY = {
     Need.START: "an initialisation to start from and stay near",
     Need.SOURCE_MODEL: "the source network",
+    Need.SOURCE_GRADIENTS: "the source network, for gradients through it",
     Need.SOURCE_DATA: "images of the source's task",
     Need.PAIRS: "layers of a source paired with the target's",
     Need.SAME_CLASSES: "a source network with the target's classes",
@@ -22,6 +23,7 @@ def check_needs(settings: Settings, method: Described) -> None:
     given = {
         Need.START: settings.init is not None or "=" in settings.target,
         Need.SOURCE_MODEL: settings.source is not None,
+        Need.SOURCE_GRADIENTS: settings.source is not None,
         Need.SOURCE_DATA: settings.source_data is not None,
         Need.PAIRS: settings.source is not None,
         Need.SAME_CLASSES: settings.source is not None,

@@ -504,6 +504,13 @@ def test_the_receipt_is_printed_and_shown():
     assert "\n".join(lines) in result.stdout
     assert "\n".join(lines) in run("show", "out.safetensors").stdout
     assert "as exact as the recipe says" in run(*args, "--recipe", "grow").stdout
+    claim = "exact: the target computes what the source computes (measured: relative error "
+    assert claim in run(*args, "--recipe", "grow").stdout
+    assert claim in run("show", "out.safetensors").stdout
+    for unmeasured in (["--no-receipt"], ["--no-receipt", "--exact"], ["--dry-run"]):
+        planned = run(*args, "--recipe", "grow", *unmeasured).stdout
+        assert "\nplanned as exact; not measured (" in planned
+        assert "exact: the target computes" not in planned
     skipped = "  not measured: not asked for (--no-receipt)\n"
     assert skipped in run(*args, "--no-receipt").stdout
     assert skipped in run("show", "out.safetensors").stdout
@@ -520,6 +527,8 @@ def test_a_claim_that_does_not_hold_is_a_warning_or_a_failed_check(monkeypatch):
     result = run(*args)
     assert result.exit_code == 0
     assert "\nwarning: the recipe grow noted nothing that is not exact, but" in result.stdout
+    assert "\nplanned as exact, but measured otherwise: relative error " in result.stdout
+    assert "exact: the target computes" not in result.stdout
 
 
 @pytest.mark.parametrize(

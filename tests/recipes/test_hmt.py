@@ -206,6 +206,39 @@ def test_norms_of_another_kind_are_kept():
     assert done.kept["norms.1.bias"] == "batch_norm norms.1 does not fit group_norm"
 
 
+class Twice(nn.Module):
+    """A convolution with ``count`` norms behind it, and one that is called twice, with a norm for each call."""
+
+    def __init__(self, width, count):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.behind = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(count))
+        self.shared = nn.Conv2d(width, width, 3, padding=1)
+        self.each = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+        self.head = nn.Conv2d(width, 5, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        for norm in self.behind:
+            x = norm(x).relu()
+        for norm in self.each:
+            x = norm(self.shared(x)).relu()
+        return self.head(x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("there", "here"), [(2, 2), (3, 1), (2, 3)])
+def test_of_several_norms_behind_a_layer_each_follows_its_own(there, here):
+    """The first becomes the first, the second the second; of a shared layer it is the norm of its first call."""
+    done = Transferred(lambda: Twice(6, there), lambda: Twice(8, here))
+    for i in range(min(there, here)):
+        for role in ("weight", "bias", "running_mean", "running_var"):
+            done.is_made_of(f"behind.{i}.{role}", cyclic(done.theirs[f"behind.{i}.{role}"], 8))
+    if here > there:
+        assert done.kept["behind.2.weight"] == "no norm follows conv in the source"
+    for role in ("weight", "bias", "running_mean", "running_var"):
+        done.is_made_of(f"each.0.{role}", cyclic(done.theirs[f"each.0.{role}"], 8))
+
+
 def test_norms_that_the_source_lacks_are_kept():
     done = Transferred(lambda: Straight(norm=nn.Identity), WIDE)
     assert set(done.kept) == norm_keys(done)

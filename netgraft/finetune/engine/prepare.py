@@ -123,6 +123,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         channels_last=settings.channels_last,
         net=net,
         pairs=pairs,
+        needs=described.needs,
         find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
         find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
     )
