@@ -83,7 +83,7 @@ def accuracy(weights: Path, data: str) -> float:
     """In percent, on the test part."""
     import safetensors.torch
 
-    from netgraft.data import load_data
+    from netgraft.data.opening import load_data
 
     net = SmallNet().eval()
     net.load_state_dict(safetensors.torch.load_file(weights))
@@ -94,7 +94,7 @@ def accuracy(weights: Path, data: str) -> float:
 
 def train(name: str, seed: int, epochs: int, folder: Path) -> Path:
     """Weights after the last epoch; those that are there already are taken."""
-    from netgraft.finetune.engine import finetune
+    from netgraft.finetune.engine.loop import finetune
     from netgraft.finetune.settings import Settings
 
     weights = folder / f"{name}-{seed}-{epochs}" / "last.safetensors"

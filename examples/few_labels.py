@@ -91,8 +91,8 @@ def transferred(net: str, seed: int, folder: Path) -> Path:
     """
     from safetensors.torch import load_file
 
-    from netgraft.checkpoint import read_provenance, write_checkpoint
-    from netgraft.load import load_model
+    from netgraft.files.checkpoint import read_provenance, write_checkpoint
+    from netgraft.models.model import load_model
     from netgraft.plan import KEPT, Plan
     from netgraft.transfer import Side, own_weights, transfer
 
@@ -120,7 +120,7 @@ def refused(method: str, init: str) -> bool:
 def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
     """Trains, leaving ``last.safetensors`` in a folder of the run's name; returns the line about it."""
     from netgraft.finetune.describe import describe
-    from netgraft.finetune.engine import finetune
+    from netgraft.finetune.engine.loop import finetune
     from netgraft.finetune.protocol import Need
     from netgraft.finetune.settings import Settings
 

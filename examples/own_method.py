@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from netgraft.finetune.domains import check_labels
 from netgraft.finetune.protocol import Batch, Need, Part, Penalty, Run, Update
-from netgraft.finetune.terms import cross_entropy
+from netgraft.finetune.toolbox.domains import check_labels
+from netgraft.finetune.toolbox.terms import cross_entropy
 
 
 @dataclass(frozen=True)

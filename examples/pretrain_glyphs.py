@@ -73,7 +73,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from netgraft import embedded
+from netgraft.models.embedded import catalogue as embedded
 
 GLYPHS = string.ascii_lowercase + string.ascii_uppercase  # glyph i shows class i % 26
 CLASSES = 26

@@ -12,7 +12,7 @@ def main() -> None:
         import io
         import signal
 
-        from netgraft.report import streams
+        from netgraft.report import console as streams
 
         def terminate(*_: object) -> None:
             raise streams.Terminated

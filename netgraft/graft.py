@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from netgraft.errors import PlanError
+from netgraft.operators.apply import apply_steps
 from netgraft.plan import Plan
-from netgraft.resize import apply_steps
 
 
 def graft(plan: Plan, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from netgraft.architecture.graph import LayerGraph, Shape, Slot, to_jsonable
 from netgraft.errors import PlanError
-from netgraft.graph import LayerGraph, Shape, Slot, to_jsonable
 
 VERSION = 2
 
@@ -68,7 +68,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an operator from ``netgraft.resize``: its name and its options (JSON-able)."""
+    """One call of an operator from ``netgraft.operators``: its name and its options (JSON-able)."""
 
     operator: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,8 @@ from typing import Any, Literal, NamedTuple
 from netgraft.errors import UnknownName, UsageError
 
 HERE = Path(__file__).parent
+NO_PLUGINS = frozenset({"protocol", "run", "apply"})
+"""Files beside the plug-ins of a folder that are none: what a plug-in is, and what calls it."""
 REQUIRED = dataclasses.MISSING
 """The ``default`` of an option that must be given."""
 
@@ -52,7 +54,7 @@ class Option(NamedTuple):
 
 
 def listing(folder: str) -> dict[str, Plugin]:
-    """The plug-ins of a folder ("matchers", "resize") and of installed packages, by name, sorted. Imports nothing."""
+    """The plug-ins of a folder ("matchers", "passes") and of installed packages, by name, sorted. Imports nothing."""
     found = {}
     for name, entry in _installed(folder).items():
         path = _installed_file(entry)
@@ -118,9 +120,9 @@ def options(cls: type[Any]) -> list[Option]:
 
 
 def noun(folder: str) -> str:
-    """What a plug-in of this folder is called in messages: "matchers" holds a matcher, "resize" an operator."""
+    """What a plug-in of this folder is called in messages: "matchers" holds a matcher, "passes" a pass."""
     last = folder.rpartition(".")[2]
-    return {"resize": "operator", "passes": "pass"}.get(last) or last.removesuffix("s")
+    return {"passes": "pass"}.get(last) or last.removesuffix("s")
 
 
 # ---------------------------------------------------------------------------------------------- finding and importing
@@ -128,7 +130,7 @@ def noun(folder: str) -> str:
 
 def _files(folder: str) -> dict[str, Path]:
     paths = sorted(HERE.joinpath(*folder.split(".")).glob("*.py"))
-    return {path.stem.replace("_", "-"): path for path in paths if not path.stem.startswith("_")}
+    return {path.stem.replace("_", "-"): path for path in paths if path.stem not in NO_PLUGINS and path.stem[0] != "_"}
 
 
 def _module_name(folder: str, path: Path) -> str:

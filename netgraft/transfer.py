@@ -15,17 +15,17 @@ from typing import Any, Literal
 import torch
 
 from netgraft import __version__, plugins
-from netgraft.checkpoint import check_output, write_checkpoint
+from netgraft.architecture.graph import LayerGraph, to_jsonable
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, TraceError
+from netgraft.evidence.parity import Party
+from netgraft.evidence.receipt import check_exact, make_receipt
+from netgraft.files.checkpoint import check_output, write_checkpoint
 from netgraft.graft import graft
-from netgraft.graph import LayerGraph, to_jsonable
-from netgraft.importance import channel_norms
-from netgraft.load import Model, load_model, read_weights
-from netgraft.parity import Party
-from netgraft.passes import Pictures
+from netgraft.models.importance import channel_norms
+from netgraft.models.model import Model, load_model, read_weights
+from netgraft.passes.protocol import Pictures
+from netgraft.passes.run import find_device, plan_passes, run_passes
 from netgraft.plan import DISTILLED, KEPT, REFITTED, SET, Plan, WantedPass
-from netgraft.receipt import check_exact, make_receipt
-from netgraft.staging import find_device, plan_passes, run_passes
 from netgraft.trace import trace
 
 

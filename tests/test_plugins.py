@@ -81,7 +81,7 @@ def test_listing_imports_nothing():
         import sys
         from netgraft import plugins
         before = set(sys.modules)
-        found = plugins.listing("resize")
+        found = plugins.listing("operators")
         assert "cyclic" in found, found
         new = {name for name in sys.modules if name not in before and name.startswith(("netgraft", "torch", "timm"))}
         assert not new and "torch" not in sys.modules, new
@@ -124,10 +124,10 @@ def test_a_folder_that_does_not_exist_lists_nothing():
 
 
 def test_load_by_name():
-    cls = load("resize", "cyclic")
-    assert cls.__module__ == "netgraft.resize.cyclic"
-    assert load("resize", "cyclic") is cls
-    assert cls(dim=0, size=3) == create("resize", "cyclic", {"dim": 0, "size": 3})
+    cls = load("operators", "cyclic")
+    assert cls.__module__ == "netgraft.operators.cyclic"
+    assert load("operators", "cyclic") is cls
+    assert cls(dim=0, size=3) == create("operators", "cyclic", {"dim": 0, "size": 3})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_load_by_name():
 )
 def test_an_unknown_name(name, hint):
     with pytest.raises(UnknownName, match="Unknown operator") as caught:
-        load("resize", name)
+        load("operators", name)
     assert hint in caught.value.hint
     assert "`netgraft operators`" in caught.value.hint
 
@@ -221,7 +221,7 @@ def installed(tmp_path, monkeypatch):
     (site / "ngx_pack-1.0.dist-info").mkdir()
     (site / "ngx_pack-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ngx-pack\nVersion: 1.0\n")
     (site / "ngx_pack-1.0.dist-info" / "entry_points.txt").write_text(
-        "[netgraft.resize]\n"
+        "[netgraft.operators]\n"
         "packed = ngx_pack.packed:Packed\nwhole = ngx_pack.packed\ncyclic = ngx_pack.packed:Packed\n"
         "gone = ngx_pack.gone:Gone\nneedy = ngx_pack.needy:Needy\n"
     )
@@ -238,7 +238,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_installed_packages_are_listed_without_importing_them(installed):
-    found = listing("resize")
+    found = listing("operators")
     assert list(found) == sorted(found)
     assert found["packed"].summary == "From a package."
     assert found["packed"].module == "ngx_pack.packed:Packed"
@@ -249,17 +249,17 @@ def test_installed_packages_are_listed_without_importing_them(installed):
 
 @pytest.mark.usefixtures("installed")
 def test_installed_packages_are_loaded():
-    assert create("resize", "packed", {"size": "4"}).size == 4
-    assert load("resize", "whole") is load("resize", "packed")
-    assert load("resize", "cyclic").__module__ == "netgraft.resize.cyclic"
-    assert listing("resize")["cyclic"].module == "netgraft.resize.cyclic"
+    assert create("operators", "packed", {"size": "4"}).size == 4
+    assert load("operators", "whole") is load("operators", "packed")
+    assert load("operators", "cyclic").__module__ == "netgraft.operators.cyclic"
+    assert listing("operators")["cyclic"].module == "netgraft.operators.cyclic"
     with pytest.raises(UsageError, match="operator gone cannot be imported"):
-        load("resize", "gone")
+        load("operators", "gone")
     with pytest.raises(UsageError, match="cannot be imported") as caught:
-        load("resize", "needy")
+        load("operators", "needy")
     assert "pip install ngx_absent" in caught.value.hint
     with pytest.raises(UnknownName) as caught:
-        load("resize", "paked")
+        load("operators", "paked")
     assert "packed" in caught.value.hint
 
 
@@ -285,7 +285,7 @@ def test_options_of_a_class(own):
         "anything": "Any",
     }
     assert found["table"].default == {}
-    assert [option.default for option in options(load("resize", "cyclic"))] == [REQUIRED, REQUIRED]
+    assert [option.default for option in options(load("operators", "cyclic"))] == [REQUIRED, REQUIRED]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_plugin_without_options(tmp_path):
 
 def test_a_missing_option():
     with pytest.raises(UsageError, match="option size is missing") as caught:
-        create("resize", "cyclic", {"dim": 0})
+        create("operators", "cyclic", {"dim": 0})
     assert caught.value.hint == "Give it as size=<int>."
 
 

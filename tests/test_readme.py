@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from command_line import ROOT, link_examples, run, write_weights
+from support.command_line import ROOT, link_examples, run, write_weights
 
-from netgraft import embedded
-from netgraft.load.references import PREFIXES
+from netgraft.models.embedded import catalogue as embedded
+from netgraft.models.references import PREFIXES
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 
 import netgraft
-from netgraft import checkpoint
-from netgraft.checkpoint import read_provenance
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, OutputError
+from netgraft.files import checkpoint
+from netgraft.files.checkpoint import read_provenance
 from netgraft.plan import Plan
 from netgraft.trace import trace
 from netgraft.transfer import Side, make_plan, source_share, transfer

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from netgraft import __version__
-from netgraft.report import streams
+from netgraft.report import console as streams
 
 app = typer.Typer(
     add_completion=False,

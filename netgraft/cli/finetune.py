@@ -200,7 +200,7 @@ def finetune(
     if explain:
         _explain(chosen, format)
         return
-    from netgraft.finetune.engine import finetune as train
+    from netgraft.finetune.engine.loop import finetune as train
     from netgraft.report.training import result_document, result_lines, watching
 
     keep_freed_memory()
@@ -212,7 +212,7 @@ def finetune(
 
 
 def _explain(settings: Settings, format: Format) -> None:
-    from netgraft.finetune.explain import explain
+    from netgraft.finetune.engine.explain import explain
     from netgraft.report.training import cost_lines
 
     cost = explain(settings)
@@ -227,7 +227,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     for name in ("input_size", "source_input_size"):
         given[name] = parse_size(given[name])
     if given["mean"] is not None or given["std"] is not None:
-        from netgraft.data import parse_statistics
+        from netgraft.data.normalisation import parse_statistics
 
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None

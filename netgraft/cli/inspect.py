@@ -71,10 +71,12 @@ def inspect_chains(
 
     MODEL is written as SOURCE and TARGET are: netgraft --help. A lock records layers, wiring and chains; --check
     compares with it, and takes models and their options from it where none are given. Files are named relative to the
-    working directory. Exit code: 0 as recorded, 1 changed or too short, 2 for anything else.
+    working directory. A lock runs no code but classes and functions of Python files below its own folder; anything
+    else that it names must be given as MODEL, too. Exit code: 0 as recorded, 1 changed or too short, 2 for anything
+    else.
     """
-    from netgraft import inspection
-    from netgraft.report import chains
+    from netgraft.lock import inspection
+    from netgraft.report.chains import render as chains
 
     if check is not None and format not in chains.SHOWS_CHANGES:
         raise UsageError(f"--format {format} has no place for what --check finds.", hint="Take table, json or github.")
@@ -130,8 +132,8 @@ def groups(
     operation that gave their positions a meaning. Recipe grow keeps the channels of a group together.
     """
     args, size = parse_args(arg), parse_size(input_size)  # refused before torch is imported
-    from netgraft.groups import find_groups
-    from netgraft.load import load_model
+    from netgraft.channels.groups.find import find_groups
+    from netgraft.models.model import load_model
     from netgraft.report.groups import groups_document, groups_text
     from netgraft.trace import trace
 

@@ -8,9 +8,7 @@ import typer
 
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
-from netgraft.cli.options import (
-    OutputFormat,
-)
+from netgraft.cli.options import OutputFormat
 from netgraft.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def models(
 
     Without PATTERN those shipped with netgraft; with PATTERN also those of timm and torchvision.
     """
-    from netgraft.load.catalogue import catalogue
+    from netgraft.models.catalogue import catalogue
     from netgraft.report.listing import models_text
 
     found = catalogue(pattern)
@@ -87,7 +85,7 @@ def operators(
     format: OutputFormat = Format.TEXT,
 ) -> None:
     """List the operators: what the steps of a plan do to a tensor."""
-    _listing("resize", name, format)
+    _listing("operators", name, format)
 
 
 @command("netgraft passes", "netgraft passes recalibrate")
@@ -110,4 +108,4 @@ def generators(
 
     With NAME: what that generator draws.
     """
-    _listing("images.generators", name, format)
+    _listing("data.generators", name, format)

@@ -115,13 +115,13 @@ def parse_sides(
 
 
 def parse_args(given: list[str] | None) -> dict[str, object]:
-    from netgraft.load.references import parse_arg
+    from netgraft.models.references import parse_arg
 
     return dict(parse_arg(text) for text in given or [])
 
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:
-    from netgraft.load.references import parse_input_size
+    from netgraft.models.references import parse_input_size
 
     return parse_input_size(text) if text is not None else None
 
@@ -215,7 +215,7 @@ def read_given(
     budget: float | None,
 ) -> dict[str, object]:
     """The options of recipes that have an option of their own on the command line, by the recipe's name for them."""
-    from netgraft.labels import read_labels
+    from netgraft.cli.labels import read_labels
 
     return {
         "matcher": matcher,

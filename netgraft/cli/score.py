@@ -28,7 +28,7 @@ from netgraft.errors import UsageError
 from netgraft.report.progress import progress
 
 if TYPE_CHECKING:
-    from netgraft.score import Settings as ScoreSettings
+    from netgraft.score.probe import Settings as ScoreSettings
 
 DataRef = Annotated[
     str,
@@ -108,8 +108,8 @@ def score(
     )
     args, size = parse_args(target_arg), parse_size(input_size)
     from netgraft.report.score import score_document, score_lines
-    from netgraft.score import check_scratch
-    from netgraft.score import score as judge
+    from netgraft.score.probe import check_scratch
+    from netgraft.score.probe import score as judge
     from netgraft.transfer import Side
 
     with progress() as say:
@@ -183,8 +183,8 @@ def _score_settings(
 ) -> ScoreSettings:
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
-    from netgraft.data import Normalisation, parse_statistics
-    from netgraft.score import Settings
+    from netgraft.data.normalisation import Normalisation, parse_statistics
+    from netgraft.score.probe import Settings
 
     normalisation = None
     if mean is not None and std is not None:

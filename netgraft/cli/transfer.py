@@ -205,7 +205,7 @@ def _plan(
 
 
 def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
-    from netgraft.checkpoint import file_sha256, read_provenance
+    from netgraft.files.checkpoint import file_sha256, read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import receipt_lines
 
@@ -214,7 +214,7 @@ def _show_result(planned: Planned, target: Side, output: Path, every_tensor: boo
         written = {"output": str(output), "sha256": file_sha256(output)}
         write_json(provenance | {"coverage": plan.coverage()} | written)
         return
-    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan, provenance["receipt"]))
     write_lines(ledger.pass_lines(provenance))
     write_lines(ledger.notes(provenance))
     size = size_text(output.stat().st_size)
@@ -233,7 +233,7 @@ def show(
 
     FILE is a checkpoint that netgraft wrote. Only its header is read.
     """
-    from netgraft.checkpoint import read_provenance
+    from netgraft.files.checkpoint import read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import recorded_receipt
 
@@ -251,7 +251,7 @@ def show(
     write_lines(receipt)
     write_lines(passes)
     write_lines([""])
-    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan, provenance.get("receipt")))
 
 
 @command(
@@ -274,19 +274,21 @@ def verify(
     """Check a written checkpoint against its ledger.
 
     Its tensors have the keys and shapes of the plan and finite values; both architectures are still the recorded ones,
-    and the target loads the file; the source's weights have the recorded sha256; every tensor made again from them is
-    the same bit for bit; the parity receipt measured again agrees. What cannot be checked is said. Python files and
-    modules are executed only where --source and --target name them. Exit code: 0 all checks pass, 1 one fails.
+    and the target loads the file; the source's weights have the recorded sha256; every tensor that comes from a copy or
+    an operator is made again from them, and is the same bit for bit. Tensors that a pass may have changed (refit,
+    distil, recalibrate, rescale and others) are not made again: nothing but keys, shapes, finite values and the receipt
+    speaks for them. The parity receipt measured again agrees within 5 %. What cannot be checked is said. Python files
+    and modules are executed only where --source and --target name them. Exit code: 0 all checks pass, 1 one fails.
     """
-    from netgraft.checkpoint import read_provenance
+    from netgraft.files.checkpoint import read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import checks_document, checks_lines, recorded_receipt
 
     provenance = read_provenance(file)
     plan = ledger.recorded_plan(provenance, file)
     recorded_receipt(provenance, file)
-    from netgraft.rebuild import Whereabouts
-    from netgraft.verify import verify as check
+    from netgraft.evidence.checks import verify as check
+    from netgraft.evidence.rebuild import Whereabouts
 
     with progress() as say:
         checks = check(file, provenance, plan, Whereabouts(source, target, source_weights, offline), progress=say)

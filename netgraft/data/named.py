@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgraft.data.pictures import Pictures, Split, needed
 from netgraft.errors import UnknownName, UsageError
-from netgraft.load.construct import brief
+from netgraft.models.construct import brief
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netgraft.errors import NetgraftError, UsageError
-from netgraft.load import Reference
+from netgraft.models.references import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,14 +50,14 @@ def parse_statistics(text: str, option: str) -> tuple[float, ...]:
 def normalisation_of(reference: Reference) -> Normalisation | None:
     """What the pretrained weights of that name expect; None for a user's own architecture."""
     if reference.kind == "netgraft":
-        from netgraft import embedded
+        from netgraft.models.embedded import catalogue as embedded
 
         net = embedded.NETS.get(reference.name)
         return Normalisation((net.mean,), (net.std,)) if net else None
     if reference.kind == "torchvision":
         return Normalisation(*IMAGENET)
     if reference.kind in ("timm", "directory"):  # hf-hub would have to be asked
-        from netgraft.load.timm_models import find_timm_model
+        from netgraft.models.timm_models import find_timm_model
 
         try:
             cfg = find_timm_model(reference, {}, option="--target-arg").cfg

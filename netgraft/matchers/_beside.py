@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from netgraft.graph import LayerGraph, Node
-from netgraft.matchers._wiring import Wiring
+from netgraft.architecture.graph import LayerGraph, Node
+from netgraft.architecture.wiring import Wiring
 from netgraft.matchers.longest_chain import unlike
 from netgraft.plan import Pair
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.wiring import Wiring
 from netgraft.errors import UnknownName, UsageError
-from netgraft.graph import LayerGraph
 from netgraft.matchers._beside import attached
-from netgraft.matchers._wiring import Wiring
 from netgraft.matchers.longest_chain import unlike
 from netgraft.plan import MAPPED, SKIPPED, Pair, Pairing
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from netgraft.matchers._wiring import Place
+from netgraft.architecture.wiring import Place
 from netgraft.plan import numel
 
 Units = tuple[list[Place], list[tuple[Place, ...]]]

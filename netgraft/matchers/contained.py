@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.spine import (
+    Unit,
+    is_identity_when_dirac,
+    is_identity_when_zero,
+    layer_signature,
+    signature,
+    spine,
+)
 from netgraft.plan import Pair, Pairing
-from netgraft.spine import Unit, is_identity_when_dirac, is_identity_when_zero, layer_signature, signature, spine
 
 DROP_KERNEL = 1.0  # cost of a source layer without a partner; one that stands in a residual block costs less
 EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass its input through
@@ -17,8 +24,8 @@ EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass 
 class Contained:
     """Units of equal structure in order, the most layers first; extra residual blocks pass their input through.
 
-    Both networks are cut into units (``netgraft.spine``); a monotone alignment by dynamic programming pairs units of
-    equal structure, preferring equal shapes and resolutions, and says which target units are left over. A left-over
+    Both networks are cut into units (``architecture.spine``); a monotone alignment by dynamic programming pairs units
+    of equal structure, preferring equal shapes and resolutions, and says which target units are left over. A left-over
     residual unit takes the weights of a neighbour of equal structure, with the end of its branch set to zero; a
     left-over step of a plain chain becomes a Dirac kernel. Both compute the identity (depth growth as in Net2Net,
     arXiv:1511.05641).

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from netgraft.chain import Chain, longest_chain
-from netgraft.graph import Layer, LayerGraph
+from netgraft.architecture.chain import Chain, longest_chain
+from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.plan import Pair, Pairing
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from netgraft.chain import longest_chain
-from netgraft.graph import LayerGraph
-from netgraft.matchers._wiring import levels
+from netgraft.architecture.chain import longest_chain
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.wiring import levels
 from netgraft.matchers.longest_chain import pair_along
 from netgraft.plan import Pairing
 

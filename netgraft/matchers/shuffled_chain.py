@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from netgraft.chain import longest_chain
-from netgraft.graph import LayerGraph
+from netgraft.architecture.chain import longest_chain
+from netgraft.architecture.graph import LayerGraph
 from netgraft.matchers.longest_chain import pair_along
 from netgraft.plan import Pairing
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.wiring import Place, Wiring
 from netgraft.matchers._beside import attached, beside
 from netgraft.matchers._separable import join_separable
-from netgraft.matchers._wiring import Place, Wiring
 from netgraft.matchers.longest_chain import unlike
 from netgraft.plan import Pair, Pairing
 

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from netgraft.errors import TraceError
-from netgraft.passes import Network, _gaussian
+from netgraft.models.batch_norm import batch_norms
+from netgraft.passes import _gaussian
 from netgraft.passes._gaussian import Moments, Stop
-from netgraft.statistics import batch_norms
+from netgraft.passes.protocol import Network
 from netgraft.trace.details import UNARY
 from netgraft.trace.functional import operation_name
 from netgraft.trace.replay import Replay

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netgraft.correspondence import axes_of
-from netgraft.cost import distil_images
+from netgraft.architecture.cost import distil_images
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.channels.correspondence import axes_of
+from netgraft.channels.index_map import NEW
 from netgraft.errors import NonFiniteWeights, UsageError
-from netgraft.graph import Layer, LayerGraph
-from netgraft.index_map import NEW
-from netgraft.passes import Stage
+from netgraft.models.batch_norm import recalibrating
+from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import loose_statistics
+from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.plan import DISTILLED, Pairing
-from netgraft.refit.channels import OutputChannels
-from netgraft.statistics import recalibrating
 
 HELD_OUT = 256
 EVERY = 0.5

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import PlanError
-from netgraft.graph import LayerGraph
-from netgraft.passes import Stage
+from netgraft.models.batch_norm import batch_norms, statistics
+from netgraft.operators.apply import apply_steps
 from netgraft.passes._propagate import Seen, propagate
+from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import change, statistics_keys
 from netgraft.plan import RECALIBRATED, Pairing, Step
-from netgraft.resize import apply_steps
-from netgraft.statistics import batch_norms, statistics
 
 SMALLEST = 1e-12
 """The variance below which a channel of the source says nothing about the scale of the target's."""

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from netgraft.facts import Attention
-from netgraft.graph import Layer, LayerGraph
-from netgraft.neighbours import Stream, find_streams
-from netgraft.passes import Stage
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.resolution import Attention
+from netgraft.channels.coordinates import Stream, find_streams
+from netgraft.passes.protocol import Stage
+from netgraft.passes.refitting.heads import Heads, find_heads
+from netgraft.passes.refitting.values import Turned
 from netgraft.plan import SET, Pairing
-from netgraft.refit.heads import Heads, find_heads
-from netgraft.refit.values import Turned
 from netgraft.trace.replay import Replay
 
 TAPS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))

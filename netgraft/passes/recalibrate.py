@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import ForwardError
-from netgraft.graph import LayerGraph
-from netgraft.load.construct import brief, user_line
-from netgraft.passes import Network, Stage
+from netgraft.models.batch_norm import Statistics, batch_norms, recalibrating, statistics
+from netgraft.models.construct import brief, user_line
+from netgraft.passes.protocol import Network, Stage
 from netgraft.plan import RECALIBRATED, Pairing
-from netgraft.statistics import Statistics, batch_norms, recalibrating, statistics
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """The roles of the tensors of a BatchNorm layer that hold its statistics."""

@@ -5,16 +5,16 @@ from typing import Any, Literal
 
 import torch
 
-from netgraft.cost import refit_images
-from netgraft.endings import find_endings
+from netgraft.architecture.cost import refit_images
+from netgraft.architecture.endings import find_endings
+from netgraft.architecture.graph import LayerGraph
+from netgraft.channels.coordinates import find_streams
 from netgraft.errors import UsageError
-from netgraft.graph import LayerGraph
-from netgraft.neighbours import find_streams
-from netgraft.passes import Stage
+from netgraft.passes.protocol import Stage
+from netgraft.passes.refitting.channels import OutputChannels
+from netgraft.passes.refitting.pairing import follow
+from netgraft.passes.refitting.walk import MOST_ROWS, refit
 from netgraft.plan import REFITTED, Pairing
-from netgraft.refit.channels import OutputChannels
-from netgraft.refit.pairing import follow
-from netgraft.refit.walk import MOST_ROWS, refit
 from netgraft.trace.replay import Replay, check_replay
 
 CHECKED = 4

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from netgraft.endings import Ending, find_endings
-from netgraft.facts import has_norms, takes_image
-from netgraft.graph import LayerGraph
-from netgraft.passes import Stage
+from netgraft.architecture.endings import Ending, find_endings
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.resolution import has_norms, takes_image
+from netgraft.models.batch_norm import batch_norms
+from netgraft.operators.apply import apply_steps
+from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import show
 from netgraft.plan import Pairing, Step
-from netgraft.resize import apply_steps
-from netgraft.statistics import batch_norms
 
 Hook = Callable[[str, Any, Tensor], Tensor | None]
 """Called with a layer's name, the layer and what it puts out; returns what it puts out instead, or None."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from netgraft.endings import Ending, find_endings
-from netgraft.graph import Layer, LayerGraph, Slot
-from netgraft.homogeneous import Region, find_regions, find_trades, usable_layers
-from netgraft.passes import Stage
+from netgraft.architecture.endings import Ending, find_endings
+from netgraft.architecture.graph import Layer, LayerGraph, Slot
+from netgraft.architecture.scaling import Region, find_regions, find_trades, usable_layers
+from netgraft.passes.protocol import Stage
 from netgraft.plan import KEPT, Pairing
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netgraft.graph import Layer
+from netgraft.architecture.graph import Layer
 
 
 def head_stays(option: str, there: Layer, here: Layer, *, from_head: bool) -> str:

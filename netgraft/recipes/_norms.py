@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from netgraft.chain import Chain, longest_chain
-from netgraft.graph import LayerGraph
+from netgraft.architecture.chain import Chain, longest_chain
+from netgraft.architecture.graph import LayerGraph
 from netgraft.plan import Pair, Pairing
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
 from netgraft.matchers._overrides import override
 from netgraft.plan import Pairing
 

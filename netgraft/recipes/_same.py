@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netgraft.graph import LayerGraph, same_wiring
+from netgraft.architecture.graph import LayerGraph, same_wiring
 from netgraft.plan import Kept, Move, Pair, Pairing, keep_rest, moves_to
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from netgraft.correspondence import Correspondence
-from netgraft.graph import Layer, LayerGraph, Slot
-from netgraft.groups import Group
+from netgraft.architecture.graph import Layer, LayerGraph, Slot
+from netgraft.channels.correspondence import Correspondence
+from netgraft.channels.groups.find import Group
+from netgraft.channels.stretch import stretch
 from netgraft.plan import Step
-from netgraft.stream import stretch
 
 
 def growing_streams(target: LayerGraph, maps: Correspondence) -> dict[int, str]:

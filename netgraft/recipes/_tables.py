@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import isqrt
 from typing import NamedTuple
 
-from netgraft import index_map
+from netgraft.architecture.graph import Layer, LayerGraph, Slot
+from netgraft.architecture.resolution import MOST_EXTRA_TOKENS
+from netgraft.channels import index_map
 from netgraft.errors import UsageError
-from netgraft.facts import MOST_EXTRA_TOKENS
-from netgraft.graph import Layer, LayerGraph, Slot
 from netgraft.plan import Step
 
 

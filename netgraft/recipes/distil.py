@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from netgraft.correspondence import Norms
-from netgraft.facts import is_transformer
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.resolution import is_transformer
+from netgraft.channels.correspondence import Norms
 from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
 from netgraft.recipes._scale import scaled
 from netgraft.recipes.refit import Refit, worth_refitting

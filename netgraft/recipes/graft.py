@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
 
-from netgraft import index_map, plugins
-from netgraft.correspondence import Correspondence, Norms, axes_of
-from netgraft.endings import find_endings
-from netgraft.graph import Layer, LayerGraph, Slot
-from netgraft.groups import find_groups
-from netgraft.groups.axes import normal
-from netgraft.index_map import NEW
+from netgraft import plugins
+from netgraft.architecture.endings import find_endings
+from netgraft.architecture.graph import Layer, LayerGraph, Slot
+from netgraft.channels import index_map
+from netgraft.channels.correspondence import Correspondence, Norms, axes_of
+from netgraft.channels.groups.axes import normal
+from netgraft.channels.groups.find import find_groups
+from netgraft.channels.index_map import NEW
 from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays

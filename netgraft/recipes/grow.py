@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
 
-from netgraft import index_map, plugins
-from netgraft.correspondence import Correspondence, Norms, Shrink, axes_of, outermost
+from netgraft import plugins
+from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
+from netgraft.architecture.spine import query_rows
+from netgraft.channels import index_map
+from netgraft.channels.correspondence import Correspondence, Norms, Shrink, axes_of, outermost
+from netgraft.channels.groups.axes import Axis, Var, normal
+from netgraft.channels.groups.find import find_groups
+from netgraft.channels.stretch import stretch
 from netgraft.errors import CheckFailed
-from netgraft.graph import Layer, LayerGraph, Slot, same_wiring
-from netgraft.groups import find_groups
-from netgraft.groups.axes import Axis, Var, normal
 from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._heads import head_stays
@@ -20,8 +23,6 @@ from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden
 from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import stretch_step
-from netgraft.spine import query_rows
-from netgraft.stream import stretch
 
 BATCH_NORM_EPS = 1e-5
 """PyTorch's default. No state_dict holds eps; with another one an inserted norm is off by half the difference."""

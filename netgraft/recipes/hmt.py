@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.graph import Layer, LayerGraph, Shape, Slot
+from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
 from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._overrides import overridden

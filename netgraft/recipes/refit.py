@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from netgraft.facts import is_transformer
-from netgraft.graph import LayerGraph
-from netgraft.neighbours import find_streams
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.resolution import is_transformer
+from netgraft.channels.coordinates import find_streams
 from netgraft.plan import WantedPass
 from netgraft.recipes._scale import scaled
 from netgraft.recipes.graft import Graft

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from netgraft.graph import LayerGraph, Slot
-from netgraft.groups import Group, Groups
+from netgraft.architecture.graph import LayerGraph, Slot
+from netgraft.channels.groups.find import Group, Groups
 from netgraft.report.text import safe, shape_text, some, table
 
 UNUSED = "not used in the forward pass"

@@ -18,7 +18,7 @@ def plugins_text(folder: str, found: Mapping[str, plugins.Plugin]) -> Iterator[s
     plural = "passes" if kind == "pass" else f"{kind}s"
     option = {"generator": "--images"}.get(kind, f"--{kind}")
     more = f"More about one: netgraft {plural} NAME."
-    yield more if folder == "resize" else f"{more} A {kind} of your own: {option} ./own_{kind}.py."
+    yield more if folder == "operators" else f"{more} A {kind} of your own: {option} ./own_{kind}.py."
 
 
 def plugins_document(found: Mapping[str, plugins.Plugin]) -> list[dict[str, str]]:

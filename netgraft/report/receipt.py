@@ -10,7 +10,7 @@ from netgraft.errors import CorruptFile
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
-    from netgraft.verify import Check
+    from netgraft.evidence.checks import Check
 
 
 def receipt_lines(provenance: Mapping[str, Any]) -> Iterator[str]:

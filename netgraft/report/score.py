@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from netgraft.report.text import safe, shape_text, some, table
 
 if TYPE_CHECKING:
-    from netgraft.score import Interval, Scores
+    from netgraft.score.interval import Interval
+    from netgraft.score.probe import Scores
 
 
 def score_lines(scores: Scores) -> Iterator[str]:

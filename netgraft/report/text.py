@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from netgraft.graph import Shape
+    from netgraft.architecture.graph import Shape
 
 
 def safe(text: str) -> str:

@@ -14,10 +14,10 @@ from netgraft.report.text import safe, size_text, table
 
 if TYPE_CHECKING:
     from netgraft.finetune.describe import Described
-    from netgraft.finetune.engine import Result
-    from netgraft.finetune.explain import Cost
-    from netgraft.finetune.meters import Meters
-    from netgraft.finetune.prepare import Prepared
+    from netgraft.finetune.engine.explain import Cost
+    from netgraft.finetune.engine.loop import Result
+    from netgraft.finetune.engine.meters import Meters
+    from netgraft.finetune.engine.prepare import Prepared
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
 

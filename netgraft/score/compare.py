@@ -8,7 +8,7 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
-from netgraft.score import Bench, Progress, Scores, Settings
+from netgraft.score.probe import Bench, Progress, Scores, Settings
 from netgraft.transfer import Side, transfer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netgraft.data import Pixels
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.data.pictures import Pixels
 from netgraft.errors import ForwardError, NonFiniteWeights, UsageError
-from netgraft.graph import Layer, LayerGraph
-from netgraft.load import Model
-from netgraft.load.construct import brief, user_line
-from netgraft.statistics import batch_norms, recalibrating
+from netgraft.models.batch_norm import batch_norms, recalibrating
+from netgraft.models.construct import brief, user_line
+from netgraft.models.model import Model
 from netgraft.trace.structure import tensors_in
 
 

@@ -54,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A kind from ``netgraft.graph``, and for convolutions how they slide."""
+    """A kind from ``netgraft.architecture.graph``, and for convolutions how they slide."""
 
     kind: str
     groups: int = 1

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
 from netgraft.trace.inputs import Example, fixed_chance
 from netgraft.trace.recorder import Recorder
 from netgraft.trace.reduce import reduce_graph

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from netgraft.graph import Slot
+from netgraft.architecture.graph import Slot
 from netgraft.trace.classify import Verdict, classify
 from netgraft.trace.slots import has_parametrised_child, own_keys, product, weight_shape
 

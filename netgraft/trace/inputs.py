@@ -23,7 +23,7 @@ TOKENS = (16, 128)
 
 
 class Traceable(Protocol):
-    """What tracing needs to know of a model; ``netgraft.load`` makes such objects."""
+    """What tracing needs to know of a model; ``netgraft.models`` makes such objects."""
 
     @property
     def name(self) -> str: ...

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from netgraft.graph import Layer, LayerGraph, Node, Shape, Slot
+from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape, Slot
 from netgraft.trace.classify import Verdict, classify
 from netgraft.trace.details import UNARY, details
 from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name

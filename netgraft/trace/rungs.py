@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import BuildError, ForwardError, NetgraftError, TraceError
-from netgraft.graph import LayerGraph
-from netgraft.load.construct import brief, user_line
+from netgraft.models.construct import brief, user_line
 from netgraft.trace.forward import build_on, record, run
 from netgraft.trace.inputs import Example, Traceable, examples_for, given_examples, needed_inputs
 from netgraft.trace.reduce import reduce_graph

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from netgraft.graph import Shape, Slot
+from netgraft.architecture.graph import Shape, Slot
 
 
 def state_slots(module: nn.Module) -> tuple[dict[str, Slot], dict[str, str]]:

@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.finetune.combine import dtnh
-from netgraft.finetune.engine import Quiet, Training
-from netgraft.finetune.folder import Folder
-from netgraft.finetune.loader import to_device
-from netgraft.finetune.parts import set_train_mode
-from netgraft.finetune.prepare import prepare
+from netgraft.finetune.engine.folder import Folder
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.parts import set_train_mode
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Part, Update
 from netgraft.finetune.settings import Settings
-from netgraft.finetune.terms import l2_penalty, scratch
+from netgraft.finetune.toolbox.terms import l2_penalty, scratch
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from netgraft.finetune.engine import Quiet, Training
-from netgraft.finetune.folder import Folder
-from netgraft.finetune.loader import to_device
-from netgraft.finetune.parts import set_train_mode
-from netgraft.finetune.prepare import prepare
+from netgraft.finetune.engine.folder import Folder
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.parts import set_train_mode
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.settings import Settings
 
 KINDS: dict[str, dict[str, Any]] = {

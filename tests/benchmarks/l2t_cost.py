@@ -38,9 +38,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from netgraft.cli.memory import keep_freed_memory
-from netgraft.finetune.adapters import features
-from netgraft.finetune.bilevel.discriminator import Discriminators, discriminator_loss, generator_loss
-from netgraft.finetune.bilevel.matching import (
+from netgraft.finetune.engine.folder import Folder
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.parts import set_train_mode
+from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.settings import Settings
+from netgraft.finetune.toolbox.adapters import features
+from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, discriminator_loss, generator_loss
+from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Weights,
     coefficients,
@@ -50,12 +56,6 @@ from netgraft.finetune.bilevel.matching import (
     pooled,
     source_features,
 )
-from netgraft.finetune.engine import Quiet, Training
-from netgraft.finetune.folder import Folder
-from netgraft.finetune.loader import to_device
-from netgraft.finetune.parts import set_train_mode
-from netgraft.finetune.prepare import prepare
-from netgraft.finetune.settings import Settings
 
 STEPS = 2  # T
 STAGES = ",".join(f"layer{i}:layer{i}" for i in (1, 2, 3, 4))

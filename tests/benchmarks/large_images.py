@@ -24,9 +24,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from netgraft.checkpoint import read_provenance
-from netgraft.images import make_images
-from netgraft.statistics import recalibrating
+from netgraft.data.synthetic import make_images
+from netgraft.files.checkpoint import read_provenance
+from netgraft.models.batch_norm import recalibrating
 
 PAIRS = [
     ("vit_small_patch16_224", "vit_tiny_patch16_224", ["--recipe", "refit"]),

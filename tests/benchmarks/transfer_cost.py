@@ -14,7 +14,7 @@ import torch
 
 from netgraft import plugins
 from netgraft.graft import graft
-from netgraft.load import load_model
+from netgraft.models.model import load_model
 from netgraft.plan import Plan
 from netgraft.trace import trace
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from netgraft.finetune.batch_norm import synchronise
+from netgraft.finetune.engine.batch_norm import synchronise
 
 
 class Alone:

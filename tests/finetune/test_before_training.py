@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-from runs import other_folder, same, settings, state_of, train, training, with_source, write_nets
+from support.runs import other_folder, same, settings, state_of, train, training, with_source, write_nets
+from support.tested_methods import EXAMPLE
 from test_every_method import Killed, Killer
-from tested_methods import EXAMPLE
 from torch import nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.explain import explain
+from netgraft.finetune.engine.explain import explain
 from netgraft.finetune.protocol import Need, Part, Prepares, Update
 
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from runs import training, with_source, write_nets
+from support.runs import training, with_source, write_nets
 from torch.nn import functional as F
 
-from netgraft.finetune.explain import explain
+from netgraft.finetune.engine.explain import explain
 from netgraft.finetune.protocol import Part, Update
 
 

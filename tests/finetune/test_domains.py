@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from runs import steps, train, training, with_source, write_nets
+from support.runs import steps, train, training, with_source, write_nets
+from support.two_domains import fresh, sides
 from test_processes import distance
-from two_domains import fresh, sides
 
 from netgraft.errors import UnknownName, UsageError
-from netgraft.finetune import domains
-from netgraft.finetune.domains import DomainAdaptation
+from netgraft.finetune.toolbox import domains
+from netgraft.finetune.toolbox.domains import DomainAdaptation
 
 
 @pytest.fixture

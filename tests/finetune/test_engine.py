@@ -9,16 +9,16 @@ from typing import ClassVar
 import pytest
 import safetensors.torch
 import torch
-from runs import same, settings, state_of, steps, train, training, with_source, write_nets
+from support.runs import same, settings, state_of, steps, train, training, with_source, write_nets
 from torch import nn
 from torch.nn import functional as F
 
-from netgraft.checkpoint import file_sha256, read_provenance
 from netgraft.errors import OutputError, UnknownName, UsageError
-from netgraft.finetune.engine import Diverged
-from netgraft.finetune.prepare import prepare
+from netgraft.files.checkpoint import file_sha256, read_provenance
+from netgraft.finetune.engine.loop import Diverged
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Need, Part, Update
-from netgraft.finetune.terms import l2_penalty, squared_distance
+from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_parts_draw_no_random_numbers_of_the_training(folder):
     results = []
     for running in (one, other):
         torch.manual_seed(5)
-        from netgraft.finetune.state import random_modules
+        from netgraft.finetune.engine.state import random_modules
 
         random_modules(running.modules, running.run)
         steps(running, 3)
@@ -356,7 +356,7 @@ def test_evaluation_is_right(folder):
     exec((folder / "net.py").read_text(), names)
     net = names["Net"]()
     net.load_state_dict(last)
-    from netgraft.data import load_data
+    from netgraft.data.opening import load_data
 
     data = load_data("netgraft:digits", size=(1, 8, 8), mean=(0.5,), std=(0.5,), split="test")
     with torch.no_grad():
@@ -377,13 +377,6 @@ def test_evaluated_now_and_then(folder):
     assert same(weights, same_weights)
     shown = [record for record in always.history if record["epoch"] in (1, 3, 4)]
     assert seldom.best["eval_top1"] == max(record["eval_top1"] for record in shown)
-
-
-def test_average_of_the_weights(folder):
-    _, plain_weights = train(settings(folder))
-    chosen = settings(folder, model_ema=True, model_ema_decay=0.5, out=str(folder / "ema"))
-    _, averaged = train(chosen)
-    assert not torch.equal(plain_weights["head.weight"], averaged["head.weight"])
 
 
 def test_there_is_a_run_already(folder):

@@ -1,12 +1,12 @@
 """The laws that every method keeps, those of users' too: ``tested_methods`` is the list, and says how to add yours."""
 
 import pytest
-from runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
-from tested_methods import METHODS, each_method
+from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.tested_methods import METHODS, each_method
 
 from netgraft import plugins
 from netgraft.finetune.describe import FOLDER, describe
-from netgraft.finetune.engine import Quiet
+from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.protocol import TARGET
 
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import same, settings, state_of, steps, train, training, with_source, write_nets
+from support.runs import same, settings, state_of, steps, train, training, with_source, write_nets
 from torch import nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.loader import to_device
-from netgraft.finetune.prepare import prepare
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Need, Part, Update
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import same, state_of, steps, training, with_source, write_nets
-from updates import EXACT, array, begin, first_update, moved, number, outputs
+from support.runs import same, state_of, steps, training, with_source, write_nets
+from support.updates import EXACT, array, begin, first_update, moved, number, outputs
 
 from netgraft.errors import UsageError
-from netgraft.finetune.adapters import adapter, check_places
 from netgraft.finetune.methods.at import attention_distance
 from netgraft.finetune.protocol import Pair
-from netgraft.finetune.terms import match_size
+from netgraft.finetune.toolbox.adapters import adapter, check_places
+from netgraft.finetune.toolbox.terms import match_size
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from netgraft.data import load_data
+from netgraft.data.opening import load_data
 from netgraft.errors import UsageError
-from netgraft.finetune.prepare import prepare
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.settings import Settings
 from netgraft.transfer import Side, transfer
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from netgraft.data import glyphs, open_data
+from netgraft.data import glyphs
+from netgraft.data.opening import open_data
 from netgraft.errors import UsageError
 
 
@@ -50,8 +51,8 @@ def test_the_embedded_net_reads_them():
     """It was trained on augmented renders of such letters: far better than chance on typefaces of the test side."""
     import torch
 
-    from netgraft.data import load_data
-    from netgraft.load import load_model, read_weights
+    from netgraft.data.opening import load_data
+    from netgraft.models.model import load_model, read_weights
 
     data = load_data("netgraft:glyphs", size=(1, 16, 16), mean=(0.5,), std=(0.35,), split="test")
     model = load_model("netgraft:resnet20-glyphs", role="source")

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from netgraft.finetune.combine import Combined, Vector, dtnh, total
-from netgraft.finetune.gradients import Gradients, scaled
+from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.protocol import Penalty, Update
-from netgraft.finetune.terms import l2_penalty
+from netgraft.finetune.toolbox.terms import l2_penalty
 
 
 class Alone:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from netgraft.errors import UsageError
-from netgraft.finetune.bilevel.adjoint import Sgd, hypergradient
+from netgraft.finetune.toolbox.bilevel.adjoint import Sgd, hypergradient
 
 LR, STEPS = 0.05, 2
 
@@ -214,9 +214,9 @@ def test_other_optimizers_are_refused():
 WORKER = """
 import os, sys
 import torch, torch.distributed as dist
-sys.path.insert(0, {here!r})
+sys.path[:0] = {paths!r}
 from test_hypergradient import KINDS, Case, STEPS
-from netgraft.finetune.bilevel.adjoint import hypergradient
+from netgraft.finetune.toolbox.bilevel.adjoint import hypergradient
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -235,8 +235,8 @@ def reduce(tensors):
     return found
 
 if sys.argv[1] == "sync":
-    from netgraft.finetune.batch_norm import synchronise
-    from netgraft.finetune.processes import Processes
+    from netgraft.finetune.engine.batch_norm import synchronise
+    from netgraft.finetune.engine.processes import Processes
     class Double(Processes):
         def mean(self, tensors):
             return tuple(reduce(tensors))
@@ -255,7 +255,7 @@ dist.destroy_process_group()
 def test_two_processes_are_one(norms, tmp_path):
     """Half of the batch each: derivatives and steps of the whole, with frozen and with synchronised BatchNorm."""
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(here=os.path.dirname(__file__)))
+    script.write_text(WORKER.format(paths=[os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

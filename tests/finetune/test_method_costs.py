@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import with_source, write_nets
+from support.runs import with_source, write_nets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from runs import settings, train, training, with_source, write_nets
 from scipy.spatial.distance import cdist
+from support.runs import settings, train, training, with_source, write_nets
+from support.two_domains import flops, fresh, sides
+from support.two_processes import launch as launch_runs
 from test_processes import SAME, distance, weights
-from two_domains import flops, fresh, sides
-from two_processes import launch as launch_runs
 
 from netgraft.errors import UsageError
-from netgraft.finetune import mmd
+from netgraft.finetune.toolbox import mmd
 
 ESTIMATORS = ["linear", "unbiased", "biased"]
 GAUSSIANS = [1 / 8, 1 / 4, 1 / 2, 1, 2]
@@ -218,8 +218,8 @@ def test_weight_grows(folder):
 WORKER = """
 import sys
 import torch
-from netgraft.finetune import mmd
-from netgraft.finetune.processes import Processes
+from netgraft.finetune.toolbox import mmd
+from netgraft.finetune.engine.processes import Processes
 
 processes = Processes("cpu")
 x, y, w = torch.load(sys.argv[1], weights_only=True)

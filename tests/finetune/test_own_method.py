@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import steps, training, with_source, write_nets
-from tested_methods import EXAMPLE
+from support.runs import steps, training, with_source, write_nets
+from support.tested_methods import EXAMPLE
 
 from netgraft.errors import UsageError
 

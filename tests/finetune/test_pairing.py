@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from command_line import run
-from runs import settings, write_nets
+from support.command_line import run
+from support.runs import settings, write_nets
 
-from netgraft.checkpoint import read_provenance
 from netgraft.errors import UsageError
-from netgraft.finetune.pairing import given_names, last_of_stages, names_of
-from netgraft.finetune.prepare import prepare
+from netgraft.files.checkpoint import read_provenance
+from netgraft.finetune.engine.pairing import given_names, last_of_stages, names_of
+from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Pair
 from netgraft.plan import REFITTED, Pairing, Plan, PlannedPass
 from netgraft.plan import Pair as PlanPair

@@ -4,11 +4,11 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from runs import settings, with_source, write_nets
+from support.runs import settings, with_source, write_nets
 from torch import nn
 
-from netgraft.finetune.places import places
-from netgraft.finetune.prepare import prepare
+from netgraft.finetune.engine.places import places
+from netgraft.finetune.engine.prepare import prepare
 
 
 class Block(nn.Module):

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 import safetensors.torch
-from runs import train, with_source, write_nets
-from tested_methods import each_method
-from two_processes import Two, start
+from support.runs import train, with_source, write_nets
+from support.tested_methods import each_method
+from support.two_processes import Two, start
 
 
 def weights(folder, out):
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 import torch
 from netgraft.finetune.protocol import Part, Update
-from netgraft.finetune.terms import l2_penalty, squared_distance
+from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance
 
 @dataclass(frozen=True)
 class Away:
@@ -140,7 +140,7 @@ def test_an_error_in_a_process_is_told_and_the_next_training_goes_on(two):
 
 COLLECTIVES = """
 import torch
-from netgraft.finetune.processes import Processes
+from netgraft.finetune.engine.processes import Processes
 me = Processes("cpu")
 x = torch.full((2, 3), float(me.rank + 1), dtype=torch.float64, requires_grad=True)
 whole = me.gather(x)

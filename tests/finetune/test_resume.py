@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from runs import settings, train, with_source, write_nets
+from support.runs import settings, train, with_source, write_nets
 
 from netgraft.errors import CorruptFile, UsageError
 

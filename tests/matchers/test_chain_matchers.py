@@ -1,9 +1,9 @@
 """Longest, shuffled and interval chain: what is paired with what, and why not."""
 
 import pytest
-from drawn import ZOO, Drawing, figure4, plain, shared
+from support.drawn import ZOO, Drawing, figure4, plain, shared
 
-from netgraft.chain import longest_chain
+from netgraft.architecture.chain import longest_chain
 from netgraft.errors import UsageError
 from netgraft.matchers.interval_chain import IntervalChain
 from netgraft.matchers.longest_chain import LongestChain

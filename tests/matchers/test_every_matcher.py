@@ -1,8 +1,8 @@
 """The laws that every matcher keeps, over the whole folder: a new file is tested by being there."""
 
 import pytest
-from drawn import ZOO, graphs, renamed
 from hypothesis import given, settings
+from support.drawn import ZOO, graphs, renamed
 
 from netgraft import plugins
 from netgraft.plan import Pairing

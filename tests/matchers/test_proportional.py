@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from drawn import Drawing, plain
+from support.drawn import Drawing, plain
 
-from netgraft.load import load_model
 from netgraft.matchers.proportional import Proportional
+from netgraft.models.model import load_model
 from netgraft.trace import trace
 
 CONV, FC = (8, 8, 3, 3), (8, 8)

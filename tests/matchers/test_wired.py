@@ -4,11 +4,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from drawn import Drawing, plain
+from support.drawn import Drawing, plain
 
 from netgraft import plugins
+from netgraft.architecture.wiring import Wiring
 from netgraft.errors import UsageError
-from netgraft.matchers._wiring import Wiring
 from netgraft.matchers.wired import Wired
 
 

@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from netgraft.groups import find_groups
-from netgraft.load import load_model
-from netgraft.matchers._flow import find_blocks
+from netgraft.architecture.blocks import find_blocks
+from netgraft.architecture.spine import is_identity_when_zero, spine
+from netgraft.architecture.wiring import Wiring
+from netgraft.channels.groups.find import find_groups
 from netgraft.matchers._separable import join_separable
-from netgraft.matchers._wiring import Wiring
 from netgraft.matchers.longest_chain import LongestChain
 from netgraft.matchers.wired import Wired
-from netgraft.spine import is_identity_when_zero, spine
+from netgraft.models.model import load_model
 from netgraft.trace import trace
 
 
@@ -32,7 +32,7 @@ def timm(name):
 
 @cache
 def read_and_written(graph_name):
-    """The channel groups that each kernel of a timm model reads and writes, by ``netgraft.groups``."""
+    """The channel groups that each kernel of a timm model reads and writes, by ``netgraft.channels.groups``."""
     graph = timm(graph_name)
     members = [(group.name, set(group.members)) for group in find_groups(graph).groups]
     return {

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Straight
-from staged import check_pass, grafted, taught
-from stages import network, stage
+from support.nets import Straight
+from support.staged import check_pass, grafted, taught
+from support.stages import network, stage
 from torch import nn
 
 from netgraft import plugins

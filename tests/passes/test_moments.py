@@ -6,19 +6,19 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from stages import network, stage
+from support.stages import network, stage
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from netgraft import plugins
-from netgraft.embedded.resnet20 import ResNet20
 from netgraft.graft import graft
+from netgraft.models.batch_norm import batch_norms, recalibrating
+from netgraft.models.embedded.resnet20 import ResNet20
 from netgraft.passes import _gaussian
 from netgraft.passes._propagate import propagate
 from netgraft.passes.moments import MomentPropagation
 from netgraft.passes.recalibrate import Recalibrate, statistics_keys
 from netgraft.plan import Pairing, Plan
-from netgraft.statistics import batch_norms, recalibrating
 
 SIZE = (3, 16, 16)
 
@@ -289,7 +289,7 @@ def test_gates_are_said_to_be_approximated():
 
 def test_a_residual_network_of_half_the_width():
     """A real source on its own kind of images: nearer to the truth than the statistics that were copied."""
-    from netgraft.load import load_model, read_weights
+    from netgraft.models.model import load_model, read_weights
 
     model = load_model("netgraft:resnet20-glyphs", role="source")
     source = network(model.build, (1, 16, 16), read_weights(model).tensors)

@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Straight
-from staged import check_pass, grafted, taught
-from stages import network, stage
-from torch import nn
-from transformer_nets import (
+from support.nets import Straight
+from support.staged import check_pass, grafted, taught
+from support.stages import network, stage
+from support.transformer_nets import (
     SIZE,
     Encoder,
     Own,
@@ -26,14 +25,15 @@ from transformer_nets import (
     vit_pooled,
     vit_registers,
 )
+from torch import nn
 
 from netgraft import plugins
+from netgraft.channels.coordinates import find_streams
 from netgraft.errors import UsageError
-from netgraft.neighbours import find_streams
 from netgraft.passes.neighbours import SHIFT, TAPS, Neighbours
 from netgraft.passes.refit import Refit
+from netgraft.passes.refitting.heads import find_heads
 from netgraft.plan import Pairing
-from netgraft.refit.heads import find_heads
 from netgraft.trace.replay import Replay
 
 TRANSFORMERS = [vit, vit_registers, vit_pooled, Own, interleaved, Encoder, bare]

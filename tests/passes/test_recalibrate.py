@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Straight
-from stages import network, stage
+from support.nets import Straight
+from support.stages import network, stage
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from netgraft import plugins
 from netgraft.errors import ForwardError, UsageError
+from netgraft.models.batch_norm import Statistics, recalibrating
 from netgraft.passes.recalibrate import Recalibrate, change, show, statistics_keys
 from netgraft.plan import Pairing
-from netgraft.statistics import Statistics, recalibrating
 
 SIZE = (3, 8, 8)
 

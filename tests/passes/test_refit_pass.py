@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Perceptron, Straight
-from staged import check_pass, grafted, taught
-from stages import network, stage
+from support.nets import Perceptron, Straight
+from support.staged import check_pass, grafted, taught
+from support.stages import network, stage
 from torch import nn
 
-from netgraft import cost, plugins
+from netgraft import plugins
+from netgraft.architecture import cost
 from netgraft.errors import TraceError, UsageError
 from netgraft.passes.refit import Refit
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from staged import check_pass, grafted, taught
-from stages import network
+from support.staged import check_pass, grafted, taught
+from support.stages import network
 from torch import nn
 
 from netgraft.passes.repair import Repair

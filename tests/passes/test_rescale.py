@@ -6,9 +6,9 @@ from math import sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Straight
-from staged import check_pass, grafted, taught
-from stages import network
+from support.nets import Straight
+from support.staged import check_pass, grafted, taught
+from support.stages import network
 from torch import nn
 from torch.nn.utils import parametrizations
 

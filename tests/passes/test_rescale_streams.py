@@ -6,10 +6,9 @@ from statistics import median
 
 import pytest
 import torch
-from staged import check_pass
-from stages import network, stage
-from torch import nn
-from transformer_nets import (
+from support.staged import check_pass
+from support.stages import network, stage
+from support.transformer_nets import (
     SIZE,
     Encoder,
     Own,
@@ -24,8 +23,9 @@ from transformer_nets import (
     vit,
     vit_registers,
 )
+from torch import nn
 
-from netgraft.homogeneous import find_regions, find_trades
+from netgraft.architecture.scaling import find_regions, find_trades
 from netgraft.passes.rescale import Rescale
 from netgraft.plan import Kept, Move, Pairing, Plan
 

@@ -1,8 +1,8 @@
 """The laws that every recipe keeps, over the whole folder: a new file is tested by being there."""
 
 import pytest
-from nets import Branched, Flat, Perceptron, Straight, Tied, traced
-from recipe_laws import check_identity, check_laws, check_result, make_plan
+from support.nets import Branched, Flat, Perceptron, Straight, Tied, traced
+from support.recipe_laws import check_identity, check_laws, check_result, make_plan
 from torch import nn
 
 from netgraft import plugins

@@ -5,17 +5,17 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Straight, traced, weights
+from support.nets import Straight, traced, weights
+from support.transformer_nets import swin, vit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformer_nets import swin, vit
 
 from netgraft import plugins
-from netgraft.checkpoint import read_provenance
+from netgraft.files.checkpoint import read_provenance
 from netgraft.graft import graft
-from netgraft.importance import channel_norms
+from netgraft.models.importance import channel_norms
+from netgraft.operators.apply import apply_steps
 from netgraft.plan import Plan, Step
-from netgraft.resize import apply_steps
 from netgraft.transfer import Side, transfer
 
 SIZE = (3, 16, 16)

@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Net
+from support.nets import Net
 from torch import nn
 
 from netgraft.errors import CheckFailed, UsageError
 from netgraft.graft import graft
-from netgraft.importance import channel_norms
+from netgraft.models.importance import channel_norms
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.recipes.grow import Grow
 from netgraft.trace import trace

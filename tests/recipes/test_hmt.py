@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from drawn import ZOO, Drawing, flat, graphs, residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Branched, Flat, Perceptron, Straight, Tied, traced, weights
-from recipe_laws import check_identity, check_laws, check_names, check_result
+from support.drawn import ZOO, Drawing, flat, graphs, residual
+from support.nets import Branched, Flat, Perceptron, Straight, Tied, traced, weights
+from support.recipe_laws import check_identity, check_laws, check_names, check_result
 from torch import nn
 
+from netgraft.architecture.graph import Slot
 from netgraft.errors import PlanError, UnknownName, UsageError
 from netgraft.graft import graft
-from netgraft.graph import Slot
 from netgraft.plan import Plan, Step
 from netgraft.plugins import create
 from netgraft.recipes.hmt import Hmt
@@ -204,6 +204,39 @@ def test_norms_of_another_kind_are_kept():
     done = Transferred(NARROW, lambda: Straight(((6, 3), (9, 5)), norm=lambda width: nn.GroupNorm(1, width)))
     assert set(done.kept) == norm_keys(done)
     assert done.kept["norms.1.bias"] == "batch_norm norms.1 does not fit group_norm"
+
+
+class Twice(nn.Module):
+    """A convolution with ``count`` norms behind it, and one that is called twice, with a norm for each call."""
+
+    def __init__(self, width, count):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.behind = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(count))
+        self.shared = nn.Conv2d(width, width, 3, padding=1)
+        self.each = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+        self.head = nn.Conv2d(width, 5, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        for norm in self.behind:
+            x = norm(x).relu()
+        for norm in self.each:
+            x = norm(self.shared(x)).relu()
+        return self.head(x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("there", "here"), [(2, 2), (3, 1), (2, 3)])
+def test_of_several_norms_behind_a_layer_each_follows_its_own(there, here):
+    """The first becomes the first, the second the second; of a shared layer it is the norm of its first call."""
+    done = Transferred(lambda: Twice(6, there), lambda: Twice(8, here))
+    for i in range(min(there, here)):
+        for role in ("weight", "bias", "running_mean", "running_var"):
+            done.is_made_of(f"behind.{i}.{role}", cyclic(done.theirs[f"behind.{i}.{role}"], 8))
+    if here > there:
+        assert done.kept["behind.2.weight"] == "no norm follows conv in the source"
+    for role in ("weight", "bias", "running_mean", "running_var"):
+        done.is_made_of(f"each.0.{role}", cyclic(done.theirs[f"each.0.{role}"], 8))
 
 
 def test_norms_that_the_source_lacks_are_kept():

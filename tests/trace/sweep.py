@@ -46,11 +46,12 @@ def sweep(names: list[str], out: Path, limit: float, check: bool) -> dict[str, A
 
 def trace_one(name: str, limit: float, check: bool = False) -> dict[str, Any]:
     """What tracing one model costs and gives; with "error" if it fails."""
-    from netgraft.chain import longest_chain
+    from support.cross_check import cross_check
+
+    from netgraft.architecture.chain import longest_chain
     from netgraft.errors import NetgraftError
-    from netgraft.load import load_model
+    from netgraft.models.model import load_model
     from netgraft.trace import trace
-    from netgraft.trace.cross_check import cross_check
 
     start = time.process_time()
     try:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case
+from support.cases import Case
+from support.cross_check import cross_check
+from support.user_nets import LoopOverShape, SelfAttention, ShapeIf
 from torch import Tensor, nn
-from user_nets import LoopOverShape, SelfAttention, ShapeIf
 
-from netgraft.graph import LayerGraph
+from netgraft.architecture.graph import LayerGraph
 from netgraft.trace import trace
-from netgraft.trace.cross_check import cross_check
 
 
 def timm_case(name: str) -> Case:

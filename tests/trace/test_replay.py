@@ -3,11 +3,11 @@
 import weakref
 
 import pytest
+import support.user_nets  # noqa: F401  (registers the cases)
 import timm
 import torch
 import torch.nn.functional as F
-import user_nets  # noqa: F401  (registers the cases)
-from cases import CASES
+from support.cases import CASES
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer

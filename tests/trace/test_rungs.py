@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netgraft.chain import longest_chain
+from netgraft.architecture.chain import longest_chain
 from netgraft.errors import BuildError, ForwardError, ModelFileError, NetgraftError, TraceError
 from netgraft.trace import trace
 
 
 @dataclass(frozen=True)
 class Net:
-    """A model as ``netgraft.load`` hands it over."""
+    """A model as ``netgraft.models`` hands it over."""
 
     build: Callable[[], nn.Module]
     input_size: tuple[int, ...] | None = None

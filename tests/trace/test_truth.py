@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import user_nets  # noqa: F401  (registers the cases)
-from cases import CASES, Case
+import support.user_nets  # noqa: F401  (registers the cases)
+from support.cases import CASES, Case
+from support.truth import Specimen
 from torch import nn
-from truth import Specimen
 
 from netgraft.trace import trace
 

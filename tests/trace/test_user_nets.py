@@ -6,14 +6,14 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import support.user_nets  # noqa: F401  (registers the cases)
 import torch
-import user_nets  # noqa: F401  (registers the cases)
-from cases import CASES, Case, kernel_edges
+from support.cases import CASES, Case, kernel_edges
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from netgraft.chain import longest_chain
-from netgraft.graph import LayerGraph
+from netgraft.architecture.chain import longest_chain
+from netgraft.architecture.graph import LayerGraph
 from netgraft.trace import trace
 from netgraft.trace.forward import run
 from netgraft.trace.inputs import examples_for, given_examples

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netgraft.finetune.adversary import Discriminator, domain_loss, is_source, recognised
-from netgraft.finetune.domains import FEATURES, feature_width, head_of, listening, pooled
 from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
+from netgraft.finetune.toolbox.adversary import Discriminator, domain_loss, is_source, recognised
+from netgraft.finetune.toolbox.domains import FEATURES, feature_width, head_of, listening, pooled
 
 
 @dataclass(frozen=True)

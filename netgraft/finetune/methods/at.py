@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.adapters import check_places, features, pairs_of
 from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
-from netgraft.finetune.terms import match_size
+from netgraft.finetune.toolbox.adapters import check_places, features, pairs_of
+from netgraft.finetune.toolbox.terms import match_size
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from netgraft.finetune.adversary import Discriminator, Multilinear, domain_loss, ramp, recognised, reverse
-from netgraft.finetune.domains import FEATURES, LOGITS, DomainAdaptation, feature_width
 from netgraft.finetune.protocol import Batch, Part, Run, Update
+from netgraft.finetune.toolbox.adversary import Discriminator, Multilinear, domain_loss, ramp, recognised, reverse
+from netgraft.finetune.toolbox.domains import FEATURES, LOGITS, DomainAdaptation, feature_width
 
 
 @dataclass(frozen=True)

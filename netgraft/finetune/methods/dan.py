@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from netgraft.finetune import mmd
-from netgraft.finetune.adversary import ramp
-from netgraft.finetune.domains import DomainAdaptation, layer_names
 from netgraft.finetune.protocol import Batch, Part, Run, Update
+from netgraft.finetune.toolbox import mmd
+from netgraft.finetune.toolbox.adversary import ramp
+from netgraft.finetune.toolbox.domains import DomainAdaptation, layer_names
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from netgraft.finetune.adversary import Discriminator, domain_loss, ramp, recognised, reverse
-from netgraft.finetune.domains import FEATURES, DomainAdaptation, feature_width
 from netgraft.finetune.protocol import Batch, Part, Run, Update
+from netgraft.finetune.toolbox.adversary import Discriminator, domain_loss, ramp, recognised, reverse
+from netgraft.finetune.toolbox.domains import FEATURES, DomainAdaptation, feature_width
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from netgraft.finetune import domains, mmd
-from netgraft.finetune.adversary import ramp
-from netgraft.finetune.domains import DomainAdaptation
 from netgraft.finetune.protocol import Batch, Part, Run, Update
+from netgraft.finetune.toolbox import domains, mmd
+from netgraft.finetune.toolbox.adversary import ramp
+from netgraft.finetune.toolbox.domains import DomainAdaptation
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Seen, Update
-from netgraft.finetune.terms import match_size, squared_distance
+from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
+from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from netgraft.finetune import mmd
-from netgraft.finetune.adversary import ramp
-from netgraft.finetune.domains import FEATURES, LOGITS, DomainAdaptation
 from netgraft.finetune.protocol import Batch, Part, Run, Update
+from netgraft.finetune.toolbox import mmd
+from netgraft.finetune.toolbox.adversary import ramp
+from netgraft.finetune.toolbox.domains import FEATURES, LOGITS, DomainAdaptation
 
 SIGMA = 0.92
 """Of the kernel between class probabilities: exp(-d^2 / 1.69), as in the Transfer Learning Library."""

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from netgraft.finetune.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
-from netgraft.finetune.terms import match_size, squared_distance
+from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
+from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
 
 @dataclass(frozen=True)

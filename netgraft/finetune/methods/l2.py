@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
-from netgraft.finetune.terms import l2_penalty, scratch
+from netgraft.finetune.toolbox.terms import l2_penalty, scratch
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.adapters import features
-from netgraft.finetune.adversary import recognised, reverse
-from netgraft.finetune.bilevel.discriminator import Discriminators, Gan, discriminator_loss, generator_loss
-from netgraft.finetune.bilevel.look_ahead import look_ahead
-from netgraft.finetune.bilevel.matching import (
+from netgraft.finetune.protocol import Batch, Need, Part, Run, Seen, Update
+from netgraft.finetune.toolbox.adapters import features
+from netgraft.finetune.toolbox.adversary import recognised, reverse
+from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, Gan, discriminator_loss, generator_loss
+from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
+from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
     Weights,
@@ -27,8 +28,7 @@ from netgraft.finetune.bilevel.matching import (
     pooled,
     source_features,
 )
-from netgraft.finetune.mmd import gather, linear_mmd
-from netgraft.finetune.protocol import Batch, Need, Part, Run, Seen, Update
+from netgraft.finetune.toolbox.mmd import gather, linear_mmd
 
 
 @dataclass(frozen=True)

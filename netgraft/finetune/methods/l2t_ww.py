@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from netgraft.finetune.adapters import features
-from netgraft.finetune.bilevel.look_ahead import look_ahead
-from netgraft.finetune.bilevel.matching import (
+from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
+from netgraft.finetune.toolbox.adapters import features
+from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
+from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
     Weights,
@@ -20,7 +21,6 @@ from netgraft.finetune.bilevel.matching import (
     pooled,
     source_features,
 )
-from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
 
 
 @dataclass(frozen=True)

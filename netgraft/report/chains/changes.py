@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from netgraft.inspection import Inspected
-from netgraft.lock import Change
+from netgraft.lock.file import Change
+from netgraft.lock.inspection import Inspected
 from netgraft.report.text import safe, shape_text
 
 

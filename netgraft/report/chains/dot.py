@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from netgraft.inspection import Inspected, Result
+from netgraft.lock.inspection import Inspected, Result
 from netgraft.report.chains.layers import chain_edges, headline, kind_text
 from netgraft.report.text import safe, shape_text
 

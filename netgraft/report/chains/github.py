@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from netgraft.inspection import Broken, Result
+from netgraft.lock.inspection import Broken, Result
 from netgraft.report.chains.changes import problems
 from netgraft.report.chains.layers import headline
 from netgraft.report.text import safe

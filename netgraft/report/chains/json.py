@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgraft.graph import Layer
-from netgraft.inspection import Inspected, Result
+from netgraft.architecture.graph import Layer
+from netgraft.lock.inspection import Inspected, Result
 from netgraft.report.chains.changes import change_document
 
 

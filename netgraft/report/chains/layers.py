@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from netgraft.graph import Layer
-from netgraft.inspection import Inspected
+from netgraft.architecture.graph import Layer
+from netgraft.lock.inspection import Inspected
 
 
 def headline(result: Inspected) -> str:

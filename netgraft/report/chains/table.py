@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from netgraft.chain import Chain
-from netgraft.inspection import Broken, Inspected, Result
+from netgraft.architecture.chain import Chain
+from netgraft.lock.inspection import Broken, Inspected, Result
 from netgraft.report.chains.changes import problems
 from netgraft.report.chains.layers import headline, kind_text
 from netgraft.report.text import safe, shape_text, table

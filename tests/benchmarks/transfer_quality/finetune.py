@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netgraft.data import Normalisation
-from netgraft.score import Bench, Settings
+from netgraft.data.normalisation import Normalisation
+from netgraft.score.probe import Bench, Settings
 from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, TARGETS
 from transfer_quality.nets import mean, std

@@ -16,8 +16,8 @@ import safetensors.torch
 from torch import Tensor
 
 import netgraft
-from netgraft import embedded
-from netgraft.checkpoint import file_sha256
+from netgraft.files.checkpoint import file_sha256
+from netgraft.models.embedded import catalogue as embedded
 from netgraft.transfer import transfer
 from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, EMBEDDED, FAMILIES, TARGETS, Domain

@@ -8,8 +8,8 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from netgraft.embedded.resnet20 import BasicBlock, ResNet20
-from netgraft.embedded.vgg11 import VGG11
+from netgraft.models.embedded.resnet20 import BasicBlock, ResNet20
+from netgraft.models.embedded.vgg11 import VGG11
 
 __all__ = ["VGG11", "Depthwise", "NoNorm", "ResNet20", "ResNet26", "Wide5x5", "vit_deep", "vit_wide"]
 

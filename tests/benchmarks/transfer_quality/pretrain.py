@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from netgraft.load import load_model
+from netgraft.models.model import load_model
 from transfer_quality.domains import Domain, normalise
 
 LR, WEIGHT_DECAY, SMOOTHING = 2e-3, 0.05, 0.1

@@ -1,0 +1,119 @@
+"""Where what a layer computes has been normalised, scaled and added: the value to compare layers of two networks by.
+
+A convolution's own output says little where a batch norm follows and a residual addition after that; what the next
+layer reads is the sum. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from netgraft.architecture.graph import LayerGraph, Node
+from netgraft.architecture.spine import PASSING
+
+UNCHANGING = PASSING | {"detach", "_to_copy", "getitem", "unflatten", "flatten"}
+"""Operations between a layer and the end of its branch that only move numbers."""
+ACTIVATIONS = frozenset(
+    {"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
+) | {"sigmoid", "hardsigmoid", "tanh", "softplus"}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the first call of a kernel layer goes on."""
+
+    layer: str
+    node: str  # the last node of the path: the addition, else the norm, else the layer's call itself
+    norm: str | None = None  # the batch norm that follows directly
+    scale: str | None = None  # a layer scale between it and the addition
+    add: str | None = None  # the addition of a residual block that it ends
+    skip: str | None = None  # what is added to it there
+    main: bool = True  # not a shortcut's projection
+    late: bool = False  # an activation stands between the layer and its norm
+    activated: bool = False  # an activation follows the last node
+
+
+def find_endings(graph: LayerGraph) -> dict[str, Ending]:
+    """The ending of every kernel layer that is called once and feeds the output, by its name."""
+    found = {}
+    for layer in graph.kernels():
+        if layer.calls == 1 and layer.name in graph.by_id and layer.name in graph.to_output:
+            found[layer.name] = _follow(graph, layer.name)
+    by_add: dict[str, list[Ending]] = {}
+    for ending in found.values():
+        if ending.add is not None:
+            by_add.setdefault(ending.add, []).append(ending)
+    for endings in by_add.values():  # of several layers that end in one addition, the deepest is the branch
+        if len(endings) > 1:
+            deepest = max(endings, key=lambda ending: _depth(graph, ending.layer))
+            for ending in endings:
+                if ending is not deepest:
+                    found[ending.layer] = replace(ending, main=False)
+    return found
+
+
+def _follow(graph: LayerGraph, name: str) -> Ending:
+    norm = scale = None
+    late = False
+    end = current = name
+
+    def ending(add: str | None = None, skip: str | None = None) -> Ending:
+        last = add or end
+        activated = any(graph.by_id[reader].op in ACTIVATIONS for reader in graph.readers[last])
+        scaled = scale if add is not None else None
+        return Ending(name, last, _layer(graph, norm), scaled, add, skip, True, late and norm is not None, activated)
+
+    while len(readers := graph.readers[current]) == 1:
+        node = graph.by_id[readers[0]]
+        layer = graph.layers[node.layer] if node.layer is not None else None
+        if layer is not None and layer.kind == "batch_norm" and norm is None and scale is None:
+            norm = end = current = node.id
+        elif layer is None and node.op in ACTIVATIONS and norm is None and scale is None and not late:
+            late, current = True, node.id  # counts if a norm follows
+        elif late and norm is None and (layer is not None or node.op not in UNCHANGING):
+            break
+        elif layer is not None and layer.kind == "scale" and scale is None:
+            scale, current = node.layer, node.id
+        elif (by := _multiplied_by(graph, node)) and scale is None:
+            scale, current = by, node.id
+        elif layer is None and node.op in UNCHANGING:
+            current = node.id
+        elif layer is None and node.op == "add" and (skip := _other(graph, node, current)):
+            return ending(node.id, skip)
+        else:
+            break
+    return ending()
+
+
+def _layer(graph: LayerGraph, id: str | None) -> str | None:
+    return None if id is None else graph.by_id[id].layer
+
+
+def _multiplied_by(graph: LayerGraph, node: Node) -> str | None:
+    """The parameter that the node multiplies with, perhaps after it was given another shape."""
+    if node.op != "mul" or len(node.inputs) != 2:
+        return None
+    by = [graph.by_id[source] for source in node.inputs if source not in graph.from_input]
+    while len(by) == 1 and by[0].op in UNCHANGING:
+        by = [graph.by_id[source] for source in by[0].inputs]
+    return by[0].layer if len(by) == 1 and by[0].op == "parameter" else None
+
+
+def _other(graph: LayerGraph, node: Node, one: str) -> str | None:
+    """What is added to ``one``, if it is data of the same shape."""
+    others = [source for source in node.inputs if source != one]
+    if len(node.inputs) != 2 or len(others) != 1 or others[0] not in graph.from_input:
+        return None
+    return others[0] if graph.by_id[others[0]].shape == graph.by_id[one].shape else None
+
+
+def _depth(graph: LayerGraph, name: str) -> int:
+    """How many kernels lie before a layer."""
+    seen: set[str] = {name}
+    stack = [name]
+    while stack:
+        for source in graph.by_id[stack.pop()].inputs:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return sum(id in graph.layers and graph.layers[id].is_kernel for id in seen)

@@ -1,0 +1,156 @@
+"""Values whose scale a norm takes away again: what weights can be scaled together without changing a network.
+
+LayerNorm and RMSNorm give the same for x and for c x. So everything that is added up in a residual stream that is read
+through such norms alone can be scaled by one number. Between such a norm and the linear layers that read it, a factor
+can be moved from the one to the other. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netgraft.architecture.endings import UNCHANGING
+from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot
+from netgraft.channels.stretch import ADDING, adds_data
+
+NORMS = frozenset({"layer_norm", "rms_norm"})
+LINEAR = UNCHANGING | {"mean", "select", "unbind"}
+
+
+@dataclass(frozen=True)
+class Region:
+    """Values that are added up, and read by norms only: scaling all that is written there changes nothing else."""
+
+    writers: tuple[Layer, ...]  # kernels, weight and bias
+    parameters: tuple[Slot, ...]  # position embeddings, class tokens; gamma and beta of norms whose values are added
+    stream: bool  # whether values are added in it
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A norm's gamma and beta, and the kernels that alone read it: one may be multiplied by c, the others by 1 / c."""
+
+    norm: Layer
+    readers: tuple[Layer, ...]
+
+
+def find_regions(graph: LayerGraph) -> list[Region]:
+    """Every region of ``graph`` that can be scaled, in order."""
+    usable = usable_layers(graph)
+    found: list[Region] = []
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if not _is_norm(graph, node) or node.inputs[0] in seen:
+            continue
+        nodes = _close(graph, node.inputs[0], usable)
+        if nodes is None:
+            continue
+        seen |= {each.id for each in nodes}
+        writers = tuple(graph.layers[each.layer] for each in nodes if _is_kernel(graph, each) and each.layer)
+        others = [graph.layers[each.layer] for each in nodes if each.layer]
+        slots = [
+            slot
+            for layer in others
+            for role, slot in layer.tensors.items()
+            if layer.kind == "parameter" or (layer.kind in NORMS and role in ("weight", "bias"))
+        ]
+        found.append(Region(writers, tuple(slots), any(each.op == "add" for each in nodes)))
+    return found
+
+
+def find_trades(graph: LayerGraph) -> list[Trade]:
+    """Every norm of ``graph`` with a gamma that only linear maps read, no head among them, in order."""
+    usable = usable_layers(graph)
+    heads = {layer.name for layer in graph.heads()}
+    found = []
+    for node in graph.nodes:
+        if not _is_norm(graph, node) or node.layer not in usable or "weight" not in graph.layers[node.layer].tensors:
+            continue
+        readers = list(_through(graph, node))
+        layers = [graph.layers[each.layer] for each in readers if each is not None and each.layer is not None]
+        known = all(each is not None and _is_kernel(graph, each) and each.layer in usable for each in readers)
+        if readers and known and heads.isdisjoint(layer.name for layer in layers):
+            found.append(Trade(graph.layers[node.layer], tuple(layers)))
+    return found
+
+
+def usable_layers(graph: LayerGraph) -> set[str]:
+    """Layers that are called once, and whose tensors are used as they are stored, and by them alone."""
+    uses = Counter(slot.key for layer in graph.layers.values() for slot in layer.tensors.values())
+    found = set()
+    for name, layer in graph.layers.items():
+        slots = [slot for role, slot in layer.tensors.items() if role in ("weight", "bias") or len(layer.tensors) == 1]
+        own = bool(slots) and all(uses[slot.key] == 1 and not slot.aliases for slot in slots)
+        stored = not layer.is_kernel or ("weight" in layer.tensors and layer.tensors["weight"].shape == layer.shape)
+        node = graph.by_id.get(name)
+        if own and stored and layer.calls == 1 and node is not None and not node.facts.get("prepared"):
+            # a bias that is put together from parts is another input of its layer
+            data = [id for id in node.inputs if id in graph.from_input]
+            if layer.kind == "parameter" or len(node.inputs) == len(data) == 1:
+                found.add(name)
+    return found
+
+
+def _is_norm(graph: LayerGraph, node: Node) -> bool:
+    return node.layer is not None and graph.layers[node.layer].kind in NORMS and len(node.inputs) == 1
+
+
+def _is_kernel(graph: LayerGraph, node: Node) -> bool:
+    kind = graph.layers[node.layer].kind if node.layer is not None else ""
+    return kind == "linear" or kind.startswith("conv")
+
+
+def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None:
+    """The nodes whose values have to be scaled together with that of ``start``; None where one cannot be."""
+    found: dict[str, Node] = {}
+    stack = [start]
+    while stack:
+        node = graph.by_id[stack.pop()]
+        if node.id in found:
+            continue
+        found[node.id] = node
+        before = _scaled_with(graph, node, usable)
+        if before is None:
+            return None
+        stack += before
+        for id in graph.readers[node.id]:
+            reader = graph.by_id[id]
+            if _is_norm(graph, reader):
+                continue
+            if reader.layer is not None and graph.layers[reader.layer].kind != "scale":
+                return None
+            stack.append(id)
+    return [node for node in graph.nodes if node.id in found]
+
+
+def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, ...] | None:
+    """Which of its inputs must be scaled for a node's value to be; none for what weights make; None: it cannot be."""
+    if node.layer is not None:
+        layer = graph.layers[node.layer]
+        if layer.kind == "scale":
+            return tuple(id for id in node.inputs if id in graph.from_input)
+        affine = layer.kind in NORMS and "weight" in layer.tensors
+        known = layer.kind == "parameter" or affine or _is_kernel(graph, node)
+        return () if known and node.layer in usable else None
+    if node.op in ADDING:
+        return node.inputs if adds_data(node) else None
+    if node.op in LINEAR and len(node.inputs) == 1:
+        return node.inputs
+    if node.op == "mul" and len(node.inputs) == 2:  # a layer scale
+        data = tuple(id for id in node.inputs if id in graph.from_input)
+        return data if len(data) == 1 else None
+    return None
+
+
+def _through(graph: LayerGraph, node: Node) -> Iterator[Node | None]:
+    """The layers that read a value, perhaps moved; None for anything else that does."""
+    for id in graph.readers[node.id]:
+        reader = graph.by_id[id]
+        if reader.layer is not None:
+            yield reader
+        elif reader.op in UNCHANGING and len(reader.inputs) == 1:
+            yield from _through(graph, reader)
+        else:
+            yield None

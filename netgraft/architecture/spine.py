@@ -1,0 +1,204 @@
+"""A network as a sequence of units: the steps every path from input to output goes through, and what lies between them.
+
+A residual block, an attention branch with its addition, a squeeze-and-excitation gate, a single convolution of a plain
+chain: each is one unit. Units are what can be left out, put in, or matched as a whole. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from netgraft.architecture.graph import Layer, LayerGraph, Node
+from netgraft.plan import numel
+
+PASSING = frozenset(
+    {"dropout", "native_dropout", "clone", "contiguous", "alias", "view", "_unsafe_view", "reshape"}
+) | {
+    "permute",
+    "transpose",
+    "expand",
+    "slice",
+    "roll",
+    "squeeze",
+    "unsqueeze",
+    "constant_pad_nd",
+}
+"""Operations that only move numbers: what is zero before is zero after."""
+
+
+POOLING = frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "getitem", "mean", "flatten"})
+"""Operations that keep what is not negative so."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The nodes after one step that every path goes through, up to and including the next such step."""
+
+    entry: str | None  # the step before; None at the input
+    nodes: tuple[Node, ...]  # in execution order; the last is the step itself
+    layers: tuple[str, ...]  # names of the layers in it, raw parameters included, in order of use
+
+    @property
+    def exit(self) -> Node:
+        return self.nodes[-1]
+
+
+def spine(graph: LayerGraph) -> tuple[Unit, ...]:
+    """The units of a graph in order. What neither feeds the output nor is fed by the input and used is left out.
+
+    A node is a step of every path if no edge of the data flow jumps over it in execution order. Parameters, and layers
+    that the input does not reach (tables of positions), belong to the unit that stands around them.
+    """
+    nodes = [node for node in graph.nodes if node.id in graph.to_output]
+    last_use = dict.fromkeys((node.id for node in nodes), -1)
+    for place, node in enumerate(nodes):
+        for source in node.inputs:
+            if source in last_use:
+                last_use[source] = place
+    units: list[Unit] = []
+    pending: list[Node] = []
+    entry: str | None = None
+    furthest = -1
+    for place, node in enumerate(nodes):
+        pending.append(node)
+        if node.id not in graph.from_input:
+            continue
+        if furthest <= place:  # nothing from before is read after this node
+            names = dict.fromkeys(n.layer for n in pending if n.layer is not None)
+            units.append(Unit(entry, tuple(pending), tuple(names)))
+            entry, pending = node.id, []
+        furthest = max(furthest, last_use[node.id])
+    return tuple(_join_plain(graph, units))
+
+
+def _join_plain(graph: LayerGraph, units: list[Unit]) -> Iterator[Unit]:
+    """Units, with a kernel that stands alone, the norm and the ReLU that follow it as one: a step of a plain chain."""
+    i = 0
+    while i < len(units):
+        unit = units[i]
+        i += 1
+        if len(unit.nodes) == 1 and _layer_of(graph, unit.exit, kernel=True):
+            for follows in ("norm", "relu"):
+                if i < len(units) and len(units[i].nodes) == 1 and _is(graph, units[i].exit, follows):
+                    unit = Unit(unit.entry, unit.nodes + units[i].nodes, unit.layers + units[i].layers)
+                    i += 1
+        yield unit
+
+
+def _is(graph: LayerGraph, node: Node, what: str) -> bool:
+    return node.op == "relu" if what == "relu" else _layer_of(graph, node, kernel=False) is not None
+
+
+def _layer_of(graph: LayerGraph, node: Node, *, kernel: bool) -> Layer | None:
+    """The kernel, or else norm, that the node is a call of."""
+    layer = graph.layers[node.layer] if node.op == "layer" and node.layer is not None else None
+    return layer if layer is not None and (layer.is_kernel if kernel else layer.is_norm) else None
+
+
+def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
+    """Whether a step of a plain chain can pass its entry through: a square kernel that keeps size and resolution.
+
+    A norm after it must be a batch norm, whose statistics can be set. A ReLU at the end leaves what is not negative, so
+    the entry must come from a ReLU; without one the step is linear.
+    """
+    kernel = _layer_of(graph, unit.nodes[0], kernel=True)
+    if kernel is None or kernel.calls > 1 or unit.entry is None or len(unit.layers) > 2:
+        return False
+    if kernel.kind != "linear" and not (kernel.kind in ("conv1d", "conv2d", "conv3d") and kernel.groups == 1):
+        return False
+    if len(kernel.shape) < 2 or kernel.shape[0] != kernel.shape[1] or set(kernel.stride) - {1}:
+        return False
+    if not len(kernel.shape) - 2 == len(kernel.dilation) == len(kernel.padding):
+        return False
+    sides = zip(kernel.shape[2:], kernel.dilation, kernel.padding, strict=True)
+    if not all(size % 2 and padding == dilation * (size - 1) // 2 for size, dilation, padding in sides):
+        return False
+    if any(graph.layers[name].kind != "batch_norm" for name in unit.layers[1:]):
+        return False
+    before = graph.by_id[unit.entry]
+    while before.op in PASSING | POOLING and before.inputs:
+        before = graph.by_id[before.inputs[0]]
+    return before.op == "relu" if unit.exit.op == "relu" else not unit.layers[1:]
+
+
+def signature(graph: LayerGraph, unit: Unit) -> Hashable:
+    """What a unit does, whatever its sizes and names: equal for units that can stand for one another."""
+    place = {node.id: i for i, node in enumerate(unit.nodes)}
+    steps = []
+    for node in unit.nodes:
+        sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
+        layer = graph.layers[node.layer] if node.layer is not None else None
+        steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
+    return tuple(steps)
+
+
+def layer_signature(layer: Layer) -> Hashable:
+    """What kind of layer it is: its kind, whether it is grouped, its stride, the roles of its tensors."""
+    grouped = "dense" if layer.groups == 1 else "depthwise" if layer.shape[1:2] == (1,) else "grouped"
+    return layer.kind, grouped, layer.stride, len(layer.shape), tuple(sorted(layer.tensors))
+
+
+def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:
+    """The layers to set to zero so that a residual unit passes its entry through; empty if there are none.
+
+    The unit must end by adding its entry to a branch. The end of the branch is its last norm (gamma and beta), its last
+    layer-scale parameter, or its last kernel with its bias: Net2Net's identity insertion (arXiv:1511.05641) for blocks.
+    """
+    if unit.exit.op != "add" or unit.entry is None or unit.entry not in unit.exit.inputs:
+        return ()
+    branches = [source for source in unit.exit.inputs if source != unit.entry]
+    inside = {node.id: node for node in unit.nodes}
+    if len(branches) != 1 or branches[0] not in inside:
+        return ()
+    return tuple(_ends(graph, inside, inside[branches[0]]))
+
+
+def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[str]:
+    while True:
+        if node.op == "layer" and node.layer is not None:
+            layer = graph.layers[node.layer]
+            if layer.calls == 1 and (layer.is_norm or layer.is_kernel) and "weight" in layer.tensors:
+                yield node.layer
+            return
+        sources = [inside[source] for source in node.inputs if source in inside]
+        if node.op == "mul":
+            scales = [source for source in sources if source.op == "parameter" and source.layer is not None]
+            if scales:
+                yield scales[0].layer or ""
+                return
+            full = [source for source in sources if source.shape == node.shape]
+            if not full:
+                return
+            node = full[0]
+        elif node.op in PASSING and len(node.inputs) == 1 and sources:
+            node = sources[0]
+        else:
+            return
+
+
+def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None:
+    """(layer, start, count): the output rows that become the queries of a ``scaled_dot_product_attention`` node.
+
+    Followed back through reshapes and the choice of one of q, k, v; None where something else lies between.
+    """
+    node = graph.by_id[attention]
+    if node.op != "scaled_dot_product_attention":
+        return None
+    part, parts = 0, 1
+    current = graph.by_id[str(node.facts["args"][0]).removeprefix("%")]
+    while current.op != "layer":
+        if current.op == "getitem":
+            before = graph.by_id[current.inputs[0]]
+            if before.op not in ("unbind", "chunk", "split", "split_with_sizes"):
+                return None
+            whole = graph.by_id[before.inputs[0]].shape
+            part, parts = current.facts["args"][1], numel(whole) // numel(current.shape)
+            current = before
+        elif current.op not in PASSING or len(current.inputs) != 1:
+            return None
+        current = graph.by_id[current.inputs[0]]
+    if current.layer is None or graph.layers[current.layer].kind != "linear":
+        return None
+    rows = graph.layers[current.layer].shape[0] // parts
+    return current.layer, part * rows, rows

@@ -1,0 +1,1 @@
+"""Channel groups: which axes of which tensors must share one index map."""

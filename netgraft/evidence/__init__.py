@@ -1,0 +1,1 @@
+"""Evidence that a file is what it says: parity, receipt, rebuilding, checks."""

@@ -1,0 +1,284 @@
+"""Runs a source and a grafted target on the same seeded inputs, and compares what they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from netgraft.architecture.graph import LayerGraph
+from netgraft.models.model import Model
+from netgraft.plan import Plan
+from netgraft.trace.forward import build_on, run
+from netgraft.trace.inputs import Example, fixed_chance, given_examples
+from netgraft.trace.structure import dashed, first_shape, map_tensors, tensors_in
+
+BATCH = 2
+MOST = 4
+"""How many times more numbers than its own a model may be fed for the sake of equal inputs."""
+
+
+@dataclass(frozen=True)
+class Party:
+    """One of the two models, with the weights it is to be run with."""
+
+    model: Model
+    graph: LayerGraph
+    tensors: Mapping[str, Tensor]
+
+
+class Comparison(NamedTuple):
+    """The source's and the target's output, or what stands in for it."""
+
+    what: str  # "output" or "features"
+    error: float | None  # ||y_s - y_t|| / ||y_s||
+    why: str = ""  # there is no error
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was seen when both models ran."""
+
+    inputs: tuple[Example, Example]  # of the source, of the target
+    comparison: Comparison
+    ratios: Mapping[tuple[str, str], float]  # (source layer, target layer) -> target / source of the output's std
+    unmeasured: int  # pairs of layers without such a ratio
+
+
+@dataclass
+class _Seen:
+    outputs: list[Tensor]
+    head_inputs: dict[str, Tensor] = field(default_factory=dict)  # by the head's name, at its first call
+    spread: dict[str, float] = field(default_factory=dict)  # standard deviation of a layer's output, first call
+
+
+def measure(plan: Plan, source: Party, target: Party, *, seed: int, precision: str) -> Parity:
+    """Run both models once in eval mode, on one thread, and compare them.
+
+    ``precision`` is "float64" or "float32". Layers of inserted blocks are left out, since they correspond to nothing in
+    the source, and so are those that kept their own initialisation. Whatever a model's forward pass raises is raised.
+    """
+    moved = {move.key for move in plan.moves}
+    own = {
+        name for name, layer in target.graph.layers.items() if moved.isdisjoint(s.key for s in layer.tensors.values())
+    }
+    own.update(plan.pairing.inserted)
+    pairs = [(pair.source, pair.target) for pair in plan.pairing.pairs if pair.target not in own]
+    with _one_thread():
+        inputs, theirs, ours = _run_both(source, target, seed, precision, pairs)
+        comparison = _compare(plan, source.graph, target.graph, theirs, ours, inputs)
+    ratios = {}
+    for pair in pairs:
+        before, after = theirs.spread.get(pair[0], math.nan), ours.spread.get(pair[1], math.nan)
+        if 0 < before < math.inf and after < math.inf:  # not NaN either
+            ratios[pair] = after / before
+    return Parity(inputs, comparison, ratios, len(set(pairs)) - len(ratios))
+
+
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+def draw_inputs(source: Party, target: Party, seed: int) -> tuple[Example, Example]:
+    """What each model is fed: normal random numbers of the traced shape, or token numbers that both models know.
+
+    The two are equal where the models were traced with the same shapes. What ``example_inputs()`` of a user's file
+    gives keeps its structure, its shapes, and what is not a number to be drawn.
+    """
+    layers = [layer for party in (source, target) for layer in party.graph.layers.values()]
+    vocabulary = min((layer.shape[0] for layer in layers if layer.kind == "embedding"), default=0)
+    given = [next(iter(given_examples(party.model)), None) for party in (source, target)]
+    batches = [tensor.shape[0] for example in given if example for tensor in tensors_of(example)[:1] if tensor.dim()]
+    for party in (source, target):
+        if party.graph.rung == "meta" and _input_shapes(party.graph)[0][:1] == (1,):  # a batch of two did not work
+            batches.append(1)
+    batch = min(batches, default=BATCH)
+
+    def drawn(template: Example) -> Example:
+        generator = torch.Generator().manual_seed(seed)
+
+        def fill(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                return torch.randn(tensor.shape, generator=generator)
+            if tensor.dtype in (torch.int32, torch.int64) and vocabulary:
+                return torch.randint(vocabulary, tensor.shape, generator=generator, dtype=tensor.dtype)
+            return tensor
+
+        return _mapped(fill, template)
+
+    return (
+        drawn(given[0] or _template(source.graph, batch)),
+        drawn(given[1] or _template(target.graph, batch)),
+    )
+
+
+def tensors_of(example: Example) -> list[Tensor]:
+    """The tensors among the arguments, in order."""
+    return tensors_in((example.args, dict(example.kwargs)))
+
+
+def _template(graph: LayerGraph, batch: int) -> Example:
+    """Empty tensors of the shapes that were traced; whole numbers if an embedding reads one of them."""
+    images = {node.id for node in graph.nodes if node.op == "input"}
+    readers = [node for node in graph.nodes if node.layer and graph.layers[node.layer].kind == "embedding"]
+    tokens = any(images & set(node.inputs) for node in readers)
+    shapes = [(batch, *shape[1:]) for shape in _input_shapes(graph)]
+    return Example(tuple(torch.zeros(shape, dtype=torch.int64 if tokens else torch.float32) for shape in shapes))
+
+
+def _input_shapes(graph: LayerGraph) -> list[tuple[int, ...]]:
+    return [node.shape for node in graph.nodes if node.op == "input"] or [()]
+
+
+def _mapped(function: Any, example: Example) -> Example:
+    return Example(map_tensors(function, example.args), map_tensors(function, dict(example.kwargs)))
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def _run_both(
+    source: Party, target: Party, seed: int, precision: str, pairs: list[tuple[str, str]]
+) -> tuple[tuple[Example, Example], _Seen, _Seen]:
+    """Both on inputs of one size, the smaller first, if both take it; else each on inputs of its own."""
+    there, here = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    own = draw_inputs(source, target, seed)
+    for example in sorted(own, key=_numbers) if _differ_in_size(*own) else ():
+        if _numbers(example) > MOST * min(map(_numbers, own)):
+            break
+        with suppress(Exception, SystemExit):
+            ours = _run(target, example, precision, here)
+            return (example, example), _run(source, example, precision, there), ours
+    return own, _run(source, own[0], precision, there), _run(target, own[1], precision, here)
+
+
+def _numbers(example: Example) -> int:
+    return sum(tensor.numel() for tensor in tensors_of(example))
+
+
+def _differ_in_size(one: Example, other: Example) -> bool:
+    """Whether two inputs differ, and only in height, width and the like."""
+    shapes = [[(t.dtype, t.dim(), t.shape[:2], t.shape[2:]) for t in tensors_of(example)] for example in (one, other)]
+    return shapes[0] != shapes[1] and [shape[:3] for shape in shapes[0]] == [shape[:3] for shape in shapes[1]]
+
+
+def _run(party: Party, example: Example, precision: str, names: Iterable[str]) -> _Seen:
+    """One forward pass of the party's model with the party's weights, and what its layers gave."""
+    if (module := _laid_in(party)) is not None:
+        with suppress(Exception, SystemExit):
+            return _watch(party, module, example, precision, names)
+    module = build_on(party.model.build, "cpu")
+    module.load_state_dict(dict(party.tensors), strict=False)
+    return _watch(party, module, example, precision, names)
+
+
+def _laid_in(party: Party) -> nn.Module | None:
+    """The party's model built without drawing its initial values, which takes longer than running it.
+
+    None if it has tensors that are not in its state_dict, or reads values in its constructor.
+    """
+    try:
+        with torch.device("meta"), fixed_chance():
+            module = party.model.build()
+        module.load_state_dict({key: t.clone() for key, t in party.tensors.items()}, strict=False, assign=True)
+    except Exception:  # it shows again, and counts, when the model is built on the CPU
+        return None
+    left = (tensor for part in module.modules() for tensor in tensors_in(vars(part)))
+    return None if any(tensor.is_meta or is_lazy(tensor) for tensor in left) else module
+
+
+def _watch(party: Party, module: nn.Module, example: Example, precision: str, names: Iterable[str]) -> _Seen:
+    dtype = getattr(torch, precision)
+    module.eval().to(dtype)
+    seen = _Seen([])
+
+    def watch_output(name: str, output: Any) -> None:
+        tensor = next((tensor for tensor in tensors_in(output) if tensor.is_floating_point()), None)
+        if name not in seen.spread and tensor is not None and tensor.numel() > 1:
+            seen.spread[name] = tensor.double().std().item()
+
+    def watch_input(name: str, arguments: Any) -> None:
+        tensor = next((tensor for tensor in tensors_in(arguments) if tensor.is_floating_point()), None)
+        if name not in seen.head_inputs and tensor is not None:
+            seen.head_inputs[name] = tensor.detach().to(torch.float64, copy=True)
+
+    for name in dict.fromkeys(names):
+        if (layer := _submodule(module, name)) is not None:
+            layer.register_forward_hook(lambda _, __, output, name=name: watch_output(name, output))
+    for head in party.graph.heads():
+        if (layer := _submodule(module, head.name)) is not None:
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs, name=head.name: watch_input(name, (args, kwargs)), with_kwargs=True
+            )
+    cast = _mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, example)
+    result = run(module, cast, "cpu")
+    seen.outputs = [tensor.double() for tensor in tensors_in(result) if tensor.is_floating_point()]
+    return seen
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module | None:
+    """The module of a layer; None for one that is a parameter used directly."""
+    try:
+        return module if name == "(model)" else module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread inside, whatever the machine has: sums are then always taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ----------------------------------------------------------------------------------------------------------- comparing
+
+
+def _compare(
+    plan: Plan, source: LayerGraph, target: LayerGraph, theirs: _Seen, ours: _Seen, inputs: tuple[Example, Example]
+) -> Comparison:
+    """The outputs of the two; what their heads read, where the target's head is not the source's."""
+    heads = source.heads(), target.heads()
+    own = {slot.key for layer in heads[1] for slot in layer.tensors.values()}
+    relabelled = any(move.key in own and "labels" in {step.operator for step in move.steps} for move in plan.moves)
+    shapes = [[tensor.shape for tensor in seen.outputs] for seen in (theirs, ours)]
+    other_head = relabelled or shapes[0] != shapes[1] or any(kept.key in own for kept in plan.kept)
+    what = "features" if other_head else "output"
+    fed = [tensors_of(example) for example in inputs]
+    if len(fed[0]) != len(fed[1]) or not all(map(torch.equal, *fed)):
+        return Comparison(what, None, f"the source takes {inputs[0]}, the target {inputs[1]}")
+    if not other_head:
+        return _error(what, theirs.outputs, ours.outputs)
+    if len(heads[0]) != len(heads[1]) or not heads[0]:
+        return Comparison(what, None, f"the source has {len(heads[0])} heads, the target {len(heads[1])}")
+    read = [
+        [seen.head_inputs[layer.name] for layer in layers if layer.name in seen.head_inputs]
+        for seen, layers in zip((theirs, ours), heads, strict=True)
+    ]
+    if any(len(found) != len(heads[0]) for found in read):
+        return Comparison(what, None, "a head is no module of its own, so that what it reads cannot be seen")
+    for one, other in zip(*read, strict=True):
+        if one.shape != other.shape:
+            there, here = dashed(first_shape(one)), dashed(first_shape(other))
+            return Comparison(what, None, f"the heads differ; the source's reads {there}, the target's {here}")
+    return _error(what, *read)
+
+
+def _error(what: str, theirs: list[Tensor], ours: list[Tensor]) -> Comparison:
+    """||y_s - y_t|| / ||y_s|| over all tensors together."""
+    a, b = (torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor in found)]) for found in (theirs, ours))
+    norm, difference = a.norm().item(), (a - b).norm().item()
+    if not math.isfinite(norm) or not math.isfinite(difference):
+        return Comparison(what, None, f"the {what} holds NaN or infinity")
+    if norm == 0:
+        return Comparison(what, None, f"the source's {what} is zero")
+    return Comparison(what, difference / norm)

@@ -1,0 +1,125 @@
+"""What a step of a training costs, before it begins: one batch is run and its operations are counted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from netgraft.finetune.engine.folder import Folder
+from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.parts import lambda_of, set_train_mode
+from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.protocol import Prepares
+from netgraft.finetune.settings import Settings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs in forward units: 1 is a forward pass of the target over a batch. Plain fine-tuning costs nearly 3."""
+
+    method: str
+    combine: str
+    batch: int  # images
+    forward: int  # FLOPs of the unit
+    step: float  # of one batch, all its updates
+    source: float  # of the source's pass in it, as far as it runs
+    updates: int  # per batch
+    gradients: int  # backward passes per batch
+    cached: float | None  # of one batch once the source's features are in the cache; None without a source
+    cache_bytes: int  # of a full cache
+    remarks: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(settings: Settings) -> Cost:
+    """The cost of the first step. Nothing is written. Raises what ``prepare`` raises."""
+    prepared = prepare(settings)
+    run, rule = prepared.run, prepared.rule
+    calls = 0
+
+    def counted(names: Any, grads: Any) -> Any:
+        def ask(*groups: Any) -> Any:
+            nonlocal calls
+            calls += sum(any(name in losses for name in group) for group in groups)
+            return grads(*groups)
+
+        return rule(names, ask)
+
+    training = Training(replace(prepared, rule=counted), Folder(Path(settings.out)), Quiet())
+    batch = to_device(next(prepared.loader.epoch(0)), run.device)
+    set_train_mode(training.parts, bn=settings.bn)
+    unit = _count(lambda: run.target_module(batch.x))
+    updates = 0
+    losses: set[str] = set()
+
+    def step() -> None:
+        nonlocal updates
+        for update in prepared.method.epoch(run, iter([batch]), training.parts):
+            losses.clear()
+            losses.update(update.losses)
+            training.perform(update, lambda_of(settings, 0))
+            updates += 1
+
+    ahead = _count(lambda: training.prepare(most=1)) if isinstance(prepared.method, Prepares) else 0
+    run.begin(batch)
+    whole = _count(step)
+    source = _source_cost(training, batch) if run.net is not None else 0
+    views = 1 if prepared.loader.target.transform is None else settings.views or 0
+    shapes = [pair.source_shape for pair in run.pairs]
+    size = 4 * len(prepared.loader.target) * max(views, 1) * sum(torch.Size(shape).numel() for shape in shapes)
+    return Cost(
+        settings.method,
+        prepared.rule_name,
+        len(batch.x),
+        unit,
+        whole / unit,
+        source / unit,
+        updates,
+        calls,
+        (whole - source) / unit if run.net is not None and views else None,
+        size,
+        tuple(_remarks(settings, training, views, losses, ahead / unit)),
+    )
+
+
+def _source_cost(training: Training, batch: Any) -> int:
+    """FLOPs of the source's pass that the method has asked for."""
+    run = training.run
+    seen = run.known(batch)
+    if seen is None:
+        return 0
+    run.begin(batch)
+    return _count(lambda: run.source(batch, logits=bool(seen.logits.shape[1])))
+
+
+def _remarks(settings: Settings, training: Training, views: int, losses: set[str], ahead: float) -> list[str]:
+    run, found = training.run, []
+    if ahead:
+        found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
+    if training.prepared.rule_name != "total":
+        analytic = losses <= {"task"}
+        found.append(
+            "the regulariser's gradient is analytic: the rule needs no second backward pass"
+            if analytic
+            else "the rule's two backward passes share one forward pass"
+        )
+    if run.net is not None and run.net.last:
+        found.append(f"the source stops after {run.net.last} where its logits are not asked for")
+    if run.net is not None and not views:
+        found.append("the cache does not apply: every epoch augments anew; --views N or --no-aug makes it apply")
+    elif run.net is not None and settings.cache is None:
+        found.append("--cache DIR keeps the source's features: it runs in the first epoch of each view only")
+    return found
+
+
+def _count(call: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())

@@ -1,0 +1,111 @@
+"""The folder of a training: ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``best`` and ``last.safetensors``,
+``state.pt`` to go on from, ``tensorboard/`` where TensorBoard is installed. Files are replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from netgraft.errors import OutputError, UsageError
+from netgraft.files.checkpoint import write_checkpoint
+from netgraft.finetune.settings import Settings, option
+
+CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
+OURS = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
+
+
+class Folder:
+    """Where a training writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def state(self) -> Path:
+        return self.path / STATE
+
+    def check(self, settings: Settings, *, resume: bool, force: bool) -> bool:
+        """Whether there is a state to go on from. Raises before anything is written: OutputError, UsageError."""
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise OutputError("The output is a file, not a folder.", where=str(path), hint="Choose another --out.")
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OutputError("The output's folder is not writable.", where=str(above), hint="Choose another --out.")
+        there = [name for name in OURS if (path / name).exists()]
+        if not there or (force and not resume):
+            return False
+        if not resume:
+            hint = "Add --resume auto to go on with it, --force to begin anew, or choose another --out."
+            raise OutputError("There is a training in this folder.", where=str(path), hint=hint)
+        if not self.state.exists():
+            return False
+        self._check_same(settings)
+        return True
+
+    def _check_same(self, settings: Settings) -> None:
+        try:
+            before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError("The configuration cannot be read.", where=f"{self.path / CONFIG}: {error}") from error
+        now = settings.resumable()
+        changed = [name for name in now if now[name] != before.get(name)]
+        if changed:
+            where = "; ".join(f"--{option(name)}: {before.get(name)!r} then, {now[name]!r} now" for name in changed)
+            again = f"netgraft finetune -c {shlex.quote(str(self.path / CONFIG))} --resume auto"
+            hint = f"Type {again}, or choose another --out."
+            raise UsageError("A training goes on with the settings that it began with.", where=where, hint=hint)
+
+    def create(self, settings: Settings) -> None:
+        """An empty folder with the configuration; what was there of a training is removed."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in OURS:
+                (self.path / name).unlink(missing_ok=True)
+            self._write(CONFIG, json.dumps(settings.document(), indent=2) + "\n")
+        except OSError as error:
+            raise OutputError("The folder cannot be written.", where=f"{self.path}: {error}") from error
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The record of every epoch so far."""
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        columns = list(dict.fromkeys(name for record in history for name in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self._write("metrics.csv", text.getvalue())
+
+    def write_weights(self, name: str, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+        write_checkpoint(self.path / name, tensors, provenance, force=True)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Whole and on the disk, or not at all. Raises OutputError."""
+        path = self.path / name
+        temporary = path.with_name(f".netgraft-{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink()
+            if isinstance(error, OSError):
+                raise OutputError("The file could not be written.", where=f"{path}: {error}") from error
+            raise
+
+    def _write(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())

@@ -1,0 +1,230 @@
+"""From settings to networks, data and a method: every refusal comes before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netgraft import plugins
+from netgraft.data.pictures import Pictures, Pixels
+from netgraft.errors import ForwardError, NetgraftError, UsageError
+from netgraft.files.checkpoint import read_provenance
+from netgraft.finetune.combine import Rule, find_rule
+from netgraft.finetune.describe import FOLDER, describe
+from netgraft.finetune.engine import pairing
+from netgraft.finetune.engine.batch_norm import synchronise
+from netgraft.finetune.engine.loader import Loader
+from netgraft.finetune.engine.places import places
+from netgraft.finetune.engine.processes import Processes
+from netgraft.finetune.engine.run import LiveRun, SourceNet
+from netgraft.finetune.engine.sets import choose_normalisation, make_loader, open_sets
+from netgraft.finetune.engine.source import build_source, load_source, make_cache
+from netgraft.finetune.needs import check_needs
+from netgraft.finetune.protocol import Method, Need, Pair
+from netgraft.finetune.settings import Settings
+from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
+from netgraft.models.construct import brief, user_line
+from netgraft.models.model import Model, load_model
+from netgraft.plan import KEPT, SET, Plan
+from netgraft.trace import trace
+from netgraft.transfer import own_weights
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Prepared:
+    """Everything that a training is made of."""
+
+    settings: Settings
+    processes: Processes
+    method: Method
+    rule: Rule
+    rule_name: str
+    needs: frozenset[Need]
+    run: LiveRun
+    loader: Loader
+    test: Pixels
+    record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
+
+
+def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared:
+    """Load, open and check all of it. Raises a NetgraftError for anything that is wrong, with nothing written."""
+    described = describe(settings.method)
+    check_needs(settings, described)
+    method = plugins.create(FOLDER, settings.method, settings.set)
+    rule_name = settings.combine or described.combine
+    rule = find_rule(rule_name)
+    by_hand = pairing.given_names(settings.pairs)
+    pairing.check_matcher(settings.matcher)
+    model = load_model(
+        settings.target,
+        role="target",
+        args=settings.target_arg,
+        input_size=settings.input_size,
+        weights_file=Path(settings.init) if settings.init else None,
+    )
+    source = load_source(settings)
+    if model.input_size is None:
+        hint = "Add --input-size C,H,W, or give the class an attribute input_size."
+        raise UsageError(f"The input size of {model.name} is not known.", hint=hint)
+    ledger = _ledger(settings.init)
+    normalisation = choose_normalisation(settings, [source, _reference(ledger), model.name])
+    train, test, others = open_sets(settings)
+    processes = Processes(settings.device)
+    loader = make_loader(settings, model.input_size, normalisation, train, others, processes)
+    pixels = Pixels(test, model.input_size, normalisation)
+
+    progress(f"building {model.name}")
+    module, init = _build(model, settings.seed)
+    module.to(processes.device)
+    images = loader.target.pixels.batch([0, 1 % len(train)]).to(processes.device)
+    _check_classes(module, model, images, train)
+    net, source_record = None, None
+    if source is not None:
+        progress(f"building {source.name}")
+        net, source_record = build_source(settings, source, model.input_size, normalisation, processes.device)
+        _check_source(net, source, images, train, described.needs)
+    pairs: tuple[Pair, ...] = ()
+    if net is not None and source is not None and (Need.PAIRS in described.needs or by_hand is not None):
+        progress("pairing layers")
+        names, computed = (
+            (by_hand, False)
+            if by_hand
+            else pairing.names_of(ledger, source.name, lambda: (trace(source), trace(model)), settings.matcher)
+        )
+        pairs = _measure(names, net, module, images, chosen=by_hand is not None, computed=computed)
+        if settings.pairs == "stages":
+            pairs = pairing.last_of_stages(pairs)
+        pairing.check_some(pairs, source.name, model.name)
+        net.last = "" if net.compiled else _last(net, pairs, images)
+    if settings.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if settings.bn == "sync":
+        synchronise(module, processes)
+    if net is not None:
+        net.cache = make_cache(settings, source_record or {}, loader, pairs)
+    run = LiveRun(
+        module,
+        processes,
+        classes=len(train.classes),
+        epochs=settings.epochs,
+        steps=settings.epochs * len(loader),
+        seed=settings.seed,
+        smoothing=settings.smoothing,
+        precision=torch.bfloat16 if settings.amp else None,
+        channels_last=settings.channels_last,
+        net=net,
+        pairs=pairs,
+        needs=described.needs,
+        find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
+        find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
+    )
+    record = {
+        "init": init,
+        "source": source_record,
+        "data": {"train": train.record(), "test": test.record()} | {name: o.record() for name, o in others.items()},
+        "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
+        "pairs": [[pair.source, pair.target] for pair in pairs],
+    }
+    return Prepared(settings, processes, method, rule, rule_name, described.needs, run, loader, pixels, record)
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+def _build(model: Model, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The target with its weights on the CPU, and where they are from."""
+    tensors, origin = own_weights(model, seed, allow_nonfinite=False)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        module = model.build()
+    module.load_state_dict(tensors, strict=False)  # what is no tensor is missing
+    return module, origin
+
+
+def _forward(module: nn.Module, images: Tensor, model: Model) -> Tensor:
+    """The output of a network in eval mode; its mode stays as it was. Raises ForwardError."""
+    training = module.training
+    try:
+        with torch.no_grad():
+            return first_tensor(module.eval()(images))
+    except NetgraftError:
+        raise
+    except Exception as error:  # it is the user's code that runs
+        shape = "x".join(map(str, images.shape))
+        raise ForwardError(
+            f"{model.name} failed on images of shape {shape}: {brief(error)}",
+            where=user_line(error, model.file),
+            hint="If the images are of a size it does not take, add --input-size C,H,W.",
+        ) from error
+    finally:
+        module.train(training)
+
+
+def _check_classes(module: nn.Module, model: Model, images: Tensor, train: Pictures) -> None:
+    logits = _forward(module, images, model)
+    if logits.dim() != 2 or logits.shape[1] != len(train.classes):
+        shape = "x".join(map(str, logits.shape))
+        what = f"{model.name} puts out {shape} for two images, and {train.name} has {len(train.classes)} classes."
+        hint = f"Give its constructor the number: --target-arg num_classes={len(train.classes)}"
+        raise UsageError(what, hint=hint)
+
+
+def _check_source(net: SourceNet, source: Model, images: Tensor, train: Pictures, needs: frozenset[Need]) -> None:
+    logits = _forward(net.module, net.adapt(images), source)
+    if Need.SAME_CLASSES in needs and logits.shape[-1] != len(train.classes):
+        what = f"The method compares classes: {source.name} has {logits.shape[-1]}, the data {len(train.classes)}."
+        raise UsageError(what, where=train.name, hint="Take a source that was trained on these classes.")
+
+
+def _measure(
+    names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, *, chosen: bool, computed: bool
+) -> tuple[Pair, ...]:
+    if chosen:
+        for theirs, ours in names:
+            submodule(net.module, theirs), submodule(module, ours)
+    if computed:
+        there = places(net.module, net.adapt(images), (theirs for theirs, _ in names))
+        here = places(module, images, (ours for _, ours in names))
+        seen = [(there[a], here[b]) for a, b in names if a in there and b in here]
+        names = list(dict.fromkeys(seen))
+    training = module.training
+    found = pairing.measure(names, net.module, module.eval(), (net.adapt(images), images), chosen=chosen)
+    module.train(training)
+    return found
+
+
+def _last(net: SourceNet, pairs: tuple[Pair, ...], images: Tensor) -> str:
+    """The paired layer of the source that runs last."""
+    return list(shapes(net.module, [pair.source for pair in pairs], net.adapt(images)))[-1]
+
+
+# ---------------------------------------------------------------------------------------------------- the init's ledger
+
+
+def _ledger(init: str | None) -> Plan | None:
+    """The plan behind an initialisation; None for a file without any."""
+    if init is None:
+        return None
+    try:
+        return Plan.from_json(read_provenance(init)["plan"])
+    except (NetgraftError, KeyError, TypeError):
+        return None
+
+
+def _reference(plan: Plan | None) -> str | None:
+    return plan.source if plan is not None else None
+
+
+def _transferred(plan: Plan | None, module: nn.Module, heads: tuple[str, ...], has_weights: bool) -> frozenset[str]:
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if plan is not None:
+        return frozenset(name for name in names if plan.fates.get(name, KEPT) not in (SET, KEPT))
+    inside = tuple(f"{head}." for head in heads)
+    return frozenset(name for name in names if has_weights and not name.startswith(inside))

@@ -1,0 +1,95 @@
+"""The images of a training: opened by name, drawn, normalised, augmented, and dealt to the processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from netgraft.data.normalisation import Normalisation, normalisation_of
+from netgraft.data.opening import open_data
+from netgraft.data.pictures import Pictures, few
+from netgraft.errors import NetgraftError, UsageError
+from netgraft.finetune.engine.loader import Augmentation, Loader, Views
+from netgraft.finetune.engine.processes import Processes
+from netgraft.finetune.settings import Settings
+from netgraft.models.model import Model
+from netgraft.models.references import parse_reference
+
+
+def open_sets(settings: Settings) -> tuple[Pictures, Pictures, dict[str, Pictures]]:
+    """Training images, test images, and what comes beside every batch: "source", "unlabelled", where it is given.
+
+    Raises what ``open_data`` raises.
+    """
+    root = Path(settings.data_dir) if settings.data_dir else None
+
+    def opened(name: str, split: Any = "train") -> Pictures:
+        return open_data(name, split=split, root=root, download=settings.download)
+
+    train, test = opened(settings.data), opened(settings.data, "test")
+    if settings.samples_per_class is not None:
+        train = few(train, settings.samples_per_class, settings.draw_seed)
+    others = {}
+    if settings.source_data is not None:
+        others["source"] = opened(settings.source_data)
+    if settings.unlabelled is not None:
+        others["unlabelled"] = opened(settings.unlabelled)
+    return train, test, others
+
+
+def make_loader(
+    settings: Settings,
+    size: tuple[int, ...],
+    normalisation: Normalisation,
+    train: Pictures,
+    others: dict[str, Pictures],
+    processes: Processes,
+) -> Loader:
+    """The training batches of this process. Raises UsageError where there are more processes than images."""
+
+    def views(pictures: Pictures) -> Views:
+        own = pictures.name.startswith("netgraft:")  # letters and digits must not be mirrored
+        wanted = settings.aug if settings.aug is not None else not own
+        augmentation = None
+        if wanted:
+            augmentation = Augmentation(
+                settings.scale,
+                settings.ratio,
+                settings.hflip,
+                settings.vflip,
+                settings.color_jitter,
+                settings.aa,
+                settings.reprob,
+            )
+        return Views(pictures, size, normalisation, augmentation, settings.seed, settings.views)
+
+    if processes.world > len(train):
+        raise UsageError("There are more processes than images.", where=f"{processes.world}, {len(train)}")
+    return Loader(
+        views(train),
+        settings.batch_size,
+        processes.rank,
+        processes.world,
+        settings.seed,
+        settings.workers,
+        {name: views(pictures) for name, pictures in others.items()},
+    )
+
+
+def choose_normalisation(settings: Settings, names: list[Model | str | None]) -> Normalisation:
+    """What the user says, else what the first of these names expects, else 0.5 and 0.5. Raises UsageError."""
+    if (settings.mean is None) != (settings.std is None):
+        raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
+    if settings.mean is not None and settings.std is not None:
+        return Normalisation(settings.mean, settings.std)
+    for name in names:
+        if name is None:
+            continue
+        try:
+            reference = parse_reference(name) if isinstance(name, str) else name.reference
+            found = normalisation_of(reference)
+        except NetgraftError:  # a file of a source that has gone
+            continue
+        if found is not None:
+            return found
+    return Normalisation()

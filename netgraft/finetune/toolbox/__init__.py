@@ -1,0 +1,1 @@
+"""What methods are made of: adapters, adversaries, domains, discrepancies, losses."""

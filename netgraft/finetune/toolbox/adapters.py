@@ -1,0 +1,66 @@
+"""Maps from the target's features to the source's: what makes layers of different widths comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from netgraft.errors import UsageError
+from netgraft.finetune.protocol import Pair, Run, Seen
+from netgraft.finetune.toolbox.taps import submodule
+
+LAST = nn.Linear, nn.LayerNorm
+"""Layers that put their channels last, in maps too: [B, H, W, C]."""
+
+
+def pairs_of(run: Run) -> tuple[Pair, ...]:
+    """The run's pairs with the shapes of maps as (C, H, W), whatever order the networks compute in."""
+
+    def first(module: nn.Module | None, layer: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[2], *shape[:2]) if len(shape) == 3 and _is_last(module, layer) else shape
+
+    return tuple(
+        Pair(
+            pair.source,
+            pair.target,
+            first(run.source_module, pair.source, pair.source_shape),
+            first(run.target_module, pair.target, pair.target_shape),
+        )
+        for pair in run.pairs
+    )
+
+
+def features(module: nn.Module | None, seen: Seen) -> dict[str, Tensor]:
+    """The outputs of all tapped layers of a network, maps as [B, C, H, W]."""
+    return {
+        layer: output.permute(0, 3, 1, 2) if output.dim() == 4 and _is_last(module, layer) else output
+        for layer, output in seen.at.items()
+    }
+
+
+def _is_last(module: nn.Module | None, layer: str) -> bool:
+    return module is not None and isinstance(submodule(module, layer), LAST)
+
+
+def width(shape: tuple[int, ...]) -> int:
+    """The number of channels of an output: (C, H, W), (tokens, width) or (features,)."""
+    return shape[0] if len(shape) == 3 else shape[-1]
+
+
+def adapter(shape: tuple[int, ...], channels: int) -> nn.Module:
+    """A linear map of the channels at each place, from an output of this shape to so many ``channels``.
+
+    A 1x1 convolution of maps, a linear layer of tokens and vectors. Neither BatchNorm nor ReLU follow: layers are
+    often compared before their activation, and a ReLU can never match what is negative there.
+    """
+    return nn.Conv2d(width(shape), channels, 1) if len(shape) == 3 else nn.Linear(width(shape), channels)
+
+
+def check_places(pairs: Iterable[Pair]) -> None:
+    """Raise UsageError where places have no counterpart: maps are resized, tokens are not."""
+    for pair in pairs:
+        if len(pair.target_shape) == 2 and pair.source_shape[0] != pair.target_shape[0]:
+            where = f"{pair.source} {pair.source_shape}, {pair.target} {pair.target_shape}"
+            hint = "Name other layers: --pairs SOURCE:TARGET; or give the source an input of another size."
+            raise UsageError("Layers with different numbers of tokens cannot be compared.", where=where, hint=hint)

@@ -1,0 +1,1 @@
+"""Chains pinned in a lock file, and what has changed since."""

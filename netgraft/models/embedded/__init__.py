@@ -1,0 +1,1 @@
+"""Small pretrained nets that travel with the package."""

@@ -1,0 +1,153 @@
+"""Tensors out of a weights file: safetensors, or a PyTorch pickle with ``weights_only=True`` and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from netgraft.errors import CorruptFile, UsageError
+from netgraft.files.checkpoint import read_header
+from netgraft.models.construct import brief
+from netgraft.models.references import WEIGHTS_SUFFIXES, near_files
+
+PLAIN = ("state_dict", "model", "model_state_dict")
+EMA = ("state_dict_ema", "model_ema")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise UsageError unless a weights file may lie at ``path``, CorruptFile if it is empty or a stand-in."""
+    if path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES))
+        hint = f"Did you mean {' or '.join(files[:5])}?" if files else ""
+        raise UsageError("The weights are a directory, not a file.", where=str(path), hint=hint)
+    if not path.name.endswith(WEIGHTS_SUFFIXES):
+        hint = f"Weights are read from {', '.join(WEIGHTS_SUFFIXES)}."
+        raise UsageError(f"A weights file cannot end in {path.suffix or path.name!r}.", where=str(path), hint=hint)
+    if not path.is_file():
+        near = near_files(path, WEIGHTS_SUFFIXES)
+        hint = f"Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError("There is no such weights file.", where=str(path), hint=hint)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UsageError(f"The weights file cannot be read: {error.strerror}.", where=str(path)) from error
+    if not start:
+        raise CorruptFile("The weights file is empty.", where=str(path), hint="Download or write the file again.")
+    if start.startswith(b"version https://git-lfs"):
+        hint = "Fetch what it points to: git lfs pull."
+        raise CorruptFile("This is a Git LFS pointer, not the weights themselves.", where=str(path), hint=hint)
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        hint = "Download the file itself, not the page about it."
+        raise CorruptFile("This is a web page, not a weights file.", where=str(path), hint=hint)
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The file's tensors on the CPU under the keys it gives them, and remarks for the user.
+
+    Raises UsageError or CorruptFile.
+    """
+    check_weights_file(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), ()
+    return _unwrap(_read_pickle(path), path)
+
+
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the key prefixes of DistributedDataParallel, AveragedModel and torch.compile."""
+    stripped = {}
+    averaged = any(key.startswith("module.") for key in tensors)
+    for key, tensor in tensors.items():
+        if averaged and key == "n_averaged":
+            continue
+        while key.startswith(_WRAPPERS):
+            key = key.removeprefix("module.").removeprefix("_orig_mod.")
+        stripped[key.replace("._orig_mod.", ".")] = tensor
+    return stripped
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    read_header(path)
+    try:
+        return dict(safetensors.torch.load_file(path, device="cpu"))
+    except Exception as error:  # SafetensorError, or a type that this PyTorch lacks
+        raise CorruptFile(f"The file cannot be read as safetensors: {brief(error)}", where=str(path)) from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if refused := _refused_globals(path, error):
+            raise CorruptFile(
+                f"Loading the file would run code that weights do not need: {', '.join(refused)}.",
+                where=str(path),
+                hint="netgraft never does. If you trust the file, load it where it was made and save the tensors "
+                'alone: torch.save(model.state_dict(), "weights.pth").',
+            ) from error
+        what = f"The file cannot be read as PyTorch weights: {brief(error)}"
+        raise CorruptFile(what, where=str(path), hint="Download or write the file again.") from error
+    except Exception as error:  # torch.load raises nearly anything on bytes it does not expect
+        hint = "Download or write the file again."
+        if "TorchScript" in str(error):
+            hint = "It is a TorchScript program; save its tensors alone: torch.save(program.state_dict(), FILE)."
+        raise CorruptFile(
+            f"The file cannot be read as PyTorch weights: {brief(error)}", where=str(path), hint=hint
+        ) from error
+
+
+def _refused_globals(path: Path, error: Exception) -> list[str]:
+    """The names that ``weights_only`` refused."""
+    found = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    with contextlib.suppress(Exception):  # it does not read the older format
+        found += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [*dict.fromkeys(found)]
+
+
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state_dict in what a training script saved; an average of weights (EMA) only if there is nothing else."""
+    notes: list[str] = []
+    for _ in range(3):
+        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
+            break
+        plain = [key for key in PLAIN if isinstance(content.get(key), Mapping)]
+        average = [key for key in EMA if isinstance(content.get(key), Mapping)]
+        if not plain and not average:
+            break
+        key = (plain or average)[0]
+        if average:
+            notes.append(
+                f"{path.name} holds {', '.join(plain + average)}: {key} is taken"
+                + (", not the average." if plain else ", an average of the weights (EMA).")
+            )
+        content = content[key]
+    if not isinstance(content, Mapping):
+        what = f"The file holds {_article(type(content).__name__)}, not a state_dict."
+        raise CorruptFile(what, where=str(path), hint="Write it with torch.save(model.state_dict(), FILE).")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join(str(key) for key in list(content)[:8])
+        hint = f"A state_dict is looked for under {', '.join(PLAIN + EMA)} and at the top."
+        raise CorruptFile("The file holds no tensors.", where=f"{path}: keys {keys}" if keys else str(path), hint=hint)
+    for key, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CorruptFile("Only plain dense tensors can be transferred.", where=f"{path}: {key} is {tensor.layout}")
+    if others := [str(key) for key in content if str(key) not in tensors]:
+        notes.append(f"{path.name}: left out what is not a tensor: {', '.join(others[:5])}.")
+    return tensors, tuple(notes)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from netgraft.channels.index_map import NEW, check, identity, runs
+from netgraft.errors import PlanError
+from netgraft.operators._checks import computable, entries
+
+Runs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Lay a tensor into the target's own initial one: channels without a source keep what they were initialised with.
+
+    ``out[p, q, ...] = weight[g(p), h(q), ...]`` where row p and column q both have a source; rows without one are the
+    target's own; where only the column has none it is ``rest``: zero, so that a transferred output reads transferred
+    inputs alone, or the target's own values. New channels that start fresh train better than copies, which get equal
+    gradients and stay copies (OPERATORS part 2, 3). ``norm`` "own" then scales the transferred rows to the Frobenius
+    norm that the target's own values have there, for layers that a norm follows (OPERATORS part 2, 2).
+    """
+
+    rows: Runs = field(metadata={"help": "runs (start, count) of source entries along axis 0; start -1 for new ones"})
+    columns: Runs | None = field(default=None, metadata={"help": "the same along axis 1; none: that axis is kept"})
+    norm: str = field(default="source", metadata={"help": "scale of the transferred rows: source or own"})
+    rest: str = field(default="zero", metadata={"help": "new columns of transferred rows: zero or own"})
+    reads: ClassVar[str] = "own"
+
+    def __post_init__(self) -> None:
+        check(self.rows)
+        check(self.columns or ())
+        if self.norm not in ("source", "own") or self.rest not in ("zero", "own"):
+            raise ValueError(f"norm is source or own, rest is zero or own: {self.norm}, {self.rest}")
+
+    def __call__(self, weight: Tensor, own: Tensor) -> Tensor:
+        if weight.ndim < 1 + (self.columns is not None):
+            raise PlanError(f"overlay: a tensor of shape {tuple(weight.shape)} has too few axes.")
+        read = entries("overlay", weight, 0, self.rows, allow_new=True)
+        across = identity(weight.shape[1]) if self.columns is None and weight.ndim > 1 else self.columns
+        columns = entries("overlay", weight, 1, across, allow_new=True) if across is not None else None
+        shape = (len(read), *([] if columns is None else [len(columns)]), *weight.shape[2:])
+        if tuple(own.shape) != shape:
+            raise PlanError(f"overlay: the target's own tensor has the shape {tuple(own.shape)}, not {shape}.")
+        whole = runs(read) == identity(weight.shape[0]) and across in (
+            None,
+            identity(weight.shape[1] if columns else 0),
+        )
+        if whole and self.norm == "source":
+            return weight
+        values = computable("overlay", weight) if weight.is_floating_point() else weight  # rounded once, at the end
+        result = own.to(values.dtype, copy=True)
+        here, there = _pairs(read, weight.device)
+        if columns is None:
+            result[here] = values[there]
+        else:
+            across_here, across_there = _pairs(columns, weight.device)
+            rows = result[here]
+            if self.rest == "zero":
+                rows.zero_()
+            rows[:, across_here] = values[there][:, across_there]
+            result[here] = rows
+        if self.norm == "own" and weight.is_floating_point():
+            length = result[here].norm()
+            if length > 0:
+                result[here] *= own[here].to(values.dtype).norm() / length
+        return result.to(weight.dtype)
+
+
+def _pairs(read: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The target entries that have a source, and their sources."""
+    of = torch.tensor(read, dtype=torch.long, device=device)
+    here = (of != NEW).nonzero().flatten()
+    return here, of[here]

@@ -1,0 +1,130 @@
+"""What is done to grafted weights by running the networks: one pass per file.
+
+A plan says what weights can become by themselves. A pass goes on from there with forward passes on images: it refits
+layers, distils the source's answers, or re-estimates statistics. A pass is a frozen dataclass whose fields are its
+options, with
+
+- ``fate``, what becomes of the tensors it touches: "refitted", "distilled" or "recalibrated";
+- ``touches(source, target, pairing)``, the keys of the target's state_dict it may change, known before it runs;
+- ``__call__(stage)``, which changes the weights of ``stage.target`` in place and returns what it has to report, as
+  JSON-able data.
+
+Passes are deterministic on a CPU: the same stage gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netgraft.architecture.graph import LayerGraph
+from netgraft.data.synthetic import make_images, normalise
+from netgraft.data.unlabelled import load_folder
+from netgraft.errors import UsageError
+from netgraft.models.model import Model
+from netgraft.models.normalisation import Preprocessing
+from netgraft.passes.refitting.values import Prepared
+from netgraft.plan import Pairing, Plan
+
+__all__ = ["Network", "Pass", "Pictures", "Stage"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the two models, with the weights it has in ``module``: eval mode, no gradients, on the stage's device."""
+
+    model: Model
+    graph: LayerGraph
+    module: nn.Module
+    preprocessing: Preprocessing
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(channels, height, width); UsageError for a model that takes no images, or several inputs."""
+        size = self.model.input_size
+        inputs = [node for node in self.graph.nodes if node.op == "input"]
+        if size is None and len(inputs) == 1 and len(inputs[0].shape) == 4:
+            size = inputs[0].shape[1:]
+        if size is None or len(size) != 3 or len(inputs) != 1:
+            raise UsageError(
+                f"{self.model.name} does not take one image as its input, so it cannot be shown images.",
+                hint="Use a recipe that reads weights only: --recipe graft, grow or hmt.",
+            )
+        return (size[0], size[1], size[2])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where images come from: a generator by name, or a folder of unlabelled ones."""
+
+    name: str = "mix"  # a generator's name, or a folder's path with ``folder``
+    options: Mapping[str, object] = field(default_factory=dict)
+    folder: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Pictures:
+        """A folder where there is one of this name, else a generator."""
+        return cls(text, folder=Path(text).expanduser().is_dir())
+
+    def draw(self, count: int, size: tuple[int, int, int], seed: int) -> Tensor:
+        """``[count, *size]`` float32 in [0, 1], on the CPU, the same for the same arguments."""
+        if self.folder:
+            return load_folder(self.name, count, size, seed)
+        return make_images(self.name, count, size, seed, self.options)
+
+
+@dataclass
+class Stage:
+    """What a pass works on."""
+
+    plan: Plan
+    source: Network
+    target: Network
+    pictures: Pictures
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: float | None = None  # seconds a pass may take; None: as long as its defaults take
+    norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
+    progress: Callable[[str], None] = lambda _: None
+    prepared: Prepared = field(default_factory=Prepared)  # what passes have set, for a refit
+
+    def images(self, count: int, seed: int) -> Tensor:
+        """``count`` images in [0, 1] of the source's size, on the CPU."""
+        return self.pictures.draw(count, self.source.image_size, self.seed + seed)
+
+    def shown(self, images: Tensor, network: Network) -> Tensor:
+        """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device.
+
+        A target that does not say how its images are normalised gets the source's normalisation.
+        """
+        channels, height, width = network.image_size
+        images = images.to(self.device)
+        if tuple(images.shape[2:]) != (height, width):
+            images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        if images.shape[1] != channels:
+            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+        silent = network is self.target and network.preprocessing.remark
+        preprocessing = self.source.preprocessing if silent else network.preprocessing
+        mean, std = preprocessing.mean, preprocessing.std
+        if len(mean) not in (1, channels):
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        return normalise(images, mean, std)
+
+
+class Pass(Protocol):
+    """See the module's text."""
+
+    @property
+    def fate(self) -> str: ...
+
+    def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:
+        """Keys of the target's state_dict, aliases included."""
+
+    def __call__(self, stage: Stage) -> dict[str, Any]:
+        """Change the target's weights; what there is to report."""

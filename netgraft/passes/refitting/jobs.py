@@ -1,0 +1,206 @@
+"""What each layer of the target is to give: what the source computes in the place that it follows.
+
+Both networks see the same images. The source's values are sampled once, at positions that the target's layers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, fx
+
+from netgraft.architecture.endings import Ending, find_endings
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.resolution import has_norms, is_transformer
+from netgraft.channels.index_map import NEW
+from netgraft.passes.refitting.channels import OutputChannels
+from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, sample
+from netgraft.trace.replay import Replay
+
+LEAST_SCALE = 1e-6
+HELD = NEW - 1
+
+
+@dataclass
+class Job:
+    """One target layer, the source layer it follows, and what it is to give."""
+
+    here: Layer
+    there: Layer
+    ending: Ending
+    layout: Layout  # of the value that is compared: the layer's own output, or the sum it is added to
+    rows: Tensor  # sampled positions of that value
+    channels: Tensor  # [m] target channels that follow the source
+    theirs: Tensor  # [m] the source's channels
+    signs: Tensor  # [m] 1, or -1 for what is to give the negative
+    wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
+
+    @property
+    def ends_block(self) -> bool:
+        """Whether it is a residual branch, rather than a shortcut's projection: that is fitted by itself, and first."""
+        return self.ending.add is not None and self.ending.main
+
+    @property
+    def rectified(self) -> bool:
+        """Whether the layer's own activation follows before its norm: it is to give what comes before the source's."""
+        return self.ending.late and not self.ends_block
+
+
+class Jobs:
+    """Makes the jobs of a pair of networks; ``left`` says why layers got none."""
+
+    def __init__(
+        self,
+        source: Replay,
+        target: Replay,
+        channels: OutputChannels,
+        generator: torch.Generator,
+        rows: int,
+        held: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        self.source, self.target, self.channels, self.held = source, target, channels, held
+        self.generator, self.most_rows = generator, rows
+        self.theirs, self.ours = find_endings(source.graph), find_endings(target.graph)
+        self.ending_at = {each.node: each for each in self.ours.values() if each.add is None or each.main}
+        self.batch = source.inputs[0].shape[0]
+        self.left: dict[str, str] = {}
+
+    def make(self, pairs: Sequence[tuple[str, str]]) -> list[Job]:
+        """A job for every pair (source layer, target layer) that can be compared, with what is wanted of it."""
+        jobs = [job for pair in pairs if (job := self._job(*pair)) is not None]
+        self._watch_source(jobs)
+        self._scale(jobs)
+        return jobs
+
+    def _job(self, source: str, target: str) -> Job | None:
+        there, here = self.source.graph.layers[source], self.target.graph.layers[target]
+        if not here.is_kernel:
+            return None
+        theirs, ours = self.theirs.get(source), self.ours.get(target)
+        reason = _unfit(self.target.graph, here)
+        if theirs is None or ours is None:
+            reason = "used more than once, or not on the way to the output"
+        if reason or theirs is None or ours is None:
+            self.left[target] = reason
+            return None
+        there_layout = self._layout(self.source, _value_of(theirs, ours), there)
+        here_layout = self._layout(self.target, ours.add or here.name, here)
+        if not comparable(there_layout, here_layout):
+            self.left[target] = f"its positions have no counterpart in {source}'s"
+            return None
+        index = torch.tensor(list(self.channels(there, here)))
+        held = list(self.held.get(target, ()))
+        index[held] = NEW
+        mapped = (index != NEW).nonzero().flatten()
+        if there_layout.channels != there.out_channels or not len(mapped):
+            self.left[target] = f"its channels do not correspond to {source}'s"
+            return None
+        rows = sample(there_layout, here_layout, self.most_rows, self.generator)
+        job = Job(here, there, ours, here_layout, rows, mapped, index[mapped], torch.ones(len(mapped)))
+        if job.rectified and not (theirs.activated or theirs.late):
+            index[held] = HELD
+            _mirror(job, (index == NEW).nonzero().flatten())
+        return job
+
+    def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
+        shape = tuple(replay.ends[id].meta["shape"])
+        axis = channel_axis(shape, layer.out_channels, layer.kind, permuted=_permuted(replay.graph, layer.name, id))
+        return layout_of(shape, axis, self.batch)
+
+    def _watch_source(self, jobs: Sequence[Job]) -> None:
+        by_node: dict[fx.Node, list[Job]] = {}
+        for job in jobs:
+            followed = _value_of(self.theirs[job.there.name], job.ending)
+            by_node.setdefault(self.source.ends[followed], []).append(job)
+
+        def take(asking: list[Job], value: Tensor) -> None:
+            for job in asking:
+                theirs = self.theirs[job.there.name]
+                layout = self._layout(self.source, _value_of(theirs, job.ending), job.there)
+                rows, channels = job.rows.to(value.device), job.theirs.to(value.device)
+                job.wanted = rows_from(value, layout, job.layout, rows, channels) * job.signs.to(value.device)
+                if theirs.activated and not job.ending.activated and not job.rectified:
+                    job.wanted = job.wanted.relu()  # what the source's next layer reads
+
+        self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
+
+    def _scale(self, jobs: Sequence[Job]) -> None:
+        """Brings what is wanted to unit scale where no norm does: one scale for all that is added up in one stream.
+
+        In a target without any norm, of a source with some, its mean is taken away too, beside residual streams: what
+        follows is fitted on the centred values, and a constant part in every layer makes such a network hard to train.
+        So it is in a transformer that follows convolutions, whose norms take tokens one by one: there in streams too.
+        """
+        streams: dict[str, list[Job]] = {}
+        loses_norms = has_norms(self.source.graph) and not has_norms(self.target.graph)
+        attends = is_transformer(self.target.graph) and not is_transformer(self.source.graph)
+        for job in jobs:
+            if attends or (loses_norms and job.ending.add is None):
+                job.wanted = job.wanted - job.wanted.mean(0)
+            if job.ending.norm is None:
+                streams.setdefault(self._stream(job.ending), []).append(job)
+        for stream in streams.values():
+            scale = torch.stack([job.wanted.std() for job in stream]).mean().clamp(min=LEAST_SCALE)
+            for job in stream:
+                job.wanted = job.wanted / scale
+
+    def _stream(self, ending: Ending) -> str:
+        """Where the residual stream begins that a layer adds to; for a layer beside any, the layer itself."""
+        while ending.add is not None and ending.skip is not None:
+            id = ending.skip
+            while id not in self.ending_at and (inputs := self.target.graph.by_id[id].inputs):
+                id = inputs[0]
+            if id not in self.ending_at:
+                return id
+            ending = self.ending_at[id]
+        return ending.layer
+
+
+def _mirror(job: Job, free: Tensor) -> None:
+    """Free channels give the negatives of the others: a rectifier cuts off half of what the source reads whole.
+
+    As in CReLU (Shang et al., arXiv:1603.05201). Only where the rectifier stands before the norm: behind one it made
+    the probe better, and fine-tuning no better.
+    """
+    free = free[: len(job.channels)]
+    job.channels, job.theirs = torch.cat([job.channels, free]), torch.cat([job.theirs, job.theirs[: len(free)]])
+    job.signs = torch.cat([job.signs, -torch.ones(len(free))])
+
+
+def _value_of(theirs: Ending, ours: Ending) -> str:
+    """The node of the source to compare with: a branch's end is the sum, a shortcut's projection itself.
+
+    Where the source's norm stands behind an activation, a layer with an activation follows what comes before both.
+    """
+    if theirs.add is not None and theirs.main:
+        return theirs.node
+    if theirs.late and (ours.late or ours.activated) and ours.add is None:
+        return theirs.layer
+    return theirs.norm or theirs.layer
+
+
+def _permuted(graph: LayerGraph, start: str, end: str) -> bool:
+    """Whether a feature map changes the order of its axes between two nodes."""
+    current = start
+    while current != end and len(readers := graph.readers[current]) == 1:
+        node = graph.by_id[current := readers[0]]
+        if node.op in ("permute", "transpose") and len(node.shape) == 4:
+            return True
+    return False
+
+
+def _unfit(graph: LayerGraph, layer: Layer) -> str:
+    """Why a layer cannot be refitted, whatever it follows."""
+    if layer.kind not in ("conv2d", "linear"):
+        return f"a {layer.kind} is not refitted"
+    slot = layer.tensors.get("weight")
+    if slot is None or slot.shape != layer.shape:
+        return "its weight has another shape than the layer uses"
+    node = graph.by_id[layer.name]
+    if node.facts.get("prepared"):
+        return "its weight is prepared before it is used"
+    return ""

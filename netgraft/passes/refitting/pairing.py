@@ -1,0 +1,136 @@
+"""Which source layer's activations each target layer is to reproduce.
+
+Weights want partners of like kind and shape; activations do not: what counts is how far a layer has come. So the last
+layer of a resolution follows the last of the source's at that resolution, whatever stands between (OPERATORS part 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from netgraft.architecture.blocks import Block, is_depthwise
+from netgraft.architecture.endings import Ending, find_endings
+from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.wiring import Wiring, levels
+
+
+class _Side:
+    """One network: its points, which are the layers whose value everything passes through, by resolution."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.graph, self.wiring = graph, Wiring(graph)
+        self.endings: dict[str, Ending] = find_endings(graph)
+        self.level = {name: round(value, 1) for name, value in levels(graph).items()}
+        kernels = [name for name in self.wiring.chain if name in self.endings and name not in self.wiring.heads]
+        self.points = [name for name in kernels if self._is_point(name)]
+        self.stages: dict[float, list[str]] = {}
+        for name in self.points:
+            self.stages.setdefault(self.level[name], []).append(name)
+
+    def _is_point(self, name: str) -> bool:
+        """Outside of residual blocks, or the end of one; a depthwise layer is half of what its pointwise one ends."""
+        if self.wiring.block_of.get(name) is not None:
+            return self.endings[name].add is not None and self.endings[name].main
+        return not is_depthwise(self.graph.layers[name])
+
+    def interior(self, block: Block) -> list[str]:
+        """The kernels of a residual block before its end, shortcuts and gates left out."""
+        return [
+            name
+            for name in block.kernels
+            if name in self.endings and name in self.wiring.position and self.endings[name].add is None
+        ]
+
+
+def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
+    """(source layer, target layer) in the target's execution order; layers that follow nothing are left out.
+
+    Of the n points of the source at a resolution the k-th of m target points follows number ceil(k n / m): the last the
+    last. A resolution that the other network lacks joins the nearest that it has; a target of one resolution spreads
+    over the whole source. Inside a residual block layers follow those in the same place of the source's block if both
+    blocks are built alike, else, where they are convolutions, the point that the block's end follows, or those on the
+    way to it if the source is plain there. A projection on a shortcut follows the source's, or the block's end. A
+    depthwise layer follows what the layer after it does.
+    """
+    theirs, ours = _Side(source), _Side(target)
+    chosen = _points(theirs, ours)
+    inside: dict[str, str] = {}
+    for block in ours.wiring.blocks:
+        end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
+        if end is not None:
+            before = [chosen[name] for name in ours.points[: ours.points.index(end)] if name in chosen]
+            inside |= _within(theirs, ours, block, end, chosen[end], before[-1] if before else None)
+    chosen |= {name: there for name, there in inside.items() if name not in chosen}
+    for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
+        if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
+            after = ours.wiring.chain[ours.wiring.position[name] + 1 :][:1]
+            if after and after[0] in chosen:
+                chosen[name] = chosen[after[0]]
+    return [(chosen[name], name) for name in target.layers if name in chosen]
+
+
+def follow_points(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
+    """Of what ``follow`` says only the points: layers outside of residual blocks, and the ends of blocks."""
+    chosen = _points(_Side(source), _Side(target))
+    return [(chosen[name], name) for name in target.layers if name in chosen]
+
+
+def _points(theirs: _Side, ours: _Side) -> dict[str, str]:
+    if not theirs.points or not ours.points:
+        return {}
+    chosen: dict[str, str] = {}
+    for candidates, points in _clusters(theirs, ours):
+        for k, point in enumerate(points, start=1):
+            chosen[point] = _at(candidates, k, len(points))
+    return chosen
+
+
+def _at(candidates: Sequence[str], k: int, count: int) -> str:
+    """What the k-th of ``count`` follows, k from 1: number ceil(k n / count) of n candidates, the last for the last."""
+    return candidates[-(-k * len(candidates) // count) - 1]
+
+
+def _clusters(theirs: _Side, ours: _Side) -> list[tuple[list[str], list[str]]]:
+    """Points of the source and points of the target that go together: every point of either is in one cluster."""
+    if len(ours.stages) == 1 or len(theirs.stages) == 1:
+        return [(theirs.points, ours.points)]
+    image = {level: _nearest(theirs.stages, level) for level in ours.stages}
+    owner = {level: _nearest(set(image.values()), level) for level in theirs.stages}
+    return [
+        (
+            [name for name in theirs.points if owner[theirs.level[name]] == cluster],
+            [name for name in ours.points if image[ours.level[name]] == cluster],
+        )
+        for cluster in sorted(set(image.values()))
+    ]
+
+
+def _nearest(levels: Iterable[float], level: float) -> float:
+    """The nearest level, of two equally near ones the deeper."""
+    return min(levels, key=lambda other: (abs(other - level), -other))
+
+
+def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, before: str | None) -> dict[str, str]:
+    """The layers of one residual block of the target: its end follows ``partner``, the point before it ``before``."""
+    other = theirs.wiring.block_of.get(partner)
+    found: dict[str, str] = {}
+    here, there = ours.interior(block), theirs.interior(other) if other else []
+    if other and _built_alike(theirs, ours, there, here):
+        found |= dict(zip(here, there, strict=True))
+    else:
+        convs = [name for name in here if ours.graph.layers[name].kind.startswith("conv")]
+        start = theirs.points.index(before) + 1 if before else 0
+        way = theirs.points[start : theirs.points.index(partner) + 1] if other is None else []
+        found |= {name: _at(way or [partner], k, len(convs) + 1) for k, name in enumerate(convs, start=1)}
+    projections = [n for n in block.kernels if n in ours.endings and n != end and ours.endings[n].add is not None]
+    shortcuts = [n for n in (other.kernels if other else ()) if n in theirs.wiring.shortcuts and n in theirs.endings]
+    for i, name in enumerate(projections):
+        found[name] = shortcuts[i] if i < len(shortcuts) else partner
+    return found
+
+
+def _built_alike(theirs: _Side, ours: _Side, there: Sequence[str], here: Sequence[str]) -> bool:
+    def kinds(side: _Side, names: Sequence[str]) -> list[tuple[str, bool]]:
+        return [(side.graph.layers[name].kind, is_depthwise(side.graph.layers[name])) for name in names]
+
+    return kinds(theirs, there) == kinds(ours, here)

@@ -1,0 +1,91 @@
+"""Plans passes, and runs them one after the other on the grafted target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netgraft import plugins
+from netgraft.architecture.graph import LayerGraph
+from netgraft.errors import UsageError
+from netgraft.evidence.parity import Party
+from netgraft.models.importance import channel_norms
+from netgraft.models.normalisation import preprocessing_of
+from netgraft.passes.protocol import Network, Pictures, Stage
+from netgraft.plan import Pairing, Plan, PlannedPass, WantedPass
+from netgraft.trace.forward import build_on
+
+
+def plan_passes(
+    wanted: Sequence[WantedPass], source: LayerGraph, target: LayerGraph, pairing: Pairing
+) -> tuple[PlannedPass, ...]:
+    """The passes as a plan records them, with all their options and the keys they may change."""
+    found = []
+    for name, options in wanted:
+        each = plugins.create("passes", name, options)
+        settings = {option.name: getattr(each, option.name) for option in plugins.options(type(each))}
+        found.append(PlannedPass(name, settings, each.fate, each.touches(source, target, pairing)))
+    return tuple(found)
+
+
+def run_passes(
+    plan: Plan,
+    source: Party,
+    target: Party,
+    *,
+    pictures: Pictures,
+    seed: int,
+    device: str,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The target's tensors after the plan's passes, in the order they had, and what each pass reports."""
+    if not plan.passes:
+        return dict(target.tensors), []
+    where = find_device(device)
+    there, here = _network(source, where), _network(target, where)
+    stage = Stage(plan, there, here, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
+    reports = []
+    with torch.random.fork_rng(devices=[]), _deterministic():
+        for each in plan.passes:
+            torch.manual_seed(seed)
+            reports.append({"name": each.name} | plugins.create("passes", each.name, each.options)(stage))
+    state = here.module.state_dict()
+    return {
+        key: state[key].detach().to("cpu", tensor.dtype).contiguous() for key, tensor in target.tensors.items()
+    }, reports
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is one, else the CPU. Raises UsageError for a bad one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an unknown name, or torch built without it
+        what = f"The device {name!r} cannot be used."
+        raise UsageError(what, where=str(error).splitlines()[0], hint="For example --device cpu.") from error
+    return torch.device(name)
+
+
+def _network(party: Party, device: torch.device) -> Network:
+    module: nn.Module = build_on(party.model.build, "cpu")
+    module.load_state_dict(dict(party.tensors), strict=False)
+    module.to(device).eval().requires_grad_(False)
+    return Network(party.model, party.graph, module, preprocessing_of(party.model, module))
+
+
+class _deterministic:
+    """Deterministic algorithms inside, where there are any."""
+
+    def __enter__(self) -> None:
+        self.before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
