@@ -7,7 +7,7 @@ from support.command_line import contents, link_examples, run
 from test_lazy_imports import HEAVY, imported
 
 from netgraft import plugins
-from netgraft.finetune.describe import FOLDER
+from netgraft.finetune.needs import FOLDER
 
 SMALL = ("examples/my_arch.py", "--input-size", "1,16,16", "--data", "netgraft:digits", "--samples-per-class", "5")
 ONE = (*SMALL, "--epochs", "1", "--device", "cpu", "--out", "run")
