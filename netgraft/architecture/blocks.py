@@ -11,10 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-
-ADDING = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "where", "lerp"})
-"""Operations position by position: what is added up has the same channels."""
-ATTENDING = frozenset({"scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax"})
+from netgraft.architecture.operations import ATTENDS, JOINS_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Spaces:
                     if joined[0] == len(self.parent):
                         self._new()
                 self.written.setdefault(layer.name, []).extend(joined)
-            elif node.op in ADDING:
+            elif node.op in JOINS_CHANNELS:
                 joined = self._add(node)
             self.values[node.id] = joined
         self.streams = {self._find(space) for space in self.streams}
@@ -127,7 +124,7 @@ def find_blocks(graph: LayerGraph) -> list[Block]:
             continue
         taken |= kernels
         names = dict.fromkeys(n.layer for n in ordered if n.layer is not None)
-        attention = any(n.op in ATTENDING for n in inside)
+        attention = any(n.op in ATTENDS for n in inside)
         found.append(Block(tuple(name for name in names if name in kernels), tuple(names), attention))
     return found
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from netgraft.architecture.gates import without_gates
 from netgraft.architecture.graph import LayerGraph, Node
-from netgraft.plan import numel
 
 Weight = Literal["layers", "params"]
 """What makes a chain long: the kernel layers on it, or their parameters."""
@@ -115,7 +115,7 @@ def _plus(score: _Score, graph: LayerGraph, node: Node, weight: Weight) -> _Scor
         score.weight + _weight_of(graph, node, weight),
         score.kernels + 1,
         score.layers + 1,
-        score.numel + numel(layer.shape),
+        score.numel + prod(layer.shape),
     )
 
 
@@ -124,8 +124,8 @@ def _weight_of(graph: LayerGraph, node: Node, weight: Weight) -> int:
     if weight == "layers":
         return 1
     layer = graph.layers[node.layer or ""]
-    parameters = sum(numel(slot.shape) for slot in layer.tensors.values() if not slot.buffer)
-    return max(parameters or numel(layer.shape), 1)
+    parameters = sum(prod(slot.shape) for slot in layer.tensors.values() if not slot.buffer)
+    return max(parameters or prod(layer.shape), 1)
 
 
 def _is_kernel(graph: LayerGraph, node: Node) -> bool:

@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
+from math import prod
 
 from netgraft.architecture.graph import LayerGraph, Node
-from netgraft.plan import numel
-
-SQUASHING = frozenset({"sigmoid", "hardsigmoid", "hardtanh", "clamp", "tanh", "softmax", "_softmax", "_safe_softmax"})
-"""Operations whose result lies between fixed bounds."""
-SELECTING = frozenset({"split", "split_with_sizes", "chunk", "unbind", "slice", "select", "narrow", "getitem"})
-"""Operations that pass on a part of a tensor: what is multiplied with it is not the map the part was taken from."""
+from netgraft.architecture.operations import BOUNDS, SELECTS
 
 
 def without_gates(graph: LayerGraph) -> LayerGraph:
@@ -47,13 +43,13 @@ def _is_gate(graph: LayerGraph, gate: str, other: str, position: dict[str, int])
     whole = graph.by_id[other]
     squashed, smaller = False, False
     for node in _back(graph, graph.by_id[gate]):
-        squashed = squashed or node.op in SQUASHING
-        smaller = smaller or numel(node.shape) < numel(whole.shape)
+        squashed = squashed or node.op in BOUNDS
+        smaller = smaller or prod(node.shape) < prod(whole.shape)
     if squashed and smaller:
         return True
     return (squashed or smaller) and any(
         _depends(graph, gate, origin.id, position)
-        for origin in takewhile(lambda node: node.op not in SELECTING, _back(graph, whole))
+        for origin in takewhile(lambda node: node.op not in SELECTS, _back(graph, whole))
     )
 
 

@@ -11,12 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from netgraft.architecture.endings import UNCHANGING
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot
-from netgraft.channels.stretch import ADDING, adds_data
+from netgraft.architecture.operations import ADDS, MOVES, SCALES, adds_data
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
-LINEAR = UNCHANGING | {"mean", "select", "unbind"}
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,9 @@ def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, 
         affine = layer.kind in NORMS and "weight" in layer.tensors
         known = layer.kind == "parameter" or affine or _is_kernel(graph, node)
         return () if known and node.layer in usable else None
-    if node.op in ADDING:
+    if node.op in ADDS:
         return node.inputs if adds_data(node) else None
-    if node.op in LINEAR and len(node.inputs) == 1:
+    if node.op in SCALES and len(node.inputs) == 1:
         return node.inputs
     if node.op == "mul" and len(node.inputs) == 2:  # a layer scale
         data = tuple(id for id in node.inputs if id in graph.from_input)
@@ -150,7 +148,7 @@ def _through(graph: LayerGraph, node: Node) -> Iterator[Node | None]:
         reader = graph.by_id[id]
         if reader.layer is not None:
             yield reader
-        elif reader.op in UNCHANGING and len(reader.inputs) == 1:
+        elif reader.op in MOVES and len(reader.inputs) == 1:
             yield from _through(graph, reader)
         else:
             yield None

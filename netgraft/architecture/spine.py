@@ -8,27 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.plan import numel
-
-PASSING = frozenset(
-    {"dropout", "native_dropout", "clone", "contiguous", "alias", "view", "_unsafe_view", "reshape"}
-) | {
-    "permute",
-    "transpose",
-    "expand",
-    "slice",
-    "roll",
-    "squeeze",
-    "unsqueeze",
-    "constant_pad_nd",
-}
-"""Operations that only move numbers: what is zero before is zero after."""
-
-
-POOLING = frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "getitem", "mean", "flatten"})
-"""Operations that keep what is not negative so."""
+from netgraft.architecture.operations import KEEPS_SIGN, PASSES, PLAIN_SPLITS
 
 
 @dataclass(frozen=True)
@@ -117,7 +100,7 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     if any(graph.layers[name].kind != "batch_norm" for name in unit.layers[1:]):
         return False
     before = graph.by_id[unit.entry]
-    while before.op in PASSING | POOLING and before.inputs:
+    while before.op in PASSES | KEEPS_SIGN and before.inputs:
         before = graph.by_id[before.inputs[0]]
     return before.op == "relu" if unit.exit.op == "relu" else not unit.layers[1:]
 
@@ -171,7 +154,7 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             if not full:
                 return
             node = full[0]
-        elif node.op in PASSING and len(node.inputs) == 1 and sources:
+        elif node.op in PASSES and len(node.inputs) == 1 and sources:
             node = sources[0]
         else:
             return
@@ -190,12 +173,12 @@ def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None
     while current.op != "layer":
         if current.op == "getitem":
             before = graph.by_id[current.inputs[0]]
-            if before.op not in ("unbind", "chunk", "split", "split_with_sizes"):
+            if before.op not in PLAIN_SPLITS:
                 return None
             whole = graph.by_id[before.inputs[0]].shape
-            part, parts = current.facts["args"][1], numel(whole) // numel(current.shape)
+            part, parts = current.facts["args"][1], prod(whole) // prod(current.shape)
             current = before
-        elif current.op not in PASSING or len(current.inputs) != 1:
+        elif current.op not in PASSES or len(current.inputs) != 1:
             return None
         current = graph.by_id[current.inputs[0]]
     if current.layer is None or graph.layers[current.layer].kind != "linear":

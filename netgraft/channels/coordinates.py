@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from netgraft.architecture.endings import UNCHANGING, find_endings
+from netgraft.architecture.attention import Attention, attentions
+from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.resolution import Attention, attentions, grid_of, takes_image
+from netgraft.architecture.operations import MOVES
+from netgraft.architecture.resolution import grid_of, takes_image
 from netgraft.architecture.scaling import usable_layers
 from netgraft.channels.groups.axes import Var, normal, variables
 from netgraft.channels.groups.find import Groups, find_groups
@@ -105,7 +107,7 @@ def _position(graph: LayerGraph, groups: Groups, node: Node) -> tuple[str, Var] 
 def _parameter(graph: LayerGraph, id: str) -> Layer | None:
     """The raw parameter that a node passes on as it is."""
     node = graph.by_id[id]
-    while node.op in UNCHANGING and len(node.inputs) == 1 and node.op != "slice":
+    while node.op in MOVES and len(node.inputs) == 1 and node.op != "slice":
         node = graph.by_id[node.inputs[0]]
     return graph.layers[node.layer] if node.op == "parameter" and node.layer is not None else None
 
@@ -179,7 +181,7 @@ def _joins(graph: LayerGraph, layer: Layer) -> bool:
             node = graph.by_id[reader]
             if node.op in ("cat", "add"):
                 return True
-            if node.op in UNCHANGING and reader not in seen:
+            if node.op in MOVES and reader not in seen:
                 seen.add(reader)
                 stack.append(reader)
     return False

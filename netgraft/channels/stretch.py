@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import Literal
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.spine import PASSING
+from netgraft.architecture.operations import ADDS, SCALES, adds_data
 from netgraft.channels.groups.axes import Axis, Var, normal, variables
 from netgraft.channels.groups.find import Groups
 
 State = Literal["absent", "stream", "normed"]
-ADDING = frozenset({"add", "sub", "cat", "stack"})
-UNCHANGED = PASSING | {"mean", "select", "unbind", "getitem", "detach", "unflatten", "flatten", "_to_copy"}
 
 
 def stretch(
@@ -51,18 +49,11 @@ def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[
         return "absent"
     if scaled and node.op == "mul" and any(source not in graph.from_input for source in node.inputs):
         return "stream" if inputs == {"stream"} else None  # by a parameter, one number per channel
-    if node.op in ADDING:
+    if node.op in ADDS:
         return "stream" if inputs == {"stream"} and adds_data(node) else None
-    if node.op in UNCHANGED:
+    if node.op in SCALES:
         return next(iter(inputs)) if len(inputs) == 1 else None
     return None
-
-
-def adds_data(node: Node) -> bool:
-    """Whether all that an addition or concatenation puts together are other nodes' values: no number, no buffer."""
-    args = node.facts.get("args", ())
-    parts = args[0] if node.op in ("cat", "stack") else args[:2]
-    return all(isinstance(part, str) and part.startswith("%") for part in parts)
 
 
 def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> State | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from netgraft.architecture.chain import longest_chain
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.wiring import levels
+from netgraft.architecture.resolution import levels
 from netgraft.matchers.longest_chain import pair_along
 from netgraft.plan import Pairing
 

@@ -13,9 +13,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx
 
+from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.architecture.resolution import has_norms, is_transformer
+from netgraft.architecture.resolution import has_norms
 from netgraft.channels.index_map import NEW
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, sample

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from netgraft.architecture.blocks import Block, is_depthwise
 from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.wiring import Wiring, levels
+from netgraft.architecture.resolution import levels
+from netgraft.architecture.wiring import Wiring
 
 
 class _Side:
