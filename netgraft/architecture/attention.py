@@ -86,18 +86,13 @@ def _back(graph: LayerGraph, node: Node, steps: int) -> Iterator[Node]:
 
 def _source(graph: LayerGraph, node: Node) -> str | None:
     """The one kernel layer that ``node`` was computed from without another in between."""
-    seen, stack, found = set(), [node], set()
-    while stack:
-        step = stack.pop()
-        if step.op == "layer" and step.layer is not None and graph.layers[step.layer].is_kernel:
-            found.add(step.layer)
-            continue
+    found = set()
+    for step in graph.walk([node.id], through=lambda step: graph.kernel_of(step) is None):
+        kernel = graph.kernel_of(step)
+        if kernel is not None:
+            found.add(kernel.name)
         if step.op == "input":
             return None
-        for id in step.inputs:
-            if id not in seen:
-                seen.add(id)
-                stack.append(graph.by_id[id])
     return found.pop() if len(found) == 1 else None
 
 

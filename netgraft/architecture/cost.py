@@ -20,8 +20,8 @@ def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
     total = 0
     for layer in graph.kernels():
         weights = sum(prod(slot.shape) for slot in layer.tensors.values() if len(slot.shape) > 1)
-        shape = layer.in_shape if layer.kind.startswith("conv_transpose") else layer.out_shape
-        positions = prod(shape[:1] + shape[2:]) if layer.kind.startswith("conv") else prod(shape[:-1])
+        shape = layer.in_shape if layer.is_conv and layer.in_axis == 0 else layer.out_shape
+        positions = prod(shape[:1] + shape[2:]) if layer.is_conv else prod(shape[:-1])
         total += weights * positions * layer.calls
     traced = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), batch)
     return total * batch // max(traced, 1)

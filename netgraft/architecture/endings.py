@@ -59,7 +59,7 @@ def _follow(graph: LayerGraph, name: str) -> Ending:
 
     while len(readers := graph.readers[current]) == 1:
         node = graph.by_id[readers[0]]
-        layer = graph.layers[node.layer] if node.layer is not None else None
+        layer = graph.layer_of(node)
         if layer is not None and layer.kind == "batch_norm" and norm is None and scale is None:
             norm = end = current = node.id
         elif layer is None and node.op in ACTIVATES and norm is None and scale is None and not late:
@@ -102,12 +102,5 @@ def _other(graph: LayerGraph, node: Node, one: str) -> str | None:
 
 
 def _depth(graph: LayerGraph, name: str) -> int:
-    """How many kernels lie before a layer."""
-    seen: set[str] = {name}
-    stack = [name]
-    while stack:
-        for source in graph.by_id[stack.pop()].inputs:
-            if source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return sum(id in graph.layers and graph.layers[id].is_kernel for id in seen)
+    """How many kernels lie before a layer, itself included."""
+    return sum(node.id in graph.layers and graph.layers[node.id].is_kernel for node in graph.walk([name]))

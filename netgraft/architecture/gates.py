@@ -28,18 +28,17 @@ def without_gates(graph: LayerGraph) -> LayerGraph:
 
 def gate_edges(graph: LayerGraph) -> Iterator[tuple[str, str]]:
     """(gate, multiplication) node ids, in execution order; never all operands of a multiplication."""
-    position = {node.id: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         operands = [id for id in node.inputs if id in graph.from_input]
         if node.op != "mul" or len(operands) < 2:
             continue
         for gate in operands:
-            if any(_is_gate(graph, gate, other, position) for other in operands if other != gate):
+            if any(_is_gate(graph, gate, other) for other in operands if other != gate):
                 yield gate, node.id
                 break
 
 
-def _is_gate(graph: LayerGraph, gate: str, other: str, position: dict[str, int]) -> bool:
+def _is_gate(graph: LayerGraph, gate: str, other: str) -> bool:
     whole = graph.by_id[other]
     squashed, smaller = False, False
     for node in _back(graph, graph.by_id[gate]):
@@ -48,7 +47,7 @@ def _is_gate(graph: LayerGraph, gate: str, other: str, position: dict[str, int])
     if squashed and smaller:
         return True
     return (squashed or smaller) and any(
-        _depends(graph, gate, origin.id, position)
+        _depends(graph, gate, origin.id)
         for origin in takewhile(lambda node: node.op not in SELECTS, _back(graph, whole))
     )
 
@@ -58,20 +57,12 @@ def _back(graph: LayerGraph, node: Node) -> Iterator[Node]:
     while True:
         yield node
         data = [id for id in node.inputs if id in graph.from_input]
-        if len(data) != 1 or (node.layer is not None and graph.layers[node.layer].is_kernel):
+        if len(data) != 1 or graph.kernel_of(node) is not None:
             return
         node = graph.by_id[data[0]]
 
 
-def _depends(graph: LayerGraph, node: str, origin: str, position: dict[str, int]) -> bool:
+def _depends(graph: LayerGraph, node: str, origin: str) -> bool:
     """Whether ``node`` was computed from ``origin``, another node."""
-    seen = {node}
-    stack = [node]
-    while stack:
-        for other in graph.by_id[stack.pop()].inputs:
-            if other == origin:
-                return True
-            if other not in seen and position[other] > position[origin]:
-                seen.add(other)
-                stack.append(other)
-    return False
+    first = graph.position[origin]
+    return any(each.id == origin for each in graph.walk([node], through=lambda each: graph.position[each.id] > first))

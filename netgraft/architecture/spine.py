@@ -61,22 +61,21 @@ def _join_plain(graph: LayerGraph, units: list[Unit]) -> Iterator[Unit]:
     while i < len(units):
         unit = units[i]
         i += 1
-        if len(unit.nodes) == 1 and _layer_of(graph, unit.exit, kernel=True):
-            for follows in ("norm", "relu"):
-                if i < len(units) and len(units[i].nodes) == 1 and _is(graph, units[i].exit, follows):
+        if len(unit.nodes) == 1 and graph.kernel_of(unit.exit):
+            for follows in (_is_norm, _is_relu):
+                if i < len(units) and len(units[i].nodes) == 1 and follows(graph, units[i].exit):
                     unit = Unit(unit.entry, unit.nodes + units[i].nodes, unit.layers + units[i].layers)
                     i += 1
         yield unit
 
 
-def _is(graph: LayerGraph, node: Node, what: str) -> bool:
-    return node.op == "relu" if what == "relu" else _layer_of(graph, node, kernel=False) is not None
+def _is_norm(graph: LayerGraph, node: Node) -> bool:
+    layer = graph.layer_of(node)
+    return node.op == "layer" and layer is not None and layer.is_norm
 
 
-def _layer_of(graph: LayerGraph, node: Node, *, kernel: bool) -> Layer | None:
-    """The kernel, or else norm, that the node is a call of."""
-    layer = graph.layers[node.layer] if node.op == "layer" and node.layer is not None else None
-    return layer if layer is not None and (layer.is_kernel if kernel else layer.is_norm) else None
+def _is_relu(graph: LayerGraph, node: Node) -> bool:  # noqa: ARG001
+    return node.op == "relu"
 
 
 def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
@@ -85,7 +84,7 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     A norm after it must be a batch norm, whose statistics can be set. A ReLU at the end leaves what is not negative, so
     the entry must come from a ReLU; without one the step is linear.
     """
-    kernel = _layer_of(graph, unit.nodes[0], kernel=True)
+    kernel = graph.kernel_of(unit.nodes[0])
     if kernel is None or kernel.calls > 1 or unit.entry is None or len(unit.layers) > 2:
         return False
     if kernel.kind != "linear" and not (kernel.kind in ("conv1d", "conv2d", "conv3d") and kernel.groups == 1):
@@ -111,7 +110,7 @@ def signature(graph: LayerGraph, unit: Unit) -> Hashable:
     steps = []
     for node in unit.nodes:
         sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
-        layer = graph.layers[node.layer] if node.layer is not None else None
+        layer = graph.layer_of(node)
         steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
     return tuple(steps)
 
@@ -139,10 +138,10 @@ def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:
 
 def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[str]:
     while True:
-        if node.op == "layer" and node.layer is not None:
-            layer = graph.layers[node.layer]
+        layer = graph.layer_of(node)
+        if node.op == "layer" and layer is not None:
             if layer.calls == 1 and (layer.is_norm or layer.is_kernel) and "weight" in layer.tensors:
-                yield node.layer
+                yield layer.name
             return
         sources = [inside[source] for source in node.inputs if source in inside]
         if node.op == "mul":
@@ -181,7 +180,8 @@ def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None
         elif current.op not in PASSES or len(current.inputs) != 1:
             return None
         current = graph.by_id[current.inputs[0]]
-    if current.layer is None or graph.layers[current.layer].kind != "linear":
+    layer = graph.layer_of(current)
+    if layer is None or layer.kind != "linear":
         return None
-    rows = graph.layers[current.layer].shape[0] // parts
-    return current.layer, part * rows, rows
+    rows = layer.shape[0] // parts
+    return layer.name, part * rows, rows

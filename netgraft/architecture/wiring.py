@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from netgraft.architecture.blocks import Block, Spaces, find_blocks, is_depthwise
+from netgraft.architecture.blocks import Block, Spaces, find_blocks
 from netgraft.architecture.chain import longest_chain
 from netgraft.architecture.gates import without_gates
 from netgraft.architecture.graph import Layer, LayerGraph
@@ -47,7 +47,7 @@ class Wiring:
         self.spaces = Spaces(self.ungated)
         self.blocks = find_blocks(self.ungated)
         self.block_of = {name: block for block in self.blocks for name in block.kernels}
-        self.heads = {layer.name for layer in graph.heads()}
+        self.heads = graph.head_names
         self.resolution = self._resolutions()
         self.fed_by = _fed_by(self.graph)
         on_chain = self.position = {name: i for i, name in enumerate(self.chain)}
@@ -85,7 +85,7 @@ class Wiring:
         for i, (name, run) in enumerate(zip(names, self._runs(names), strict=True)):
             layer, block = self.graph.layers[name], self.block_of.get(name)
             reads, writes = self.spaces.of(name)
-            to_stream = None if is_depthwise(layer) else self.spaces.is_stream(writes)
+            to_stream = None if layer.is_depthwise else self.spaces.is_stream(writes)
             found.append(
                 Place(
                     layer=layer,
@@ -96,7 +96,7 @@ class Wiring:
                     from_stream=self.spaces.is_stream(reads),
                     to_stream=to_stream,
                     opens=to_stream and not seen.intersection(writes),
-                    depthwise=is_depthwise(layer),
+                    depthwise=layer.is_depthwise,
                     attention=block is not None and block.attention,
                     resolution=self.resolution.get(name),
                     depth=i / max(len(names) - 1, 1),

@@ -109,7 +109,7 @@ def _parameter(graph: LayerGraph, id: str) -> Layer | None:
     node = graph.by_id[id]
     while node.op in MOVES and len(node.inputs) == 1 and node.op != "slice":
         node = graph.by_id[node.inputs[0]]
-    return graph.layers[node.layer] if node.op == "parameter" and node.layer is not None else None
+    return graph.layer_of(node) if node.op == "parameter" else None
 
 
 def _run(groups: Groups, key: str, axis: int) -> Var | None:
@@ -175,13 +175,6 @@ def _touches(groups: Groups, key: str, run: Var) -> bool:
 
 def _joins(graph: LayerGraph, layer: Layer) -> bool:
     """Whether a parameter is put in front of other tokens, or added to them, rather than multiplied with."""
-    stack, seen = [node.id for node in graph.nodes if node.layer == layer.name], set()
-    while stack:
-        for reader in graph.readers[stack.pop()]:
-            node = graph.by_id[reader]
-            if node.op in ("cat", "add"):
-                return True
-            if node.op in MOVES and reader not in seen:
-                seen.add(reader)
-                stack.append(reader)
-    return False
+    starts = [node.id for node in graph.nodes if node.layer == layer.name]
+    reached = graph.walk(starts, forwards=True, through=lambda node: node.op in MOVES or node.id in starts)
+    return any(node.op in ("cat", "add") for node in reached)

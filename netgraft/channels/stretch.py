@@ -33,8 +33,8 @@ def stretch(
         if state is None:
             return None
         states[node.id] = state
-        if state == "normed" and node.layer is not None:
-            norms.add(graph.layers[node.layer].kind)
+        if state == "normed" and (layer := graph.layer_of(node)):
+            norms.add(layer.kind)
     if norms == {"layer_norm"}:
         return "layer_norm"
     return "rms_norm" if norms == {"rms_norm"} else None
@@ -42,7 +42,7 @@ def stretch(
 
 def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[State], scaled: bool) -> State | None:
     """What the node's output holds of the run; None if the node does what a stretched run does not survive."""
-    layer = graph.layers[node.layer] if node.layer is not None else None
+    layer = graph.layer_of(node)
     if layer is not None:
         return _layer_state(groups, run, layer, inputs)
     if not inputs:
@@ -65,9 +65,7 @@ def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> 
         return _writes(axes[-1:], run) if axes else "absent"
     if layer.kind == "embedding":
         return _writes(axes[1:], run)
-    if layer.kind == "linear" or (
-        layer.kind.startswith("conv") and layer.groups == 1 and "transpose" not in layer.kind
-    ):
+    if layer.kind == "linear" or (layer.is_conv and layer.groups == 1 and layer.in_axis == 1):
         reads = any(var is run for axis in axes[1:2] for var in variables(axis))
         if reads and normal(axes[1]) is not run:
             return None

@@ -40,7 +40,7 @@ class Proportional:
 
 
 def _places(graph: LayerGraph, chain: Sequence[str]) -> list[Place]:
-    level, heads = levels(graph), {layer.name for layer in graph.heads()}
+    level, heads = levels(graph), graph.head_names
     return [(graph.layers[name].kind, name in heads, round(level[name], 1)) for name in chain]
 
 

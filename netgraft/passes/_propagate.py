@@ -128,18 +128,18 @@ class _Walk:
     def layer(self, node: fx.Node, given: Moments) -> Moments:
         name, shape = str(node.target), node.meta["shape"]
         module = self.module.get_submodule(name)
-        facts = self.replay.graph.by_id[self.replay.ids[node]].facts
-        kind = self.replay.graph.layers[self.replay.graph.by_id[self.replay.ids[node]].layer or ""].kind
-        if facts.get("prepared") or facts.get("others"):
+        called = self.replay.graph.by_id[self.replay.ids[node]]
+        layer = self.replay.graph.layers[called.layer or ""]
+        if called.facts.get("prepared") or called.facts.get("others"):
             raise Stop("a layer that does more than its kind")
         if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
             return _gaussian.through_conv(given, module.weight, module.bias, module.groups, shape)
         if isinstance(module, nn.Linear):
             return _gaussian.through_linear(given, module.weight, module.bias, shape)
-        if kind == "activation":
+        if layer.kind == "activation":
             mean, cov = given.along(1)
             return _gaussian.elementwise(_gaussian.spread(mean, cov, shape, 1), lambda x: module(x.float()).double())
-        raise Stop(f"no rule for a {kind}")
+        raise Stop(f"no rule for a {layer.kind}")
 
     # -- operations ----------------------------------------------------------------------------------------------
 

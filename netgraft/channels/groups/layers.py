@@ -37,7 +37,7 @@ def call_layer(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tens
             fix(axis)
     for slot in layer.tensors.values():
         kernel = layer.is_kernel and slot.shape == layer.shape
-        known.place(slot, [Fixed(size) for size in slot.shape], [_reads(layer)] if kernel else ())
+        known.place(slot, [Fixed(size) for size in slot.shape], [layer.in_axis] if kernel else ())
     return [Fixed(size) for size in node.shape]
 
 
@@ -46,7 +46,7 @@ def _by_kind(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensor
     if data is None or len(data) != len(layer.in_shape or data):
         return None
     output = None
-    if layer.kind.startswith("conv") and layer.kind != "conv_dynamic":
+    if layer.is_conv and layer.kind != "conv_dynamic":
         output = conv(layer, data, node.shape, known)
     elif layer.kind == "linear":
         output = linear(layer, data, known, sure=_is_left(node, values))
@@ -59,7 +59,7 @@ def _by_kind(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensor
     elif layer.kind == "rnn":
         output = recurrent(layer, data, known)
     if output is not None and bias is not None:
-        unify(bias, output[1 if layer.kind.startswith("conv") else -1])
+        unify(bias, output[layer.out_axis])
     if output is not None and REDUCES_WEIGHT & set(node.facts.get("prepared", ())):
         for slot in layer.tensors.values():
             if slot.shape == layer.shape:
@@ -117,11 +117,6 @@ def _summed(node: Node, place: int, rank: int) -> list[int]:
         return [rank - 1 if place == 0 else rank - 2]
     inputs, _, output = str(node.facts["args"][0]).replace(" ", "").partition("->")
     return [d for d, label in enumerate(inputs.split(",")[place]) if label not in output]
-
-
-def _reads(layer: Layer) -> int:
-    """The axis of the weight along which a layer reads channels."""
-    return 0 if layer.kind.startswith("conv_transpose") or layer.transposed else 1
 
 
 def _is_unclear(layer: Layer, node: Node) -> bool:

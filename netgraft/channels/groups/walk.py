@@ -47,8 +47,8 @@ class Walk:
                         fix(axis)
         elif node.op in ("parameter", "weight") and node.layer is not None:
             values[node.id] = self.tensors.use(self._slot(node))
-        elif node.op == "layer" and node.layer is not None:
-            values[node.id] = call_layer(self.graph.layers[node.layer], node, values, self.tensors, self.mixed)
+        elif node.op == "layer" and (layer := self.graph.layer_of(node)):
+            values[node.id] = call_layer(layer, node, values, self.tensors, self.mixed)
         elif node.op == "getitem":
             values[node.id] = self._item(node)
         else:

@@ -109,7 +109,7 @@ class Jobs:
 
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
-        axis = channel_axis(shape, layer.out_channels, layer.kind, permuted=_permuted(replay.graph, layer.name, id))
+        axis = channel_axis(shape, layer, permuted=_permuted(replay.graph, layer.name, id))
         return layout_of(shape, axis, self.batch)
 
     def _watch_source(self, jobs: Sequence[Job]) -> None:
