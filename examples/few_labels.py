@@ -93,8 +93,9 @@ def transferred(net: str, seed: int, folder: Path) -> Path:
 
     from netgraft.files.checkpoint import read_provenance, write_checkpoint
     from netgraft.models.model import load_model
+    from netgraft.models.side import Side, own_weights
     from netgraft.plan import KEPT, Plan
-    from netgraft.transfer import Side, own_weights, transfer
+    from netgraft.transfer import transfer
 
     once, drawn = folder / f"{net}.safetensors", folder / f"{net}-{seed}.safetensors"
     reference, arguments = NETS[net]

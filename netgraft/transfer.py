@@ -8,9 +8,9 @@ Every refusal comes before the first tensor is touched, and nothing is written b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,43 +22,12 @@ from netgraft.evidence.receipt import check_exact, make_receipt
 from netgraft.files.checkpoint import check_output, write_checkpoint
 from netgraft.graft import graft
 from netgraft.models.importance import channel_norms
-from netgraft.models.model import Model, load_model, read_weights
+from netgraft.models.model import Model, read_weights
+from netgraft.models.side import Side, own_weights
 from netgraft.passes.protocol import Pictures
 from netgraft.passes.run import find_device, plan_passes, run_passes
 from netgraft.plan import DISTILLED, KEPT, REFITTED, SET, Plan, WantedPass
 from netgraft.trace import trace
-
-
-@dataclass(frozen=True)
-class Side:
-    """What the user says about one of the two models."""
-
-    reference: str
-    role: Literal["source", "target"]
-    args: Mapping[str, object] = field(default_factory=dict)
-    input_size: tuple[int, ...] | None = None
-    weights: Path | None = None  # a file instead of the reference's own pretrained weights
-    random: bool = False  # random weights, for trying things out
-    allow_nonfinite: bool = False
-
-    def load(self) -> Model:
-        return load_model(
-            self.reference,
-            role=self.role,
-            args=self.args,
-            input_size=self.input_size,
-            weights_file=self.weights,
-            random_weights=self.random,
-        )
-
-    def recorded(self, model: Model) -> dict[str, Any]:
-        """What a written checkpoint tells of this side beside the reference, so that ``verify`` can load it again."""
-        given = "file" if self.weights or model.reference.weights else "pretrained" if model.weights else "none"
-        return {
-            "args": [f"{name}={literal(self.args[name])}" for name in sorted(self.args)],
-            "input_size": self.input_size,
-            "weights": "random" if self.random else given,
-        }
 
 
 @dataclass(frozen=True)
@@ -244,21 +213,6 @@ def transfer(
     return planned
 
 
-def own_weights(model: Model, seed: int, *, allow_nonfinite: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The target's own state_dict, and where it is from: its weights file if it has one, else a draw with ``seed``.
-
-    The caller's random state is untouched.
-    """
-    if model.weights is not None:
-        own = read_weights(model, allow_nonfinite=allow_nonfinite)
-        return own.tensors, asdict(own.origin)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
-        state = model.build().state_dict()
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, {"description": f"the target's own initialisation with seed {seed}"}
-
-
 def check_coverage(plan: Plan, fail_under: float) -> None:
     """Raise CheckFailed if less than ``fail_under`` percent of the target's elements come from the source."""
     percent = 100 * source_share(plan)
@@ -281,19 +235,3 @@ def source_share(plan: Plan) -> float:
     coverage = plan.coverage()
     total = sum(coverage.values())
     return (total - coverage[KEPT] - coverage[SET]) / total if total else 0.0
-
-
-def literal(value: object) -> str:
-    """The Python literal of an argument, the same in every process; <type> for what has none."""
-    match value:
-        case list():
-            return f"[{', '.join(map(literal, value))}]"
-        case tuple():
-            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
-        case set() if value:
-            return f"{{{', '.join(sorted(map(literal, value)))}}}"
-        case dict():
-            return f"{{{', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items())}}}"
-        case None | bool() | int() | float() | complex() | str() | bytes():
-            return repr(value)
-    return f"<{type(value).__name__}>"

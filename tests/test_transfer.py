@@ -19,9 +19,10 @@ import netgraft
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, OutputError
 from netgraft.files import checkpoint
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side
 from netgraft.plan import Plan
 from netgraft.trace import trace
-from netgraft.transfer import Side, make_plan, source_share, transfer
+from netgraft.transfer import make_plan, source_share, transfer
 
 ROOT = Path(__file__).parents[1]
 MY_ARCH = ROOT / "examples" / "my_arch.py"
@@ -227,7 +228,8 @@ def test_ten_runs_give_the_same_bytes(tmp_path):
         import sys
         from pathlib import Path
         import torch
-        from netgraft.transfer import Side, transfer
+        from netgraft.models.side import Side
+        from netgraft.transfer import transfer
         for threads in sys.argv[2:]:
             torch.set_num_threads(int(threads))
             out = Path(sys.argv[1]) / f"{threads}.safetensors"

@@ -12,8 +12,9 @@ from support.command_line import run
 from netgraft.errors import NothingToTransfer
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.embedded.catalogue import weights_path
+from netgraft.models.side import Side
 from netgraft.plan import Plan
-from netgraft.transfer import Side, make_plan, transfer
+from netgraft.transfer import make_plan, transfer
 
 SOURCE = Side("netgraft:resnet20-glyphs", "source")
 NET = """

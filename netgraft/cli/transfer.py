@@ -45,7 +45,8 @@ from netgraft.report.progress import progress
 from netgraft.report.text import safe, size_text
 
 if TYPE_CHECKING:
-    from netgraft.transfer import Planned, Side
+    from netgraft.models.side import Side
+    from netgraft.transfer import Planned
 
 
 @command(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
+from netgraft.models.side import Side
 from netgraft.score.probe import Bench, Progress, Scores, Settings
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 
 def compare(

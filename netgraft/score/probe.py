@@ -26,11 +26,11 @@ from netgraft.errors import CheckFailed, NetgraftError, UsageError
 from netgraft.files.checkpoint import file_sha256, read_provenance
 from netgraft.models.model import Model, load_model, read_weights
 from netgraft.models.references import parse_reference
+from netgraft.models.side import Side, own_weights
 from netgraft.score.features import Frozen
 from netgraft.score.interval import Interval, paired_difference, wilson
 from netgraft.score.ridge import fit_ridge
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 Bn = Literal["recalibrate", "as-is"]
 Verdict = Literal["better", "no difference", "worse"]

@@ -24,8 +24,9 @@ from netgraft.evidence import receipt as receipts
 from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import derived_share, make_receipt
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side, literal
 from netgraft.plan import Kept, Move, Step
-from netgraft.transfer import Side, literal, make_plan, transfer
+from netgraft.transfer import make_plan, transfer
 
 
 def net(text=NET, **kwargs):
@@ -428,7 +429,8 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
         from pathlib import Path
         import torch
         from netgraft.evidence import receipt
-        from netgraft.transfer import Side, transfer
+        from netgraft.models.side import Side
+        from netgraft.transfer import transfer
         threads = int(sys.argv[1])
         torch.set_num_threads(threads)
         net = "netgraft:resnet20-glyphs"

@@ -11,8 +11,9 @@ from support.command_line import NET, link_examples, run, state, write_net, writ
 
 from netgraft.evidence.checks import Whereabouts, verify
 from netgraft.files.checkpoint import read_header, read_provenance, write_checkpoint
+from netgraft.models.side import Side
 from netgraft.report import ledger
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 OUT = "out.safetensors"
 CHECKS = [

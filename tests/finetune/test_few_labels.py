@@ -13,7 +13,8 @@ from netgraft.data.opening import load_data
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.settings import Settings
-from netgraft.transfer import Side, transfer
+from netgraft.models.side import Side
+from netgraft.transfer import transfer
 
 FILE = Path(__file__).parents[2] / "examples" / "few_labels.py"
 TINY = ["--methods", "plain", "--inits", "scratch", "--samples", "5", "--epochs", "2", "--seeds", "1"]

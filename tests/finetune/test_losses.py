@@ -13,7 +13,8 @@ from netgraft.errors import UsageError
 from netgraft.files.checkpoint import file_sha256
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.methods.kd import soft_divergence
-from netgraft.transfer import Side, transfer
+from netgraft.models.side import Side
+from netgraft.transfer import transfer
 
 
 @pytest.fixture

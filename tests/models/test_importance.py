@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side
 from netgraft.plan import Plan
-from netgraft.transfer import Side, make_plan, transfer
+from netgraft.transfer import make_plan, transfer
 
 
 def test_a_transfer_keeps_the_channels_of_large_weights(tmp_path):

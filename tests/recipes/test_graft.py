@@ -14,9 +14,10 @@ from netgraft import plugins
 from netgraft.files.checkpoint import read_provenance
 from netgraft.graft import graft
 from netgraft.models.importance import channel_norms
+from netgraft.models.side import Side
 from netgraft.operators.apply import apply_steps
 from netgraft.plan import Plan, Step
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 SIZE = (3, 16, 16)
 

@@ -17,11 +17,12 @@ from netgraft.data.opening import load_data, open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
 from netgraft.models.model import load_model
+from netgraft.models.side import Side, own_weights
 from netgraft.score.compare import compare
 from netgraft.score.features import Frozen, pooled
 from netgraft.score.probe import Settings, check_scratch, score
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights, transfer
+from netgraft.transfer import transfer
 
 GLYPHS = "netgraft:resnet20-glyphs"
 FEW = Settings("netgraft:digits", samples_per_class=10)
