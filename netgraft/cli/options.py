@@ -222,7 +222,7 @@ def read_given(
         "head": "always" if head else None,
         "labels": read_labels(labels) if labels is not None else None,
         "exact": exact,
-        "maps": tuple(f"{there}={here}" for there, here in parse_maps(map, map_file)),
+        "maps": parse_maps(map, map_file),
         "skip": parse_skips(skip),
         "generator": images,
         "keep_head": keep_head,

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.side import Side
 from netgraft.plan import Plan
-from netgraft.transfer import make_plan, transfer
+from netgraft.planning import TransferRequest, make_plan
+from netgraft.transfer import transfer
 
 
 def test_a_transfer_keeps_the_channels_of_large_weights(tmp_path):
@@ -30,10 +31,10 @@ def test_a_transfer_keeps_the_channels_of_large_weights(tmp_path):
         Side(str(target), "target"),
     )
     options = {"shrink": "importance"}
-    dry = make_plan(*sides, recipe="grow", options=options).plan
+    dry = make_plan(TransferRequest(*sides, recipe="grow", options=options)).plan
     assert any("chosen by their weights" in warning for warning in dry.warnings)
     output = tmp_path / "init.safetensors"
-    written = transfer(*sides, output, recipe="grow", options=options, receipt=False).plan
+    written = transfer(TransferRequest(*sides, output, recipe="grow", options=options, receipt=False)).plan
     assert not any("chosen by their weights" in warning for warning in written.warnings)
     narrow = load_file(output)[key]
     rows = narrow.shape[0]

@@ -18,6 +18,7 @@ from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
 from netgraft.models.model import load_model
 from netgraft.models.side import Side, own_weights
+from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
 from netgraft.score.features import Frozen, pooled
 from netgraft.score.probe import Settings, check_scratch, score
@@ -51,7 +52,11 @@ class Net(nn.Module):
 def init(tmp_path_factory):
     """The embedded net into itself with ten classes."""
     file = tmp_path_factory.mktemp("init") / "init.safetensors"
-    transfer(Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt"
+        )
+    )
     return file
 
 
@@ -341,11 +346,13 @@ def test_examples_run(command, tmp_path, monkeypatch):
     lines = [line.strip() for line in page.stdout.partition("Examples:\n")[2].splitlines() if line.strip()]
     assert lines
     transfer(
-        Side(GLYPHS, "source"),
-        Side("examples/my_arch.py", "target"),
-        Path("init.safetensors"),
-        receipt=False,
-        recipe="hmt",
+        TransferRequest(
+            Side(GLYPHS, "source"),
+            Side("examples/my_arch.py", "target"),
+            Path("init.safetensors"),
+            receipt=False,
+            recipe="hmt",
+        )
     )
     for line in lines:
         program, *words = shlex.split(line)
