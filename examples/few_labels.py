@@ -93,13 +93,16 @@ def transferred(net: str, seed: int, folder: Path) -> Path:
 
     from netgraft.files.checkpoint import read_provenance, write_checkpoint
     from netgraft.models.model import load_model
+    from netgraft.models.side import Side, own_weights
     from netgraft.plan import KEPT, Plan
-    from netgraft.transfer import Side, own_weights, transfer
+    from netgraft.planning import TransferRequest
+    from netgraft.transfer import transfer
 
     once, drawn = folder / f"{net}.safetensors", folder / f"{net}-{seed}.safetensors"
     reference, arguments = NETS[net]
     if not once.exists():
-        transfer(Side(SOURCE, "source"), Side(reference, "target", args=arguments), once, seed=0, device="cpu")
+        sides = Side(SOURCE, "source"), Side(reference, "target", args=arguments)
+        transfer(TransferRequest(*sides, once, seed=0, device="cpu"))
     if not drawn.exists():
         provenance = read_provenance(once)
         fates = Plan.from_json(provenance["plan"]).fates

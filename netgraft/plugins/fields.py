@@ -56,6 +56,11 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
+def _is_named(arguments: tuple[Any, ...]) -> bool:
+    """Whether a tuple is a pair of names, written a=b."""
+    return arguments == (str, str)
+
+
 def _is_enum(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Enum)
 
@@ -74,7 +79,10 @@ def type_text(annotation: Any) -> str:
     if _is_enum(annotation):
         return f"one of {', '.join(str(member.value) for member in annotation)}"
     if typing.get_origin(annotation) is tuple and arguments[-1:] == (Ellipsis,):
-        return f"comma-separated {type_text(arguments[0])}s"
+        named = _is_named(typing.get_args(arguments[0]))
+        return "comma-separated NAME=NAME" if named else f"comma-separated {type_text(arguments[0])}s"
+    if typing.get_origin(annotation) is tuple and _is_named(arguments):
+        return "NAME=NAME"
     if typing.get_origin(annotation) is tuple:
         return ",".join(type_text(argument) for argument in arguments)
     return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
@@ -124,7 +132,9 @@ def _read_union(value: object, arguments: tuple[Any, ...]) -> Any:
 
 
 def _read_tuple(value: object, text: str | None, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    if text is not None:
+    if text is not None and _is_named(arguments):
+        value = [part.strip() for part in text.split("=", 1)]
+    elif text is not None:
         value = [part.strip() for part in text.strip("()[]").rstrip(", ").split(",")] if text.strip("()[] ") else []
     if not isinstance(value, (list, tuple)):
         raise ValueError

@@ -112,9 +112,10 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 def _options(plan: Plan) -> str:
     """The options that say something: switched off and absent ones do not."""
-    return "".join(
-        f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])
-    )
+    told = {name: value for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])}
+    if "maps" in told:  # pairs; older ledgers hold them as text
+        told["maps"] = ["=".join(pair) if isinstance(pair, (list, tuple)) else pair for pair in told["maps"]]
+    return "".join(f", {name} {value}" for name, value in told.items())
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:

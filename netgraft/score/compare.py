@@ -8,8 +8,10 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
 from netgraft.score.probe import Bench, Progress, Scores, Settings
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 
 def compare(
@@ -41,7 +43,7 @@ def compare(
             file = Path(folder, f"{number}.safetensors")
             progress(f"making the initialisation {name}")
             try:
-                transfer(source, target, file, recipe=name, receipt=False, progress=progress)
+                transfer(TransferRequest(source, target, file, recipe=name, receipt=False), progress=progress)
             except NetgraftError as error:
                 refused[name] = error.what
                 errors.append(error)

@@ -26,11 +26,11 @@ from netgraft.evidence.recorded import choose_normalisation
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.model import load_model, read_weights
 from netgraft.models.normalisation import Normalisation
+from netgraft.models.side import Side, own_weights
 from netgraft.score.features import Frozen
 from netgraft.score.interval import Interval, paired_difference, wilson
 from netgraft.score.ridge import fit_ridge
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 Bn = Literal["recalibrate", "as-is"]
 Verdict = Literal["better", "no difference", "worse"]

@@ -29,9 +29,9 @@ from netgraft.finetune.settings import Settings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
 from netgraft.models.construct import brief, user_line
 from netgraft.models.model import Model, load_model
+from netgraft.models.side import own_weights
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.trace import trace
-from netgraft.transfer import own_weights
 
 Progress = Callable[[str], None]
 
