@@ -18,7 +18,7 @@ from torch import Tensor
 from netgraft.errors import OutputError, UsageError
 from netgraft.files.atomic import written
 from netgraft.files.checkpoint import write_checkpoint
-from netgraft.finetune.settings import Settings, option
+from netgraft.finetune.settings import TrainingSettings, option
 
 CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
 OURS = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
@@ -34,7 +34,7 @@ class Folder:
     def state(self) -> Path:
         return self.path / STATE
 
-    def check(self, settings: Settings, *, resume: bool, force: bool) -> bool:
+    def check(self, settings: TrainingSettings, *, resume: bool, force: bool) -> bool:
         """Whether there is a state to go on from. Raises before anything is written: OutputError, UsageError."""
         path = self.path
         if path.exists() and not path.is_dir():
@@ -53,7 +53,7 @@ class Folder:
         self._check_same(settings)
         return True
 
-    def _check_same(self, settings: Settings) -> None:
+    def _check_same(self, settings: TrainingSettings) -> None:
         try:
             before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -66,7 +66,7 @@ class Folder:
             hint = f"Type {again}, or choose another --out."
             raise UsageError("A training goes on with the settings that it began with.", where=where, hint=hint)
 
-    def create(self, settings: Settings) -> None:
+    def create(self, settings: TrainingSettings) -> None:
         """An empty folder with the configuration; what was there of a training is removed."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UnknownName, UsageError
-from netgraft.finetune.protocol import Pair
+from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.toolbox.taps import shapes
 from netgraft.passes.refitting.pairing import follow_points
 from netgraft.plan import DISTILLED, REFITTED, Plan
@@ -59,7 +59,7 @@ def measure(
     images: tuple[Tensor, Tensor],  # for the source, for the target
     *,
     chosen: bool,
-) -> tuple[Pair, ...]:
+) -> tuple[FeaturePair, ...]:
     """The pairs with the shapes of their outputs. Both networks run once.
 
     Pairs that cannot be compared are left out: of maps with vectors, of layers that do not run, of classifiers.
@@ -73,7 +73,7 @@ def measure(
     found = []
     for a, b in names:
         if a in theirs and b in ours and len(theirs[a]) == len(ours[b]):
-            found.append(Pair(a, b, theirs[a], ours[b]))
+            found.append(FeaturePair(a, b, theirs[a], ours[b]))
         elif chosen:
             there, here = theirs.get(a, "none"), ours.get(b, "none")
             hint = "Outputs must have as many axes, and be none of the classifier's."
@@ -81,13 +81,13 @@ def measure(
     return tuple(found)
 
 
-def last_of_stages(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def last_of_stages(pairs: Sequence[FeaturePair]) -> tuple[FeaturePair, ...]:
     """The last pair of each stage: of those whose target outputs have one height and width, or length."""
     last = {pair.target_shape[1:] if len(pair.target_shape) == 3 else len(pair.target_shape): pair for pair in pairs}
     return tuple(pair for pair in pairs if pair in last.values())
 
 
-def check_some(pairs: Sequence[Pair], source: str, target: str) -> None:
+def check_some(pairs: Sequence[FeaturePair], source: str, target: str) -> None:
     if not pairs:
         hint = f"Name them: --pairs SOURCE:TARGET; netgraft inspect-chains {source} {target} shows the layers."
         raise UsageError("No layers of the source and the target are paired.", where=f"{source}, {target}", hint=hint)

@@ -14,13 +14,13 @@ from netgraft.errors import UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.run import SourceNet
-from netgraft.finetune.protocol import Pair
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.protocol import FeaturePair
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import Model, load_model, read_weights
 from netgraft.models.normalisation import Normalisation, normalisation_of
 
 
-def load_source(settings: Settings) -> Model | None:
+def load_source(settings: TrainingSettings) -> Model | None:
     """The source that the user named, unread. Raises what ``load_model`` raises."""
     if settings.source is None:
         return None
@@ -35,7 +35,7 @@ def load_source(settings: Settings) -> Model | None:
 
 
 def build_source(
-    settings: Settings, source: Model, size: tuple[int, ...], ours: Normalisation, device: torch.device
+    settings: TrainingSettings, source: Model, size: tuple[int, ...], ours: Normalisation, device: torch.device
 ) -> tuple[SourceNet, dict[str, Any]]:
     """The source with its weights, in eval mode and without gradients, and what provenance tells of it.
 
@@ -80,7 +80,7 @@ def _adapter(
 
 
 def make_cache(
-    settings: Settings, source: dict[str, Any], loader: Loader, pairs: tuple[Pair, ...]
+    settings: TrainingSettings, source: dict[str, Any], loader: Loader, pairs: tuple[FeaturePair, ...]
 ) -> FeatureCache | None:
     """The cache of the source's features, if it is wanted. Raises UsageError where views never come again."""
     if settings.cache is None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import check_places, features, pairs_of
 from netgraft.finetune.toolbox.terms import match_size
 
@@ -52,7 +52,7 @@ class AttentionTransfer:
             yield Update(("target",), {"task": run.task(here, batch), "at": beta * torch.stack(distances).sum()})
 
 
-def _with_places(run: Run) -> list[Pair]:
+def _with_places(run: Run) -> list[FeaturePair]:
     pairs = [pair for pair in pairs_of(run) if len(pair.target_shape) > 1]
     if not pairs:
         hint = "Name layers that put out maps or tokens: --pairs SOURCE:TARGET"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Seen, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
@@ -70,16 +70,16 @@ class FeatureMatching:
             yield Update(("target", "adapters"), losses)
 
 
-def _compared(pairs: tuple[Pair, ...], match: str) -> list[Pair]:
+def _compared(pairs: tuple[FeaturePair, ...], match: str) -> list[FeaturePair]:
     if match == "single":
         return [pairs[-1]]
     if match == "all":
-        each = (Pair(a.source, b.target, a.source_shape, b.target_shape) for b in pairs for a in pairs)
+        each = (FeaturePair(a.source, b.target, a.source_shape, b.target_shape) for b in pairs for a in pairs)
         pairs = tuple(pair for pair in each if len(pair.source_shape) == len(pair.target_shape))
     return list(dict.fromkeys(pairs))
 
 
-def _distance(run: Run, pairs: list[Pair], adapters: nn.Module, here: Seen, there: Seen) -> Tensor:
+def _distance(run: Run, pairs: list[FeaturePair], adapters: nn.Module, here: Outputs, there: Outputs) -> Tensor:
     """The sum over the pairs; a map of the source is resized once for each size of the target's."""
     ours, theirs = features(run.target_module, here), features(run.source_module, there)
     resized: dict[tuple[str, tuple[int, ...]], Tensor] = {}

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
@@ -53,6 +53,6 @@ class KnowDist:
             yield Update(tuple(parts), {"task": run.task(here, batch), "knowdist": self.beta * distance})
 
 
-def _adapter(pair: Pair) -> nn.Module:
+def _adapter(pair: FeaturePair) -> nn.Module:
     theirs = width(pair.source_shape)
     return nn.Identity() if theirs == width(pair.target_shape) else adapter(pair.target_shape, theirs)

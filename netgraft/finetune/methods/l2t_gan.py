@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Part, Run, Seen, Update
+from netgraft.finetune.protocol import Batch, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import features
 from netgraft.finetune.toolbox.adversary import recognised, reverse
 from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, Gan, discriminator_loss, generator_loss
@@ -18,7 +18,7 @@ from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
-    Weights,
+    MatchingWeights,
     coefficients,
     distances,
     first_order_loss,
@@ -105,8 +105,8 @@ class L2TGAN:
             found["discriminators"] = Part(adversaries, lr=self.gan_lr, opt="adam", weight_decay=0.0, options=betas)
         return found
 
-    def _weights(self, pairs: Sequence[object]) -> Weights:
-        return Weights(pairs, networks=self.weights == "network", losses=False)  # type: ignore[arg-type]
+    def _weights(self, pairs: Sequence[object]) -> MatchingWeights:
+        return MatchingWeights(pairs, networks=self.weights == "network", losses=False)  # type: ignore[arg-type]
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         for batch in batches:
@@ -135,7 +135,7 @@ class L2TGAN:
                 yield Update(("weights",), {"meta": meta})
             note(run, turn.w, turn.ones)
 
-    def _mmd(self, run: Run, batch: Batch, here: Seen) -> dict[str, Tensor]:
+    def _mmd(self, run: Run, batch: Batch, here: Outputs) -> dict[str, Tensor]:
         """gamma |mean S(I_s) - mean T(I_t)|^2 over all processes' images; with ``ddc`` T(I_s)."""
         if not self.gamma:
             return {}
@@ -165,7 +165,7 @@ class _Turn:
         adversaries = parts["discriminators"].module if method.lam else None
         self.adversaries = adversaries if isinstance(adversaries, Discriminators) else None
 
-    def adapted(self, here: Seen) -> list[Tensor]:
+    def adapted(self, here: Outputs) -> list[Tensor]:
         with self.run.autocast():
             found: list[Tensor] = self.adapters(features(self.run.target_module, here))
         return [one.float() for one in found]

@@ -12,7 +12,7 @@ from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
-    Weights,
+    MatchingWeights,
     coefficients,
     distances,
     matching_loss,
@@ -58,7 +58,7 @@ class L2TWW:
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         pairs = pairs_to_match(run, self.match)
-        weights = Weights(pairs, losses=self.loss_weights, start=self.weight_start)
+        weights = MatchingWeights(pairs, losses=self.loss_weights, start=self.weight_start)
         return {
             "target": Part(run.target_module),
             "adapters": Part(Adapters(pairs)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Run, Seen
+from netgraft.finetune.protocol import Batch, Need, Outputs, Run
 from netgraft.finetune.toolbox.taps import first_tensor, submodule
 
 FEATURES, LOGITS = "features", "logits"
@@ -76,7 +76,7 @@ def _task(run: Run, labelled: Sequence[tuple[Tensor, Batch]]) -> Tensor:
     """The mean cross-entropy over all images that have labels."""
     logits = torch.cat([logits for logits, _ in labelled])
     x, y, ids = (torch.cat([getattr(batch, name) for _, batch in labelled]) for name in ("x", "y", "ids"))
-    return run.task(Seen(logits, {}), Batch(x, y, ids))
+    return run.task(Outputs(logits, {}), Batch(x, y, ids))
 
 
 def head_of(run: Run) -> str:
