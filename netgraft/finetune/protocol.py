@@ -19,9 +19,9 @@ generator, which then sees the stepped parameters. So a paper's algorithm reads 
 
         def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
             for batch in batches:
-                here, there = run.target(batch), run.source(batch, logits=False)
-                distance = sum(...)                        # here.at[pair.target], there.at[pair.source]
-                yield Update(("target", "adapters"), {"task": run.task(here, batch), "fm": self.beta * distance})
+                target, source = run.target(batch), run.source(batch, logits=False)
+                distance = sum(...)                        # target.at[pair.target], source.at[pair.source]
+                yield Update(("target", "adapters"), {"task": run.task(target, batch), "fm": self.beta * distance})
 
 Class variables (``typing.ClassVar``; all but ``needs`` may be left out). They are read with ``ast``, so write literals:
 

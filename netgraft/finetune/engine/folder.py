@@ -21,7 +21,7 @@ from netgraft.files.checkpoint import write_checkpoint
 from netgraft.finetune.settings import TrainingSettings, option
 
 CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
-OURS = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
+WRITTEN = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
 
 
 class Folder:
@@ -42,8 +42,8 @@ class Folder:
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not os.access(above, os.W_OK | os.X_OK):
             raise OutputError("The output's folder is not writable.", where=str(above), hint="Choose another --out.")
-        there = [name for name in OURS if (path / name).exists()]
-        if not there or (force and not resume):
+        begun = any((path / name).exists() for name in WRITTEN)
+        if not begun or (force and not resume):
             return False
         if not resume:
             hint = "Add --resume auto to go on with it, --force to begin anew, or choose another --out."
@@ -70,7 +70,7 @@ class Folder:
         """An empty folder with the configuration; what was there of a training is removed."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in OURS:
+            for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
             self._write(CONFIG, json.dumps(settings.document(), indent=2) + "\n")
         except OSError as error:

@@ -189,12 +189,12 @@ def _measure(
     names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, *, chosen: bool, computed: bool
 ) -> tuple[FeaturePair, ...]:
     if chosen:
-        for theirs, ours in names:
-            submodule(net.module, theirs), submodule(module, ours)
+        for source_layer, target_layer in names:
+            submodule(net.module, source_layer), submodule(module, target_layer)
     if computed:
-        there = places(net.module, net.adapt(images), (theirs for theirs, _ in names))
-        here = places(module, images, (ours for _, ours in names))
-        seen = [(there[a], here[b]) for a, b in names if a in there and b in here]
+        in_source = places(net.module, net.adapt(images), (source_layer for source_layer, _ in names))
+        in_target = places(module, images, (target_layer for _, target_layer in names))
+        seen = [(in_source[a], in_target[b]) for a, b in names if a in in_source and b in in_target]
         names = list(dict.fromkeys(seen))
     training = module.training
     found = pairing.measure(names, net.module, module.eval(), (net.adapt(images), images), chosen=chosen)

@@ -61,12 +61,12 @@ class FeatureMatching:
         if self.hint_epochs:
             _begin_momentum(run.optimizer("target"))
         for batch in batches:
-            here, losses = run.target(batch), {}
+            target, losses = run.target(batch), {}
             if task:
-                losses["task"] = run.task(here, batch)
+                losses["task"] = run.task(target, batch)
             if hints:
-                there = run.source(batch, logits=False)
-                losses["fm"] = self.beta * _distance(run, pairs, parts["adapters"].module, here, there)
+                source = run.source(batch, logits=False)
+                losses["fm"] = self.beta * _distance(run, pairs, parts["adapters"].module, target, source)
             yield Update(("target", "adapters"), losses)
 
 
@@ -79,17 +79,17 @@ def _compared(pairs: tuple[FeaturePair, ...], match: str) -> list[FeaturePair]:
     return list(dict.fromkeys(pairs))
 
 
-def _distance(run: Run, pairs: list[FeaturePair], adapters: nn.Module, here: Outputs, there: Outputs) -> Tensor:
+def _distance(run: Run, pairs: list[FeaturePair], adapters: nn.Module, target: Outputs, source: Outputs) -> Tensor:
     """The sum over the pairs; a map of the source is resized once for each size of the target's."""
-    ours, theirs = features(run.target_module, here), features(run.source_module, there)
+    of_target, of_source = features(run.target_module, target), features(run.source_module, source)
     resized: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     distances = []
     for pair, adapt in zip(pairs, adapters.children(), strict=True):
         with run.autocast():
-            mapped = adapt(ours[pair.target])
+            mapped = adapt(of_target[pair.target])
         key = pair.source, pair.target_shape[1:]
         if key not in resized:
-            resized[key] = match_size(theirs[pair.source], mapped)
+            resized[key] = match_size(of_source[pair.source], mapped)
         distances.append(squared_distance(mapped, resized[key]))
     return torch.stack(distances).sum()
 

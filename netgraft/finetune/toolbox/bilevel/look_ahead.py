@@ -63,9 +63,9 @@ def look_ahead(
     leaves = [a.detach().requires_grad_() for a in coefficients]
 
     def matching(parameters: Sequence[Tensor]) -> Tensor:
-        here = network.adapted(parameters, network.target(parameters, batch))
-        loss = matching_loss(leaves, distances(here, sources))
-        return loss if extra is None else loss + extra(here)
+        adapted = network.adapted(parameters, network.target(parameters, batch))
+        loss = matching_loss(leaves, distances(adapted, sources))
+        return loss if extra is None else loss + extra(adapted)
 
     def task(parameters: Sequence[Tensor]) -> Tensor:
         return run.task(network.target(parameters, batch), batch)
@@ -79,7 +79,7 @@ def look_ahead(
 
 @contextmanager
 def _own_random_numbers(run: Run) -> Iterator[None]:
-    """Dropout here does not change dropout later on."""
+    """Dropout inside does not change dropout later on."""
     devices = [run.device] if run.device.type == "cuda" else []
     seed = int(torch.randint(2**62, (), generator=run.generator("look ahead")))
     with torch.random.fork_rng(devices=devices):

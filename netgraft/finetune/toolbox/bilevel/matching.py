@@ -70,12 +70,12 @@ class Adapters(nn.Module):
         return [found[i] for i in range(len(found))]
 
 
-def source_features(pairs: Sequence[FeaturePair], there: Mapping[str, Tensor]) -> list[Tensor]:
+def source_features(pairs: Sequence[FeaturePair], outputs: Mapping[str, Tensor]) -> list[Tensor]:
     """The source's features of each pair at the size of the target's; resized once for layers of one size."""
     done: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for source, _, _, shape in pairs:
         if (source, shape[1:]) not in done:
-            features = there[source]
+            features = outputs[source]
             done[source, shape[1:]] = match_size(features, features.new_empty((1, *shape)))
     return [done[pair.source, pair.target_shape[1:]] for pair in pairs]
 
@@ -133,12 +133,12 @@ class MatchingWeights(nn.Module):
         self.channels = nn.ModuleList(_Affine(n, c) for n, c in zip(inputs, widths, strict=True))
         self.losses = nn.ModuleList(_Affine(n, 1, start) for n in inputs) if losses else None
 
-    def forward(self, there: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, source: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """From the source's pooled features [B, C] of each pair: w [B, C], which sums to 1, and lambda [B, 1]."""
-        read = [g if self.networks else g[:, :0] for g in there]
+        read = [g if self.networks else g[:, :0] for g in source]
         w = [torch.softmax(net(g), 1) for net, g in zip(self.channels, read, strict=True)]
         if self.losses is None:
-            return w, [g.new_ones((len(g), 1)) for g in there]
+            return w, [g.new_ones((len(g), 1)) for g in source]
         return w, [F.relu6(net(g)) for net, g in zip(self.losses, read, strict=True)]
 
 
