@@ -11,10 +11,9 @@ from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.engine.pairing import given_names, last_of_stages, names_of
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import FeaturePair
-from netgraft.plan import REFITTED, Pairing, Plan, PlannedPass
-from netgraft.plan import FeaturePair as PlanPair
+from netgraft.plan import REFITTED, Pair, Pairing, Plan, PlannedPass
 
-PLAN = Plan("source", "target", "", "", "hmt", {}, Pairing((PlanPair("a", "b", ""),)), (), ())
+PLAN = Plan("source", "target", "", "", "hmt", {}, Pairing((Pair("a", "b", ""),)), (), ())
 
 
 def test_by_hand():
