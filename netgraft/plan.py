@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from netgraft.architecture.graph import LayerGraph, Shape, Slot, to_jsonable
+from netgraft.architecture.graph import Shape, Slot, to_jsonable
 from netgraft.errors import PlanError
 
 VERSION = 2
@@ -167,6 +167,11 @@ class Plan:
                 found |= dict.fromkeys(each.keys, each.fate)
         return found
 
+    @property
+    def claims_exactness(self) -> bool:
+        """Whether the recipe is one that notes what is not exact (it has the option ``exact``), and noted nothing."""
+        return "exact" in self.options and not self.pairing.notes
+
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = to_jsonable(asdict(self))
         return document
@@ -220,28 +225,6 @@ class Plan:
 def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step, ...], why: str) -> list[Move]:
     """One move per key of a target tensor: tied weights have several."""
     return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in slot.keys]
-
-
-def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, str], otherwise: str) -> list[Kept]:
-    """Every key of ``graph`` without a move, once, with the reason given for it, for its layer, or ``otherwise``."""
-    decided = {move.key for move in moves}
-    kept: list[Kept] = []
-    slots: list[tuple[Slot, str]] = []
-    for name, layer in graph.layers.items():
-        slots += [(slot, name) for slot in layer.tensors.values()]
-    for slot, name in [*slots, *((slot, "") for slot in graph.loose.values())]:
-        if slot.key in decided:
-            continue
-        decided.update(slot.keys)
-        if not name:
-            default = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
-        elif graph.layers[name].kind == "parameter":
-            default = "used directly by the model's code, not a layer"
-        else:
-            default = otherwise
-        why = reasons.get(slot.key) or reasons.get(name) or default
-        kept += [Kept(key, slot.shape, why) for key in slot.keys]
-    return kept
 
 
 def numel(shape: Shape) -> int:

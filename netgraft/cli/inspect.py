@@ -71,7 +71,9 @@ def inspect_chains(
 
     MODEL is written as SOURCE and TARGET are: netgraft --help. A lock records layers, wiring and chains; --check
     compares with it, and takes models and their options from it where none are given. Files are named relative to the
-    working directory. Exit code: 0 as recorded, 1 changed or too short, 2 for anything else.
+    working directory. A lock runs no code but classes and functions of Python files below its own folder; anything
+    else that it names must be given as MODEL, too. Exit code: 0 as recorded, 1 changed or too short, 2 for anything
+    else.
     """
     from netgraft.lock import inspection
     from netgraft.report.chains import render as chains

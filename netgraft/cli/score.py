@@ -107,10 +107,10 @@ def score(
         data, samples_per_class, seed, seeds, bn, mean, std, data_dir, download, device, batch_size
     )
     args, size = parse_args(target_arg), parse_size(input_size)
+    from netgraft.models.side import Side
     from netgraft.report.score import score_document, score_lines
     from netgraft.score.probe import check_scratch
     from netgraft.score.probe import score as judge
-    from netgraft.transfer import Side
 
     with progress() as say:
         scores = judge(files, Side(target, "target", args, size), settings, progress=say)
@@ -183,12 +183,14 @@ def _score_settings(
 ) -> ScoreSettings:
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
-    from netgraft.data.normalisation import Normalisation, parse_statistics
+    from netgraft.models.normalisation import Normalisation, parse_statistics
     from netgraft.score.probe import Settings
 
     normalisation = None
     if mean is not None and std is not None:
-        normalisation = Normalisation(parse_statistics(mean, "--mean"), parse_statistics(std, "--std"))
+        normalisation = Normalisation(
+            parse_statistics(mean, "--mean"), parse_statistics(std, "--std"), "user", "--mean and --std"
+        )
     return Settings(
         data=data,
         samples_per_class=samples_per_class,

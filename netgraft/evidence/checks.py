@@ -1,8 +1,9 @@
 """Is a written checkpoint what its metadata says it is?
 
-Header, values, architectures, the source's weights, every tensor made again, the receipt measured again: as much as can
-be had of the models is checked, and what is not checked is said. Metadata comes from strangers: a Python file or module
-that it names is run only if the user names it too.
+Header, values, architectures, the source's weights, every tensor made again that no pass changed, the receipt measured
+again: as much as can be had of the models is checked, and what is not checked is said. Passes (refit, distil, rescale)
+are not run again. Metadata comes from strangers: a Python file or module that it names is run only if the user names it
+too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from netgraft.files.checkpoint import describe, file_sha256
 from netgraft.graft import graft
 from netgraft.models.construct import brief
 from netgraft.models.model import Model, PretrainedWeights, hash_tensors, read_weights
+from netgraft.models.side import own_weights
 from netgraft.plan import Plan
-from netgraft.transfer import own_weights
 
 SLACK = 0.05
 """How far, relatively, a receipt measured on another machine may be from the recorded one."""
@@ -170,7 +171,10 @@ def check_tensors(
     target: Model,
     tensors: Mapping[str, Tensor],
 ) -> Check:
-    """Every tensor made again from the source's weights and the target's own is the file's, bit for bit."""
+    """Tensors made again from the source's weights and the target's own are the file's, bit for bit.
+
+    Those that a pass may have changed are left out, and counted in the detail.
+    """
     code = {step.operator for move in plan.moves for step in move.steps if ".py" in step.operator}
     if code:
         return Check("tensors", "skipped", f"the operators {', '.join(sorted(code))} would be executed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from netgraft.architecture.chain import Chain, Weight, all_longest_chains, longe
 from netgraft.architecture.graph import LayerGraph, Shape
 from netgraft.errors import CheckFailed, NetgraftError, OutputError, TraceError, UsageError
 from netgraft.lock.file import Change, Entry, Settings, compare, entry, read_lock, write_lock
-from netgraft.models.references import parse_arg, parse_reference
+from netgraft.models.references import Reference, parse_arg, parse_reference
 
 MOST_TIED = 100
 """How many equally long chains are listed."""
@@ -85,7 +86,46 @@ def recorded(request: Request) -> dict[str, Entry]:
     if not entries and not request.models:
         hint = f"Name some: netgraft inspect-chains --check {request.check} --update MODEL..."
         raise UsageError("The lock records no model.", where=str(request.check), hint=hint)
+    if not request.models:
+        for model in entries:
+            _check_harmless(model, request.check)
     return entries
+
+
+def _check_harmless(model: str, lock: Path) -> None:
+    """Raise UsageError for a recorded model that could run code from elsewhere than the lock's own project.
+
+    A lock may come from anybody. Names in a catalogue are data; a Python file or folder must lie below the lock's
+    folder, symbolic links followed, and not be installed there as a package.
+    """
+    parsed = parse_reference(model)
+    what = ""
+    if parsed.weights is not None:
+        what = "has a weights file"
+    elif parsed.kind == "module":
+        what = "is whatever Python can import under this name"
+    elif parsed.kind in ("file", "directory"):
+        place, folder = Path(parsed.name).expanduser().resolve(), lock.parent.resolve()
+        if not place.is_relative_to(folder):
+            what = f"lies outside the lock's folder {folder}"
+        elif _is_installed(place):
+            what = "belongs to an installed package"
+    if what:
+        raise UsageError(
+            f"The lock names a model that {what}. Nothing was run.",
+            where=f"{lock}: {model}",
+            hint=_name_it(model, lock),
+        )
+
+
+def _is_installed(file: Path) -> bool:
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return file.is_relative_to(library) or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+def _name_it(model: str, lock: Path) -> str:
+    command = shlex.join(["netgraft", "inspect-chains", model, "--check", str(lock)])
+    return f"If you trust it, name it on the command line: {command}"
 
 
 def _check_new(path: Path, *, force: bool) -> None:
@@ -123,7 +163,7 @@ def _inspect_one(model: str, request: Request, entries: Mapping[str, Entry]) -> 
     settings = _settings(request, before.settings if before else Settings())
     args = dict(parse_arg(text) for text in settings.args)
 
-    graph = _trace(model, args, settings.input_size)
+    graph = _trace(model, args, settings.input_size, lock=None if request.models else request.check)
     gates, weight = settings.gates, settings.weight
     chain = longest_chain(graph, gates=gates, weight=weight)
     found = entry(graph, chain, settings)
@@ -141,16 +181,32 @@ def _inspect_one(model: str, request: Request, entries: Mapping[str, Entry]) -> 
     )
 
 
-def _trace(model: str, args: dict[str, object], input_size: Shape | None) -> LayerGraph:
+def _trace(model: str, args: dict[str, object], input_size: Shape | None, *, lock: Path | None) -> LayerGraph:
+    """The model's graph; ``lock``: where its name comes from, if not from the command line."""
     from netgraft.models.model import load_model
     from netgraft.trace import trace
 
     try:
+        parsed = parse_reference(model)
+        if lock is not None and parsed.kind == "file":
+            _check_defined(parsed, args, lock)
         return trace(load_model(model, role="target", args=args, input_size=input_size))
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # of the user's own making, or pytest's: Python would exit with 1 for it
         raise TraceError(f"{model} raised {type(error).__name__}: {error}", where=_user_file(model) or "") from error
+
+
+def _check_defined(file: Reference, args: dict[str, object], lock: Path) -> None:
+    """Raise UsageError if the model is something that the file merely imports, such as ``system`` from os."""
+    from netgraft.models.user_file import defines_model
+
+    if not defines_model(file, args):
+        raise UsageError(
+            "The lock names a model that its file does not define as a class or a function. It was not called.",
+            where=f"{lock}: {file.text}",
+            hint=_name_it(file.text, lock),
+        )
 
 
 def _settings(request: Request, locked: Settings) -> Settings:

@@ -60,6 +60,18 @@ def load_user_model(reference: Reference, args: Mapping[str, object], *, option:
     return UserModel(with_meta_fallback(build), size, _find_example_inputs(module, file), file)
 
 
+def defines_model(reference: Reference, args: Mapping[str, object]) -> bool:
+    """Whether the model of a ``file`` reference is a class or function that the file itself defines.
+
+    The file is executed, its model is not called. Raises as ``load_user_model``.
+    """
+    file = Path(reference.name).expanduser()
+    module = _run_file(file)
+    name = reference.attribute or _find_model(module, reference.name, file, args)
+    model = _get_model(module, name, reference.name, file)
+    return (isinstance(model, type) or inspect.isfunction(model)) and model.__module__ == module.__name__
+
+
 # ----------------------------------------------------------------------------------------------------------- execution
 
 _run: dict[Path, tuple[tuple[int, int], ModuleType]] = {}  # file -> (its stamp, its module)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from netgraft import plugins
 from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
-from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.resolution import takes_image
-from netgraft.channels.correspondence import Norms
-from netgraft.plan import Kept, Move, Pairing
+from netgraft.plan import Move
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
+from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
+from netgraft.recipes.run import run_recipe
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -24,35 +24,26 @@ SHARES = (1, 1 / 2, 1 / 6)
 """Distillation takes as many of its usual steps as fit into the budget, of these."""
 GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
-
-
-Choice = tuple[str, Any, str]
-"""A recipe's name, the recipe, and why it was taken."""
+COPIED = 0.9
+"""Where this share of what the source has can be copied as it is, the copy is the plan."""
 
 
 @dataclass(frozen=True)
-class Auto:
-    """Exact growth where it applies, else ``distil`` if the budget allows it, else ``refit``, else ``graft``.
+class Auto(LayerOptions):
+    """A copy where there is one, else exact growth, else ``distil``, ``refit`` or ``graft``, as the budget allows.
 
-    Growth applies where the target contains the source. A transformer is refitted if the source is one too, or its
-    attention can be made to read neighbours. What was taken, and why, stands in the ledger. Costs are
-    estimated from the two architectures before anything runs.
+    There is a copy where nine tenths of the tensors that the source has for the target, its head apart, can be taken as
+    they are (by ``grow`` or ``same-names``); nothing is fitted or rescaled over it. Growth applies where the target
+    contains the source. A transformer is refitted if the source is one too, or its attention can be made to read
+    neighbours. What was taken, and why, stands in the ledger. Costs are estimated from the two architectures before
+    anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
     generator: str = field(
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
@@ -63,9 +54,11 @@ class Auto:
         common: dict[str, object] = {"head": self.head, "maps": self.maps, "skip": self.skip}
         shown = common | {"generator": self.generator}
         overridden = bool(self.maps or self.skip)
-        if not overridden and not self.keep_head and same_backbone(source, target) is not None:
+        if not overridden and same_backbone(source, target) is not None:
             return _choice("graft", common, "source and target are one architecture, which is copied")
-        if not overridden and not self.keep_head and self._grows(source, target):
+        if copied := self._copies(source, target, common):
+            return copied
+        if not overridden and self._grows(source, target):
             why = "the target contains the source: exact growth keeps all it can do"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         if not (takes_image(source) and takes_image(target)):
@@ -95,18 +88,34 @@ class Auto:
         )
         return _choice(*second, why)
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """As the recipe that is chosen on a CPU."""
-        _, recipe, _ = self.choose(source, target, "cpu")
-        arguments = (source, target, norms) if getattr(recipe, "reads_weights", False) else (source, target)
-        planned: tuple[Pairing, list[Move], list[Kept]] = recipe.plan(*arguments)
-        return planned
+    def fallback(self, why: str) -> Choice:
+        """Weights alone, where the networks cannot be run for a refit or for distillation."""
+        options = {"head": self.head, "maps": self.maps, "skip": self.skip, "repair": False}
+        return _choice("graft", options, f"only weights can be used: {why}")
+
+    def _copies(self, source: LayerGraph, target: LayerGraph, common: Mapping[str, object]) -> Choice | None:
+        """Growth or the copy by name, whichever fills more of the target; None where neither copies enough as it is."""
+        last = _keys(target.heads())
+        ways = [("grow", self.head), ("same-names", self.head)]
+        if self.head == "same-size":
+            ways.insert(1, ("grow", "always"))  # the target's last layer may be one of the source's inner ones
+        best: Choice | None = None
+        most = 0
+        for name, head in ways:
+            pairing, moves, kept = run_recipe(plugins.create("recipes", name, {"head": head}), source, target)
+            if head != self.head and any(move.steps for move in moves if move.key in last):
+                continue  # it would make a classifier of other classes
+            filled = sum(bool(move.source_key) for move in moves)
+            if filled > most and (why := _copied(source, target, moves)):
+                way = " by name and shape" if name == "same-names" else ""
+                why = f"{why} are copied as they are{way}: nothing is fitted over them"
+                best, most = _choice(name, {**common, "head": head}, why), filled
+            if best is not None and not pairing.notes and all(fate.key in last for fate in kept):
+                break  # exact as a whole
+        return best
 
     def _grows(self, source: LayerGraph, target: LayerGraph) -> bool:
-        grow = plugins.create("recipes", "grow", {"head": self.head})
-        pairing, moves, kept = grow.plan(source, target)
+        pairing, moves, kept = run_recipe(plugins.create("recipes", "grow", {"head": self.head}), source, target)
         heads = {slot.key for layer in target.heads() for slot in layer.tensors.values()}
         return bool(moves) and not pairing.notes and all(fate.key in heads for fate in kept)
 
@@ -131,8 +140,32 @@ class Auto:
         }
 
 
+def _copied(source: LayerGraph, target: LayerGraph, moves: Iterable[Move]) -> str:
+    """Which part of the source is copied as it is, in words; empty where that is less than ``COPIED`` of it.
+
+    Counted are the tensors of the source's layers without its head. So a decoder, a second head or an inserted block of
+    the target takes nothing away, and a source layer without a place does. Those behind the last layer that is copied
+    do not, if next to nothing of the target is left over: it then ends where the source goes on.
+    """
+    plain = {move.source_key: move.key for move in moves if not move.steps}
+    layers = [layer for layer in source.layers.values() if layer not in source.heads()]
+    gives = _keys(layers)
+    wanted = _keys(target.layers.values()) - _keys(target.heads())
+    if len(wanted & set(plain.values())) >= COPIED * len(wanted):
+        ends = [place for place, layer in enumerate(layers) if _keys([layer]) & plain.keys()]
+        gives = _keys(layers[: max(ends, default=-1) + 1])
+    taken = len(gives & plain.keys())
+    if not taken or taken < COPIED * len(gives):
+        return ""
+    return f"{taken} of the {len(gives)} tensors that the source has for the target"
+
+
+def _keys(layers: Iterable[Layer]) -> set[str]:
+    return {slot.key for layer in layers for slot in layer.tensors.values()}
+
+
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:
-    return name, plugins.create("recipes", name, dict(options)), why
+    return Choice(name, plugins.create("recipes", name, dict(options)), why)
 
 
 def _unteachable(source: LayerGraph, target: LayerGraph) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Literal
 
@@ -11,22 +11,21 @@ from netgraft import plugins
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Norms, axes_of
+from netgraft.channels.correspondence import Correspondence, axes_of
 from netgraft.channels.groups.axes import normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.index_map import NEW
-from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
+from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
-from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
 from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import growing_streams, stretch_step
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 
 @dataclass(frozen=True)
-class Graft:
+class Graft(LayerOptions):
     """Weights only: what training needs of a source, rather than what the source computed (OPERATORS part 2).
 
     Layers are paired along the wiring. Coupled channels share one map: the source's most important channels where the
@@ -47,15 +46,6 @@ class Graft:
     scale: Literal["own", "source"] = field(
         default="own", metadata={"help": "norm of kernels before a batch norm: the target's initialisation, or as is"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
     repair: bool = field(
         default=True,
         metadata={"help": "settle a target without norms by running it once, where nothing is refitted"},
@@ -72,26 +62,27 @@ class Graft:
         return self.shrink == "importance"
 
     def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        """Which layer goes to which, norms included."""
+        """All layers one to one where the backbones are the same, else what the matcher says, with norms."""
+        if (same := self._same(source, target)) is not None:
+            return same
         options = {"reuse": self.reuse} if self.matcher == "wired" else {}
-        pairing = with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
-        return overridden(pairing, source, target, self.maps, self.skip)
+        return with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
-        if not (self.maps or self.skip) and (same := same_backbone(source, target)) is not None:
-            return copy_all(same, source, target, self.head)
-        return _Planner(self, source, target, self.pair(source, target), norms).run()
+    def plan(self, task: Task) -> Draft:
+        """Copies of one and the same backbone, else moves by which training gets the most."""
+        if self._same(task.source, task.target) is not None:
+            return copy_all(task, self.head)
+        return _Planner(self, task).run()
+
+    def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
+        return None if self.maps or self.skip else same_backbone(source, target)
 
 
 class _Planner:
-    def __init__(
-        self, options: Graft, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
-    ) -> None:
-        self.options, self.source, self.target, self.pairing = options, source, target, pairing
-        self.pairs = [(pair, source.layers[pair.source], target.layers[pair.target]) for pair in pairing.pairs]
+    def __init__(self, options: Graft, task: Task) -> None:
+        source, target = self.source, self.target = task.source, task.target
+        self.options, self.stays, norms = options, task.stays, task.norms
+        self.pairs = [(pair, source.layers[pair.source], target.layers[pair.target]) for pair in task.pairing.pairs]
         # Dense kernels that become depthwise ones say nothing about channels: what they stand for is decided around.
         plain = [(there, here) for _, there, here in self.pairs if not _split(there, here)]
         self.maps = Correspondence(find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True)
@@ -109,16 +100,11 @@ class _Planner:
             and set(there.shape[2:]) - {1}
         }
 
-    def run(self) -> tuple[Pairing, list[Move], list[Kept]]:
-        heads = {layer.name for layer in self.target.heads()}
-        source_heads = {layer.name for layer in self.source.heads()}
+    def run(self) -> Draft:
         moves: dict[str, Move] = {}  # a tied tensor stands in several layers: its first move decides
-        reasons: dict[str, str] = dict(self.pairing.unpaired)
+        reasons: dict[str, str] = {}
         for pair, there, here in self.pairs:
-            if here.name in heads and (
-                reason := head_stays(self.options.head, there, here, from_head=there.name in source_heads)
-            ):
-                reasons[here.name] = reason
+            if here.name in self.stays:
                 continue
             refused = ""
             for role, slot in here.tensors.items():
@@ -131,9 +117,8 @@ class _Planner:
                 key, shape, steps = found
                 for move in moves_to(slot, key, shape, steps, pair.why):
                     moves.setdefault(move.key, move)
-        found_moves = list((moves | {move.key: move for move in self._open()}).values())
-        kept = keep_rest(self.target, found_moves, reasons, "no counterpart in the source")
-        return replace(self.pairing, notes=tuple(dict.fromkeys(self.notes))), found_moves, kept
+        moves |= {move.key: move for move in self._open()}
+        return Draft(moves.values(), reasons, notes=self.notes)
 
     def _move(
         self, there: Layer, here: Layer, role: str, slot: Slot

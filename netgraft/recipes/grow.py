@@ -11,25 +11,25 @@ from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
 from netgraft.architecture.spine import query_rows
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Norms, Shrink, axes_of, outermost
+from netgraft.channels.correspondence import Correspondence, Shrink, axes_of, outermost
 from netgraft.channels.groups.axes import Axis, Var, normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.stretch import stretch
 from netgraft.errors import CheckFailed
-from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
+from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
-from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
+from netgraft.recipes._same import loose_moves
 from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import stretch_step
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 BATCH_NORM_EPS = 1e-5
 """PyTorch's default. No state_dict holds eps; with another one an inserted norm is off by half the difference."""
 
 
 @dataclass(frozen=True)
-class Grow:
+class Grow(LayerOptions):
     """Function-preserving growth in width, depth, kernel size and heads (Net2Net, LEMON; OPERATORS D1-D7).
 
     Channels that an addition, a depthwise convolution or a concatenation couples share one index map: the source's
@@ -49,17 +49,8 @@ class Grow:
             "help": "where the target is narrower: channels spread out, the first, those of large weights, or means"
         },
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
     labels: tuple[int, ...] | None = field(
         default=None, metadata={"help": "source class of each target class, -1 for a new one: moves the head"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
     )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
     gain: float | None = field(
@@ -76,25 +67,32 @@ class Grow:
         """Whether ``plan`` wants the ``norms`` of the source's weights."""
         return self.shrink == "importance"
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys, one fate for every key of ``target``; ``Pairing.notes`` says what is lossy.
-
-        Raises CheckFailed if anything is, and ``exact`` was asked for; UsageError for labels that do not fit.
-        """
-        pairing = plugins.create("matchers", self.matcher, {})(source, target)
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """What the matcher says; chain by chain where the target does not contain the source."""
+        pairing: Pairing = plugins.create("matchers", self.matcher, {})(source, target)
         if self.matcher == "contained" and _found(pairing, source) < 0.5:
             chain: Pairing = plugins.create("matchers", "longest-chain", {})(source, target)
             note = "the target does not contain the source: layers are paired along the longest chains"
             pairing = replace(with_norms(chain, source, target), notes=(note,))
-        pairing = overridden(pairing, source, target, self.maps, self.skip)
-        planner = _Planner(self, source, target, pairing, norms)
-        moves, kept = planner.run()
-        notes = tuple(dict.fromkeys((*pairing.notes, *planner.notes)))
+        return pairing
+
+    def plan(self, task: Task) -> Draft:
+        """Moves, and as notes what is lossy about them.
+
+        Raises CheckFailed if anything is, and ``exact`` was asked for; UsageError for labels that do not fit.
+        """
+        planner = _Planner(self, task)
+        draft = planner.run()
+        notes = tuple(dict.fromkeys((*task.pairing.notes, *planner.notes)))
         if self.exact and notes:
             raise CheckFailed("The target cannot compute exactly what the source does.", where="\n".join(notes))
-        return replace(pairing, notes=notes), moves, kept
+        return draft._replace(notes=notes)
+
+    def head_stays(self, source: Layer, target: Layer, *, from_head: bool) -> str:
+        """As elsewhere, but that a map of labels moves the head."""
+        if self.labels is not None and from_head:
+            return ""
+        return super().head_stays(source, target, from_head=from_head)
 
 
 def _found(pairing: Pairing, source: LayerGraph) -> float:
@@ -104,11 +102,10 @@ def _found(pairing: Pairing, source: LayerGraph) -> float:
 
 
 class _Planner:
-    def __init__(
-        self, options: Grow, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
-    ) -> None:
+    def __init__(self, options: Grow, task: Task) -> None:
         self.options = options
-        self.source, self.target, self.pairing = source, target, pairing
+        source, target, pairing = self.source, self.target, self.pairing = task.source, task.target, task.pairing
+        self.stays = task.stays
         self.notes: list[str] = []
         self.inserted = set(pairing.inserted)
         self.pairs = [(p, source.layers[p.source], target.layers[p.target]) for p in pairing.pairs]
@@ -119,7 +116,7 @@ class _Planner:
             find_groups(target),
             [(there, here) for _, there, here in ordered],
             options.shrink,
-            norms,
+            task.norms,
         )
         self.places = {key: place for place, key in enumerate(target.slots)}
         owners = {slot.key: layer.name for layer in target.layers.values() for slot in layer.tensors.values()}
@@ -131,17 +128,15 @@ class _Planner:
         self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
         self.queries: dict[str, Step] = {}  # layers whose query rows need another scale
 
-    def run(self) -> tuple[list[Move], list[Kept]]:
+    def run(self) -> Draft:
         paired = {here.name for _, _, here in self.pairs}
         cancelled = {name for name in self.pairing.zeroed if name in paired and self._mirror(name)}
         self._check_mixing()
         heads = {layer.name for layer in self.target.heads()}
-        source_heads = {layer.name for layer in self.source.heads()}
         moves: list[Move] = []
-        reasons: dict[str, str] = dict(self.pairing.unpaired)
+        reasons: dict[str, str] = {}
         for pair, there, here in self.pairs:
-            if here.name in heads and (reason := self._head_stays(there, here, there.name in source_heads)):
-                reasons[here.name] = reason
+            if here.name in self.stays:
                 continue
             for role, slot in here.tensors.items():
                 partner = there.tensors.get(role)
@@ -158,11 +153,11 @@ class _Planner:
             zeroed += self._zero(name, why, ("bias",) if name in cancelled else ("weight", "bias", "value"))
         for name in self.pairing.diracs:
             zeroed += self._pass_through(name)
-        zeroed += self._loose()
+        if same_wiring(self.target, self.source) is not None:
+            zeroed += loose_moves(self.source, self.target, "same place outside any layer")
         # A tied tensor stands in several layers: its first move decides.
         fates = {move.key: move for move in (*moves[::-1], *zeroed)}
-        moves = list(fates.values())
-        return moves, keep_rest(self.target, moves, reasons, "no counterpart in the source")
+        return Draft(fates.values(), reasons)
 
     # -- what copies cannot do -----------------------------------------------------------------------------------
 
@@ -300,18 +295,6 @@ class _Planner:
             else:
                 continue
             yield from moves_to(slot, "", slot.shape, (step,), why)
-
-    def _loose(self) -> Iterator[Move]:
-        """Tensors outside any layer, where the architectures are the same: between others they do not correspond."""
-        if same_wiring(self.target, self.source) is not None:
-            for theirs, ours in zip(self.source.loose.values(), self.target.loose.values(), strict=True):
-                if theirs.shape == ours.shape:
-                    yield from moves_to(ours, theirs.key, theirs.shape, (), "same place outside any layer")
-
-    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.options.labels is not None and from_head:
-            return ""
-        return head_stays(self.options.head, there, here, from_head=from_head)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

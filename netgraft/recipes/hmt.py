@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
-from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
+from netgraft.architecture.graph import Layer, LayerGraph, Shape
+from netgraft.matchers.protocol import Ablation
+from netgraft.plan import Move, Pairing, Step, moves_to
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
-from netgraft.recipes._same import same_backbone
+from netgraft.recipes._same import loose_moves, same_backbone
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
 
 @dataclass(frozen=True)
-class Hmt:
+class Hmt(LayerOptions):
     """The paper's HMT: longest chain to longest chain, kernels interpolated, channels stacked cyclically.
 
     Source: HMT 2.3. Layers off the chain keep the target's own initialisation (the paper discards them).
@@ -34,68 +35,45 @@ class Hmt:
     norms: Literal["all", "affine", "none"] = field(
         default="all", metadata={"help": "norms that follow a transferred layer: with statistics, affine only, or kept"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
 
-    def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """All layers one to one where the backbones are the same, else what the matcher says, with norms."""
+        if (same := self._same(source, target)) is not None:
+            return same
         matcher = plugins.create("matchers", self.matcher, {})
-        pairing = (
-            None
-            if getattr(matcher, "ablation", False)
-            else same_backbone(source, target, NORMS_LEFT_OUT if self.norms == "none" else "")
-        )
-        reasons: dict[str, str] = {}
-        loose: list[tuple[Slot, Slot]] = []
-        if pairing is not None:
-            loose = list(zip(source.loose.values(), target.loose.values(), strict=True))
-        else:
-            pairing = with_norms(
-                matcher(source, target), source, target, NORMS_LEFT_OUT if self.norms == "none" else ""
-            )
-            pairing = overridden(pairing, source, target, self.maps, self.skip)
-        heads = {layer.name for layer in target.heads()}
-        source_heads = {layer.name for layer in source.heads()}
+        return with_norms(matcher(source, target), source, target, self._left_out)
+
+    def plan(self, task: Task) -> Draft:
+        """Moves of every pair, and why the tensors that no operator fits are kept."""
         moves: list[Move] = []
+        reasons: dict[str, str] = {}
         decided: set[str] = set()  # a tensor that two layers share moves with the first of them
-        for pair in pairing.pairs:
-            there, here = source.layers[pair.source], target.layers[pair.target]
-            if pair.target in heads and (reason := self._head_stays(there, here, pair.source in source_heads)):
-                reasons[pair.target] = reason
-                continue
-            for role, slot in here.tensors.items():
+        for pair in task.pairing.pairs:
+            source_layer, target_layer = task.source.layers[pair.source], task.target.layers[pair.target]
+            for role, slot in target_layer.tensors.items() if pair.target not in task.stays else ():
                 if slot.key in decided:
                     continue
-                steps = self._steps(there, here, role)
+                steps = self._steps(source_layer, target_layer, role)
                 if isinstance(steps, str):
                     reasons[slot.key] = steps
                 else:
                     decided.add(slot.key)
-                    moves += moves_to(slot, there.tensors[role].key, there.tensors[role].shape, steps, pair.why)
-        for theirs, ours in loose:
-            if theirs.shape == ours.shape:
-                moves += moves_to(ours, theirs.key, theirs.shape, (), "same architecture")
-        reasons |= {name: reason for name, reason in pairing.unpaired.items() if name in target.layers}
-        return pairing, moves, keep_rest(target, moves, reasons, "follows no transferred layer on the chain")
+                    partner = source_layer.tensors[role]
+                    moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
+        if self._same(task.source, task.target) is not None:
+            moves += loose_moves(task.source, task.target, "same architecture")
+        return Draft(moves, reasons, "follows no transferred layer on the chain")
 
-    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.head == "always":
-            return ""
-        if self.head == "never":
-            return "the head keeps its own initialisation (head=never)"
-        if not from_head:
-            return f"the head keeps its own initialisation: its partner {there.name} is not the source's head"
-        if there.out_channels != here.out_channels:
-            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
-            return f"the head keeps its own initialisation: {sizes} (--head moves it anyway)"
-        return ""
+    @property
+    def _left_out(self) -> str:
+        return NORMS_LEFT_OUT if self.norms == "none" else ""
+
+    def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
+        """The pairs of one and the same backbone; None for others, and where the chain's order is what is tried out."""
+        matcher = plugins.create("matchers", self.matcher, {})
+        if isinstance(matcher, Ablation) and matcher.ablation:
+            return None
+        return same_backbone(source, target, self._left_out)
 
     def _steps(self, there: Layer, here: Layer, role: str) -> tuple[Step, ...] | str:
         """How the tensor in this role is made from its partner, or why it is kept."""

@@ -14,7 +14,7 @@ from netgraft.recipes.graft import Graft
 
 
 @dataclass(frozen=True)
-class Refit(Graft):
+class GraftAndRefit(Graft):
     """The weights of ``graft``, then a closed-form refit of each layer on synthetic images: no data, no labels.
 
     Each target layer is regressed, in execution order, onto what its source layer makes of the same images (OPERATORS

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 MOST_NOTES = 8
 
 
-def ledger(plan: Plan) -> Iterator[str]:
-    """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings."""
+def ledger(plan: Plan, receipt: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings.
+
+    That the target computes what the source computes is said only where the ``receipt`` of a transfer measured it.
+    """
     yield f"{safe(plan.source)} -> {safe(plan.target)}   (recipe {plan.recipe}{_options(plan)})"
     yield ""
     if plan.chosen:
@@ -30,7 +33,7 @@ def ledger(plan: Plan) -> Iterator[str]:
     yield from _shares(plan)
     yield from _passes(plan)
     yield from _kept(plan)
-    yield from _lossy(plan)
+    yield from _exactness(plan, receipt)
     for warning in plan.warnings:
         yield f"warning: {safe(warning)}"
 
@@ -109,9 +112,10 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 def _options(plan: Plan) -> str:
     """The options that say something: switched off and absent ones do not."""
-    return "".join(
-        f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])
-    )
+    told = {name: value for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])}
+    if "maps" in told:  # pairs; older ledgers hold them as text
+        told["maps"] = ["=".join(pair) if isinstance(pair, (list, tuple)) else pair for pair in told["maps"]]
+    return "".join(f", {name} {value}" for name, value in told.items())
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
@@ -218,15 +222,25 @@ def _brief(value: object) -> str:
     return some([str(each) for each in value]) if isinstance(value, list) and value else str(value or 0)
 
 
-def _lossy(plan: Plan) -> Iterator[str]:
-    notes = plan.pairing.notes
+def _exactness(plan: Plan, receipt: Mapping[str, Any] | None) -> Iterator[str]:
+    """Whether the target computes what the source computes: what the plan says of it, and what was measured."""
+    notes, planned = plan.pairing.notes, plan.recipe == "grow" and not plan.pairing.notes
+    output = receipt["output"] if receipt and "skipped" not in receipt else {}
+    measured = f"relative error {output['error']:.2g} of the {output['compared']}" if "error" in output else ""
+    holds = bool(receipt and measured and receipt["exact"]["holds"])
+    if holds and (planned or notes):
+        what = "the target computes" if output["compared"] == "output" else "up to its head the target computes"
+        yield f"exact: {what} what the source computes (measured: {measured})"
+    elif planned and measured:
+        yield f"planned as exact, but measured otherwise: {measured}"
+    elif planned:
+        why = (receipt.get("skipped") or output.get("skipped")) if receipt else "no receipt"
+        yield f"planned as exact; not measured ({safe(str(why))})"
     if notes:
-        yield "not exact:"
+        yield "not known to be exact from the plan alone:" if holds else "not exact:"
         yield from (f"  {safe(note)}" for note in notes[:MOST_NOTES])
         if len(notes) > MOST_NOTES:
             yield f"  and {len(notes) - MOST_NOTES} more (--format json has them all)"
-    elif plan.recipe == "grow":
-        yield "exact: the target computes what the source computes"
 
 
 def _kept(plan: Plan) -> Iterator[str]:

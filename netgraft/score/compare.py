@@ -8,8 +8,10 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
 from netgraft.score.probe import Bench, Progress, Scores, Settings
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 
 def compare(
@@ -33,7 +35,7 @@ def compare(
         raise UsageError("No recipe is named.", hint="For example --recipes hmt,grow.")
     for name in names:
         plugins.load("recipes", name)
-    bench = Bench(target, settings, [source.reference], progress)
+    bench = Bench(target, settings, progress, source=source)
     probes, refused = {}, {}
     errors: list[NetgraftError] = []
     with tempfile.TemporaryDirectory(prefix="netgraft-") as folder:
@@ -41,7 +43,7 @@ def compare(
             file = Path(folder, f"{number}.safetensors")
             progress(f"making the initialisation {name}")
             try:
-                transfer(source, target, file, recipe=name, receipt=False, progress=progress)
+                transfer(TransferRequest(source, target, file, recipe=name, receipt=False), progress=progress)
             except NetgraftError as error:
                 refused[name] = error.what
                 errors.append(error)

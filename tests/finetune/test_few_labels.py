@@ -13,7 +13,9 @@ from netgraft.data.opening import load_data
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.settings import Settings
-from netgraft.transfer import Side, transfer
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
+from netgraft.transfer import transfer
 
 FILE = Path(__file__).parents[2] / "examples" / "few_labels.py"
 TINY = ["--methods", "plain", "--inits", "scratch", "--samples", "5", "--epochs", "2", "--seeds", "1"]
@@ -98,12 +100,14 @@ def test_the_head_is_drawn_with_the_seed(script, tmp_path):
     """The rest is the transfer's; and the head is the one that training from scratch begins with."""
     reference = script.NETS["vgg9"][0]
     transfer(
-        Side(script.SOURCE, "source"),
-        Side(reference, "target"),
-        tmp_path / "vgg9.safetensors",
-        recipe="graft",
-        receipt=False,
-        device="cpu",
+        TransferRequest(
+            Side(script.SOURCE, "source"),
+            Side(reference, "target"),
+            tmp_path / "vgg9.safetensors",
+            recipe="graft",
+            receipt=False,
+            device="cpu",
+        )
     )
     once = safetensors.torch.load_file(tmp_path / "vgg9.safetensors")
     for seed in (1, 2):

@@ -1,5 +1,6 @@
 """L2T-ww and L2T-GAN: each loss against another implementation, who moves in which update, and what is undone."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,14 @@ def some(pairs, batch=5, seed=0):
 @pytest.fixture
 def folder(tmp_path):
     return write_nets(tmp_path)
+
+
+ADAMS = [
+    ("l2t-ww", "weights", "meta_lr"),
+    ("l2t-gan", "weights", "meta_lr"),
+    ("l2t-gan", "discriminators", "gan_lr"),
+]
+"""Parts with an optimizer of their own, and the option that is its learning rate."""
 
 
 def running(folder, method, drop=0.2, **options):
@@ -216,6 +225,21 @@ def test_discriminators_learn(shape):
     assert torch.allclose(net.eval()(real)[0], net(other)[0], atol=1e-5)  # no sample sees another
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 5), (7, 6), (9,)])
+def test_every_layer_of_a_discriminator_has_norm_one(shape):
+    """The largest singular value of each weight, by LAPACK, the last layer's too; a fresh layer's is far from it."""
+    torch.manual_seed(0)
+    net = Discriminator(shape)
+    for _ in range(30):  # a power iteration in each
+        net(torch.randn(4, *shape))
+    net.eval()
+    for name in ("first", "second", "last"):
+        weight = net.get_submodule(name).weight.detach()
+        assert float(torch.linalg.svdvals(weight.flatten(1))[0]) == pytest.approx(1, rel=1e-2), name
+    plain = torch.nn.Linear(net.last.in_features, 1).weight.detach()
+    assert abs(float(plain.norm()) - 1) > 0.1
+
+
 # ------------------------------------------------------------------------------------------------- the order of updates
 
 
@@ -312,11 +336,11 @@ def test_look_ahead_leaves_no_trace(folder):
     found = running(folder, "l2t-ww")
     moments = []
     for _, update in updates(found, 3):
-        moments.append((update, everything(found, "target", "adapters"), torch.get_rng_state()))
+        moments.append((update, everything(found, "target", "adapters"), found.run.numbers.state[0]))
     assert [sorted(update.losses) for update, _, _ in moments] == [["task", "wfm"], ["meta"]] * 3
     found = running(folder, "l2t-ww", meta_every=1000)
     found.run.step = 1
-    without = [(everything(found, "target", "adapters"), torch.get_rng_state()) for _ in updates(found, 3)]
+    without = [(everything(found, "target", "adapters"), found.run.numbers.state[0]) for _ in updates(found, 3)]
     assert len(without) == 3
     first, second = moments[2], without[1]  # before the second batch's update: weight networks are still about uniform
     assert first[1].keys() == second[0].keys()
@@ -334,6 +358,73 @@ def test_look_ahead_is_where_the_steps_lead(folder):
             assert torch.allclose(update.losses["meta"], there, rtol=1e-5)
             return
     pytest.fail("no meta step")
+
+
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+def test_look_ahead_is_where_pytorch_s_own_steps_lead(folder, lam):
+    """Twice beta L_fm + lam L_g against frozen discriminators, once J, on copies; the meta loss is J there.
+
+    Before any weight has learnt, L_fm is beta times the sum over pairs of mean squares.
+    """
+    found = running(folder, "l2t-gan", drop=0.0, beta=5.0, **({"lam": lam} if lam else {"ablation": "B"}))
+    run = found.run
+    batch = to_device(next(found.prepared.loader.epoch(0)), run.device)
+    run.begin(batch)
+    turns = found.prepared.method.epoch(run, iter([batch]), found.parts)
+    found.perform(next(turns), 1.0)  # A)
+    parts = {name: found.parts[name].module for name in ("target", "adapters")}
+    optimizers = [run.optimizers[name] for name in parts]
+    net, adapters, *optimizers = copy.deepcopy((*parts.values(), *optimizers))
+    judge = copy.deepcopy(found.parts["discriminators"].module).eval() if lam else None
+    shown = {}
+    for pair in run.pairs:
+        hook = lambda _, __, out, name=pair.target: shown.__setitem__(name, out)  # noqa: E731
+        net.get_submodule(pair.target).register_forward_hook(hook)
+    there = run.source(batch).at
+    sources = [
+        F.interpolate(there[p.source], size=p.target_shape[1:], mode="bilinear", align_corners=False) for p in run.pairs
+    ]
+
+    def step(loss):
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    for _ in range(2):
+        net(batch.x)
+        adapted = adapters(shown)
+        loss = 5 * sum(F.mse_loss(a, f) for a, f in zip(adapted, sources, strict=True))
+        if judge is not None:
+            logits = [one(a) for one, a in zip(judge.each, adapted, strict=True)]
+            loss = loss - lam * sum(F.logsigmoid(z).mean() for z in logits)
+        step(loss)
+    step(F.cross_entropy(net(batch.x), batch.y))
+    expected = float(F.cross_entropy(net(batch.x), batch.y).detach())
+    metas = [float(update.losses["meta"].detach()) for update in turns if "meta" in update.losses]
+    assert metas == [pytest.approx(expected, rel=1e-5)]
+
+
+@pytest.mark.parametrize(("method", "part", "option"), ADAMS)
+@pytest.mark.parametrize("rate", [1e-3, 0.05])
+def test_learning_rates_of_other_parts(folder, method, part, option, rate):
+    """Adam's first step moves what has a gradient by its learning rate, up or down."""
+    found = running(folder, method, **{option: rate})
+    module = found.parts[part].module
+    before, steps = None, []
+    for _, update in updates(found):
+        if before is not None and not steps:
+            steps = [(after - b).abs().flatten() for after, b in zip(module.parameters(), before, strict=True)]
+        if part in update.parts and before is None:
+            before = [p.detach().clone() for p in module.parameters()]
+    if not steps:  # it was the last update
+        steps = [(after - b).abs().flatten() for after, b in zip(module.parameters(), before, strict=True)]
+    moved = torch.cat(steps).detach()
+    moved = moved[moved > 0]
+    assert len(moved) > 10
+    assert float(moved.median()) == pytest.approx(rate, rel=0.02)
+    assert float(moved.max()) <= rate * 1.001
 
 
 def test_meta_every(folder):

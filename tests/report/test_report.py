@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,40 @@ def test_ledger():
         "  step: a counter",
         "warning: target b: odd",
     ]
+
+
+def measured(error, holds, compared="output"):
+    return {"output": {"compared": compared, "error": error}, "exact": {"claimed": True, "holds": holds}}
+
+
+UNLIKE = {"output": {"compared": "output", "skipped": "other shapes"}, "exact": {"claimed": True, "holds": None}}
+
+
+@pytest.mark.parametrize(
+    ("receipt", "line"),
+    [
+        (None, "planned as exact; not measured (no receipt)"),
+        ({"skipped": "not asked for"}, "planned as exact; not measured (not asked for)"),
+        (UNLIKE, "planned as exact; not measured (other shapes)"),
+        (measured(0.5, holds=False), "planned as exact, but measured otherwise: relative error 0.5 of the output"),
+        (
+            measured(1e-9, holds=True),
+            "exact: the target computes what the source computes (measured: relative error 1e-09 of the output)",
+        ),
+        (
+            measured(0.0, holds=True, compared="features"),
+            "exact: up to its head the target computes what the source computes "
+            "(measured: relative error 0 of the features)",
+        ),
+    ],
+)
+def test_exactness_is_said_where_it_was_measured(receipt, line):
+    plan = replace(PLAN, recipe="grow", warnings=())
+    assert list(ledger.ledger(plan, receipt))[-1] == line
+    noted = list(ledger.ledger(replace(plan, pairing=replace(plan.pairing, notes=("a wider mean",))), receipt))
+    exact = line.startswith("exact")
+    assert noted[-2:] == ["not known to be exact from the plan alone:" if exact else "not exact:", "  a wider mean"]
+    assert (line in noted) == exact
 
 
 def test_every_tensor():

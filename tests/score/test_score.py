@@ -12,16 +12,18 @@ from sklearn.linear_model import RidgeCV
 from support.command_line import link_examples, run, write_net
 from torch import nn
 
-from netgraft.data.normalisation import Normalisation
 from netgraft.data.opening import load_data, open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
 from netgraft.models.model import load_model
+from netgraft.models.normalisation import Normalisation
+from netgraft.models.side import Side, own_weights
+from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
 from netgraft.score.features import Frozen, pooled
 from netgraft.score.probe import Settings, check_scratch, score
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights, transfer
+from netgraft.transfer import transfer
 
 GLYPHS = "netgraft:resnet20-glyphs"
 FEW = Settings("netgraft:digits", samples_per_class=10)
@@ -50,7 +52,11 @@ class Net(nn.Module):
 def init(tmp_path_factory):
     """The embedded net into itself with ten classes."""
     file = tmp_path_factory.mktemp("init") / "init.safetensors"
-    transfer(Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt"
+        )
+    )
     return file
 
 
@@ -88,7 +94,7 @@ def test_pretrained_features_beat_scratch(init):
     assert scored.difference > 0.15
     assert scored.interval.low > 0.1
     assert (scores.heads, scores.features, scores.norms) == (("fc",), 64, 21)
-    assert (scores.normalisation_of, scores.normalisation) == (GLYPHS, Normalisation((0.5,), (0.35,)))
+    assert (scores.normalisation.of, scores.normalisation) == (GLYPHS, Normalisation((0.5,), (0.35,)))
     assert (scores.train["images"], scores.test["images"]) == (100, 898)
     mean = sum(probe.accuracy for probe in scores.scratch) / 3
     assert scored.difference == pytest.approx(scored.probe.accuracy - mean)
@@ -340,11 +346,13 @@ def test_examples_run(command, tmp_path, monkeypatch):
     lines = [line.strip() for line in page.stdout.partition("Examples:\n")[2].splitlines() if line.strip()]
     assert lines
     transfer(
-        Side(GLYPHS, "source"),
-        Side("examples/my_arch.py", "target"),
-        Path("init.safetensors"),
-        receipt=False,
-        recipe="hmt",
+        TransferRequest(
+            Side(GLYPHS, "source"),
+            Side("examples/my_arch.py", "target"),
+            Path("init.safetensors"),
+            receipt=False,
+            recipe="hmt",
+        )
     )
     for line in lines:
         program, *words = shlex.split(line)

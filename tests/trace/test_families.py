@@ -1,29 +1,31 @@
-"""One architecture or more of each family of timm and torchvision: chains and layers stay what they are.
+"""One architecture or more of each family of timm and torchvision: chains and layers are what autograd saw.
 
-The numbers are in ``families.json``; ``python tests/trace/test_families.py`` writes them anew. The layers are counted
-independently, too: the convolutions, linear layers and RNNs that hooks see called in a plain forward pass.
+The truth is independent of tracing: PyTorch's own graph of one plain forward pass. Every call of a convolution, a
+linear layer or an RNN marks the backward node of its result, and the longest path over marks, and how many there are,
+come of a walk through that graph. The numbers of 13 of them are known from papers too.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from netgraft.architecture.chain import longest_chain
 from netgraft.models.model import load_model
 from netgraft.trace import trace
-from netgraft.trace.forward import build_on, run
-from netgraft.trace.inputs import examples_for
+from netgraft.trace.forward import build_on
+from netgraft.trace.inputs import examples_for, fixed_chance
 from netgraft.trace.shortcuts import Shortcuts
 
-FILE = Path(__file__).parent / "families.json"
-GOLDEN: dict[str, dict[str, Any]] = json.loads(FILE.read_text()) if FILE.exists() else {}
 KERNELS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
+FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 KNOWN = {
     "resnet18": (18, 21),
     "resnet50": (50, 54),
@@ -58,41 +60,125 @@ NAMES = """
 """
 
 
-def facts(name: str) -> tuple[dict[str, Any], set[str], set[str]]:
-    """The numbers of one architecture, its kernel layers, and the kernel modules that a plain forward pass calls."""
-    model = load_model(name, role="target")
-    graph = trace(model)
-    chain = longest_chain(graph)
-    kernels = {layer.name for layer in graph.kernels()}
-    called = _called(model)
-    numbers = {"chain": len(chain), "kernels": len(kernels), "ties": chain.ties, "not_modules": len(kernels - called)}
-    return numbers, kernels, called
+class Recorded(NamedTuple):
+    """What autograd recorded of a forward pass; ``marks`` are the nodes in which kernel layers end."""
+
+    modules: set[str]  # kernel modules that were called
+    functions: int  # calls of kernels that are no modules, such as ``F.linear`` with a weight of an attention's own
+    marks: dict[Any, None]
+    ends: list[Any]
 
 
-def _called(model: Any) -> set[str]:
-    module = build_on(model.build, "cpu" if "regnet_y" in model.name else "meta")
-    module = module.to("meta").eval()
-    seen: set[str] = set()
+def recorded(model: Any, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """One forward pass on the meta device, with gradients of the input alone."""
+    module = build_on(model.build, "cpu" if "regnet_y" in model.name else "meta").to("meta").eval()
+    module.requires_grad_(False)
+    modules: set[str] = set()
+    marks: dict[Any, None] = {}
+    functions = depth = 0
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(_: nn.Module, __: Any, result: Any, *, name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        modules.add(name)
+        mark(result[0] if isinstance(result, tuple) else result)
+
+    def mark(result: Tensor) -> None:
+        if result.grad_fn is not None:  # else nothing of the input is in it
+            marks[result.grad_fn] = None
+
+    def marking(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def called(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            nonlocal functions
+            result = function(x, weight, *args, **kwargs)
+            if depth == 0 and not any(weight is b or weight._base is b for b in module.buffers()):  # no fixed blur
+                functions += 1
+                mark(result)
+            return result
+
+        return called
+
     for name, part in module.named_modules():
         if isinstance(part, KERNELS):
-            part.register_forward_pre_hook(lambda _m, _i, name=name: seen.add(name))
-    with Shortcuts(), torch.no_grad():
-        run(module, next(iter(examples_for(model, module))), "meta")
-    return seen
+            part.register_forward_pre_hook(enter)
+            part.register_forward_hook(functools.partial(leave, name=name))
+    args, kwargs = next(iter(examples_for(model, module))).on("meta")
+    for given in _tensors((args, kwargs)):
+        given.requires_grad_(given.is_floating_point())
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in FUNCTIONS:
+            patch.setattr(F, name, marking(getattr(F, name)))
+        patch.setattr(
+            Tensor, "detach", lambda tensor: tensor
+        )  # what RAFT does not differentiate is a path all the same
+        patch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+        with torch.enable_grad(), fixed_chance(), torch.device("meta"), Shortcuts():
+            result = module(*args, **kwargs)
+    return Recorded(modules, functions, marks, [t.grad_fn for t in _tensors(result) if t.grad_fn is not None])
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def longest(seen: Recorded) -> tuple[int, int]:
+    """The most marks on a path from the input to a result, and how many sequences of marks have as many."""
+    length: dict[Any, int] = {}
+    last: dict[Any, frozenset[Any]] = {}  # the marks in which the longest sequences up to a node end
+    ways: dict[Any, int] = {}
+
+    def best(nodes: Iterable[Any]) -> tuple[int, frozenset[Any]]:
+        nodes = list(nodes)
+        most = max((length[node] for node in nodes), default=0)
+        return most, frozenset().union(*(last[node] for node in nodes if length[node] == most))
+
+    stack = [(node, False) for node in seen.ends]
+    while stack:
+        node, ready = stack.pop()
+        before = [other for other, _ in node.next_functions if other is not None]
+        if ready and node not in length:
+            length[node], last[node] = best(before)
+            if node in seen.marks:
+                ways[node] = sum(ways[other] for other in last[node]) or 1
+                length[node], last[node] = length[node] + 1, frozenset({node})
+        elif node not in length:
+            stack += [(node, True), *((other, False) for other in before if other not in length)]
+    most, ends = best(seen.ends)
+    return most, sum(ways[end] for end in ends)
 
 
 @pytest.mark.parametrize("name", NAMES.split())
-def test_family(name: str) -> None:
-    numbers, kernels, called = facts(name)
-    assert called <= kernels
-    assert numbers == GOLDEN[name]
+def test_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(name, role="target")
+    graph = trace(model)
+    chain, kernels = longest_chain(graph), {layer.name for layer in graph.kernels()}
+    seen = recorded(model, monkeypatch)
+    assert seen.modules <= kernels
+    assert len(kernels - seen.modules) == seen.functions
+    assert (len(chain), chain.ties) == longest(seen)
     if name in KNOWN:
-        assert (numbers["chain"], numbers["kernels"]) == KNOWN[name]
+        assert (len(chain), len(kernels)) == KNOWN[name]
 
 
-def test_all_numbers_belong_to_a_family() -> None:
-    assert set(GOLDEN) == set(NAMES.split())
+def test_the_longest_path_of_a_small_network() -> None:
+    """By hand: of two branches the one with two convolutions counts, and two of them tie."""
+    convs = [nn.Conv2d(1, 1, 1).requires_grad_(False) for _ in range(6)]
+    x = torch.ones(1, 1, 2, 2, requires_grad=True)
+    marks: dict[Any, None] = {}
 
+    def call(number: int, at: Tensor) -> Tensor:
+        result = convs[number](at)
+        marks[result.grad_fn] = None
+        return result
 
-if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: facts(name)[0] for name in NAMES.split()}, indent=1) + "\n")
+    stem = call(0, x).relu()
+    result = call(5, call(1, stem) + call(3, call(2, stem)) + call(4, call(2, stem)))
+    assert longest(Recorded(set(), 0, marks, [result.grad_fn])) == (4, 2)

@@ -1,37 +1,26 @@
-"""The folder is the registry: ``matchers/longest_chain.py`` is ``--matcher longest-chain``.
-
-A plug-in is a frozen dataclass whose fields are its options; its file defines exactly one public class. It comes from
-one of netgraft's folders, from a user's own file (``./own_matcher.py`` or ``./own_matcher.py:Class``), or from an
-installed package with an entry point in the group ``netgraft.<folder>``. Netgraft's own names cannot be replaced.
-Listing reads names and docstrings with ``ast`` and imports nothing; loading a file runs its code.
-"""
+"""Finding plug-ins, and loading them: netgraft's folders, users' own files, installed packages."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import hashlib
 import importlib
 import re
 import sys
 import types
-import typing
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from netgraft.errors import UnknownName, UsageError
+from netgraft.plugins.fields import REQUIRED, default_of, fields_of, read, type_text, types_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
+"""Netgraft's folders of plug-ins stand in this one."""
 NO_PLUGINS = frozenset({"protocol", "run", "apply"})
 """Files beside the plug-ins of a folder that are none: what a plug-in is, and what calls it."""
-REQUIRED = dataclasses.MISSING
-"""The ``default`` of an option that must be given."""
-
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +31,6 @@ class Plugin:
     summary: str  # first docstring line of the class, else of the module
     module: str  # "netgraft.matchers.longest_chain"; "package.module:Class" for an installed package
     path: Path | None  # None where an installed package's file cannot be found without importing it
-
-
-class Option(NamedTuple):
-    """A field of a plug-in, as a user sees it."""
-
-    name: str
-    type: str
-    default: object
-    doc: str
 
 
 def listing(folder: str) -> dict[str, Plugin]:
@@ -78,17 +58,15 @@ def load(folder: str, name_or_path: str) -> type[Any]:
         entry = installed[name_or_path]
         module = _import(entry.module, kind, name_or_path)
         return _single_class(module, entry.attr or None, kind, entry.value)
-    error = UnknownName(kind, name_or_path, [*files, *installed])
-    error.hint = f"{error.hint} `netgraft {kind}s` lists them all; your own file is given as ./own_{kind}.py.".strip()
-    raise error
+    raise unknown(folder, name_or_path, [*files, *installed])
 
 
 def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any:
     """The plug-in with these options, strings read as the fields' types say. Raises UnknownName, UsageError."""
     cls = load(folder, name_or_path)
     where = f"{noun(folder)} {name_or_path}"
-    hints = _types(cls)
-    known = _fields(cls)
+    hints = types_of(cls)
+    known = fields_of(cls)
     values = {}
     for name, value in options.items():
         if name not in known:
@@ -96,12 +74,12 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
             error.hint = error.hint or "It has no options."
             raise error
         try:
-            values[name] = _read(value, hints[name])
+            values[name] = read(value, hints[name])
         except ValueError:
             expected = type_text(hints[name])
             raise UsageError(f"The option {name} cannot be {value!r}; expected {expected}.", where=where) from None
     for name, field in known.items():
-        if name not in values and _default(field) is REQUIRED:
+        if name not in values and default_of(field) is REQUIRED:
             hint = f"Give it as {name}=<{type_text(hints[name])}>."
             raise UsageError(f"The option {name} is missing.", where=where, hint=hint)
     try:
@@ -110,19 +88,18 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
         raise UsageError(str(error), where=where) from error
 
 
-def options(cls: type[Any]) -> list[Option]:
-    """The options of a plug-in's class in order; docs come from ``field(metadata={"help": ...})``."""
-    hints = _types(cls)
-    return [
-        Option(name, type_text(hints[name]), _default(field), str(field.metadata.get("help", "")))
-        for name, field in _fields(cls).items()
-    ]
-
-
 def noun(folder: str) -> str:
     """What a plug-in of this folder is called in messages: "matchers" holds a matcher, "passes" a pass."""
     last = folder.rpartition(".")[2]
     return {"passes": "pass"}.get(last) or last.removesuffix("s")
+
+
+def unknown(folder: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that no plug-in of the folder has."""
+    kind = noun(folder)
+    error = UnknownName(kind, name, known)
+    error.hint = f"{error.hint} `netgraft {kind}s` lists them all; your own file is given as ./own_{kind}.py.".strip()
+    return error
 
 
 # ---------------------------------------------------------------------------------------------- finding and importing
@@ -218,103 +195,3 @@ def _single_class(module: types.ModuleType, wanted: str | None, kind: str, where
         hint = "Decorate it with @dataclass(frozen=True); its fields are its options."
         raise UsageError(f"{cls.__name__} is not a dataclass.", where=where, hint=hint)
     return cls
-
-
-# ----------------------------------------------------------------------------------------------- fields and their types
-
-
-def _fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
-
-
-def _default(field: dataclasses.Field[Any]) -> object:
-    return field.default if field.default_factory is REQUIRED else field.default_factory()
-
-
-def _types(cls: type[Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls)
-    except (NameError, TypeError) as error:
-        hint = "Import what the annotations of its fields name."
-        raise UsageError(f"The options of {cls.__name__} have unclear types.", where=str(error), hint=hint) from error
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _is_enum(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Enum)
-
-
-def type_text(annotation: Any) -> str:
-    """An annotation in words: ``int``, ``one of a, b``, ``float or none``, ``3,3 (int, int)``."""
-    arguments = typing.get_args(annotation)
-    if annotation is type(None):
-        return "none"
-    if annotation is bool:
-        return "true or false"
-    if _is_union(annotation):
-        return " or ".join(type_text(argument) for argument in arguments)
-    if typing.get_origin(annotation) is Literal:
-        return f"one of {', '.join(str(choice) for choice in arguments)}"
-    if _is_enum(annotation):
-        return f"one of {', '.join(str(member.value) for member in annotation)}"
-    if typing.get_origin(annotation) is tuple and arguments[-1:] == (Ellipsis,):
-        return f"comma-separated {type_text(arguments[0])}s"
-    if typing.get_origin(annotation) is tuple:
-        return ",".join(type_text(argument) for argument in arguments)
-    return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
-
-
-def _read(value: object, annotation: Any) -> Any:
-    """``value`` as ``annotation`` says, read from text if it is a string; raises a bare ValueError."""
-    text = value.strip() if isinstance(value, str) else None
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if _is_union(annotation):
-        return _read_union(value, arguments)
-    if origin is Literal:
-        return _choose(value, text, {choice: choice for choice in arguments})
-    if _is_enum(annotation):
-        return _choose(value, text, {member.value: member for member in annotation})
-    if origin is tuple:
-        return _read_tuple(value, text, arguments)
-    if text is not None and annotation is bool:
-        return _choose(text.lower(), None, _WORDS)
-    if text is not None and annotation is type(None):
-        return _choose(text.lower(), None, {"none": None})
-    if text is not None and annotation in (int, float):
-        return annotation(text)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if annotation is int and isinstance(value, bool):
-        raise ValueError
-    kind = origin or annotation
-    if kind is Any or (isinstance(kind, type) and isinstance(value, kind)):
-        return value
-    raise ValueError
-
-
-def _choose(value: object, text: str | None, choices: Mapping[Any, object]) -> object:
-    for choice, result in choices.items():
-        same = value == choice and isinstance(value, bool) == isinstance(choice, bool)
-        if same or text == str(choice) or value is result:
-            return result
-    raise ValueError
-
-
-def _read_union(value: object, arguments: tuple[Any, ...]) -> Any:
-    for argument in sorted(arguments, key=lambda argument: argument is str):  # any text is a str: try that last
-        with contextlib.suppress(ValueError):
-            return _read(value, argument)
-    raise ValueError
-
-
-def _read_tuple(value: object, text: str | None, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    if text is not None:
-        value = [part.strip() for part in text.strip("()[]").rstrip(", ").split(",")] if text.strip("()[] ") else []
-    if not isinstance(value, (list, tuple)):
-        raise ValueError
-    if arguments[-1:] == (Ellipsis,):
-        arguments = arguments[:1] * len(value)
-    return tuple(_read(item, argument) for item, argument in zip(value, arguments, strict=True))
