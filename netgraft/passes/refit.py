@@ -51,7 +51,7 @@ class Refit:
         keys: dict[str, None] = {}
         for _, here in self._pairs(source, target, pairing):
             ending = endings.get(here)
-            if ending is None or target.layers[here].kind not in ("conv2d", "linear"):
+            if ending is None or not target.layers[here].rules.refits:
                 continue
             names = [name for name in (here, ending.norm, ending.scale) if name is not None]
             for name in names:
