@@ -10,9 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+from netgraft import plugins
 from netgraft.architecture.graph import Shape, Slot, to_jsonable
 from netgraft.errors import PlanError
 
@@ -26,9 +27,10 @@ what was set by rule, such as the zero end of an inserted block or attention to 
 passes that run after the moves decides: layers refitted to the source's activations, trained on its answers, or given
 new statistics."""
 
-_SPATIAL = frozenset(
-    {"bilinear", "bilinear-gain", "bicubic", "centre", "tap-sum", "pi-resize", "positions", "relative-table"}
-)
+OF_OPERATORS = (EXACT, INTERPOLATED, STACKED, SET)
+"""What an operator can say of a tensor as its ``fate``; of several in a row the last one here counts."""
+OF_PASSES = ("", SET, REFITTED, DISTILLED, RECALIBRATED)
+"""The same for passes; empty: where the numbers come from stays as it was."""
 
 
 MAPPED, SKIPPED = "mapped by --map", "skipped by --skip"
@@ -87,12 +89,9 @@ class Move:
 
     @property
     def fate(self) -> str:
-        operators = {step.operator for step in self.steps}
-        if operators & {"fill", "dirac"}:
-            return SET
-        if operators - _SPATIAL - {"flatten", "unflatten"}:
-            return STACKED
-        return INTERPOLATED if operators & _SPATIAL else EXACT
+        """The weightiest of what its operators say; "stacked" for one that says nothing or is not at hand."""
+        fates = {_operator_fate(step.operator) for step in self.steps}
+        return max(fates, key=OF_OPERATORS.index, default=EXACT)
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,16 @@ class Plan:
 def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step, ...], why: str) -> list[Move]:
     """One move per key of a target tensor: tied weights have several."""
     return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in slot.keys]
+
+
+def _operator_fate(name: str) -> str:
+    fate = plugins.constant("operators", name, "fate") if ".py" in name else _known_fate(name)
+    return str(fate) if fate in OF_OPERATORS else STACKED
+
+
+@cache
+def _known_fate(name: str) -> object:
+    return plugins.constant("operators", name, "fate")
 
 
 def numel(shape: Shape) -> int:

@@ -2,7 +2,8 @@
 
 A plug-in is a frozen dataclass whose fields are its options; its file defines exactly one public class. It comes from
 one of netgraft's folders, from a user's own file (``./own_matcher.py`` or ``./own_matcher.py:Class``), or from an
-installed package with an entry point in the group ``netgraft.<folder>``. Netgraft's own names cannot be replaced.
+installed package with an entry point in the group ``netgraft.<folder>``, for the methods and generators too:
+``netgraft.methods``. Netgraft's own names cannot be replaced.
 Listing reads names and docstrings with ``ast`` and imports nothing; loading a file runs its code.
 """
 
@@ -68,8 +69,7 @@ def listing(folder: str) -> dict[str, Plugin]:
 def load(folder: str, name_or_path: str) -> type[Any]:
     """The plug-in's class; raises UnknownName, or UsageError if the file does not run or holds no single plug-in."""
     kind = noun(folder)
-    own = re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
-    if own:
+    if own := _own(name_or_path):
         return _single_class(_run(Path(own["path"]).expanduser(), kind), own["cls"], kind, own["path"])
     if name_or_path in (files := _files(folder)):
         path = files[name_or_path]
@@ -110,6 +110,42 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
         raise UsageError(str(error), where=where) from error
 
 
+def known(folder: str, name_or_path: str) -> type[Any] | None:
+    """The plug-in's class, if no file has to be run for it that has not run yet; None otherwise, and for unknown ones.
+
+    For names that come from a file which somebody else may have written.
+    """
+    own = _own(name_or_path)
+    with contextlib.suppress(UnknownName, UsageError):
+        if own is None or _module_of(Path(own["path"]).expanduser()) in sys.modules:
+            return load(folder, name_or_path)
+    return None
+
+
+def constant(folder: str, name_or_path: str, variable: str) -> object:
+    """The literal that a plug-in's class assigns to a class variable; None if there is none, or no such plug-in.
+
+    Read with ``ast``: nothing is imported, and no file runs.
+    """
+    own = _own(name_or_path)
+    if own:
+        path, cls = Path(own["path"]).expanduser(), own["cls"]
+    elif name_or_path in (files := _files(folder)):
+        path, cls = files[name_or_path], None
+    elif (entry := _installed(folder).get(name_or_path)) and (found := _installed_file(entry)):
+        path, cls = found, entry.attr or None
+    else:
+        return None
+    for node in _classes(path) if path.is_file() else []:
+        if node.name == cls or (cls is None and not node.name.startswith("_")):
+            for line in node.body:
+                targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+                if any(isinstance(each, ast.Name) and each.id == variable for each in targets):
+                    with contextlib.suppress(ValueError, TypeError):
+                        return ast.literal_eval(getattr(line, "value", None) or "")
+    return None
+
+
 def options(cls: type[Any]) -> list[Option]:
     """The options of a plug-in's class in order; docs come from ``field(metadata={"help": ...})``."""
     hints = _types(cls)
@@ -128,6 +164,11 @@ def noun(folder: str) -> str:
 # ---------------------------------------------------------------------------------------------- finding and importing
 
 
+def _own(name_or_path: str) -> re.Match[str] | None:
+    """``path`` and ``cls`` of a user's own file; None for a name."""
+    return re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
+
+
 def _files(folder: str) -> dict[str, Path]:
     paths = sorted(HERE.joinpath(*folder.split(".")).glob("*.py"))
     return {path.stem.replace("_", "-"): path for path in paths if path.stem not in NO_PLUGINS and path.stem[0] != "_"}
@@ -138,7 +179,7 @@ def _module_name(folder: str, path: Path) -> str:
 
 
 def _installed(folder: str) -> dict[str, EntryPoint]:
-    entries = entry_points(group=f"netgraft.{folder}")
+    entries = entry_points(group=f"netgraft.{folder.rpartition('.')[2]}")
     return {entry.name: entry for entry in sorted(entries, key=lambda e: (e.name, e.value), reverse=True)}
 
 
@@ -152,10 +193,21 @@ def _installed_file(entry: EntryPoint) -> Path | None:
     return next((Path(place) for place in places if Path(place).is_file()), None)
 
 
-def _summary(path: Path) -> str:
+def _parsed(path: Path) -> ast.Module | None:
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _classes(path: Path) -> list[ast.ClassDef]:
+    tree = _parsed(path)
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
+
+
+def _summary(path: Path) -> str:
+    tree = _parsed(path)
+    if tree is None:
         return "(cannot be read)"
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     docs = [*map(ast.get_docstring, classes), ast.get_docstring(tree)]
@@ -179,8 +231,7 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         code = path.read_bytes()
     except OSError as error:
         raise UsageError(f"There is no {kind} file {path}.", where=str(error.strerror)) from error
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
-    name = f"netgraft_own_{path.stem}_{digest[:16]}"
+    name = _module_name_of(path, code)
     if name in sys.modules:
         return sys.modules[name]
     module = types.ModuleType(name)
@@ -196,6 +247,19 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_of(path: Path) -> str:
+    """The name under which a user's file is in memory, if it has run as it is; empty if it cannot be read."""
+    try:
+        return _module_name_of(path, path.read_bytes()) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _module_name_of(path: Path, code: bytes) -> str:
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
+    return f"netgraft_own_{path.stem}_{digest[:16]}"
 
 
 def _single_class(module: types.ModuleType, wanted: str | None, kind: str, where: str) -> type[Any]:

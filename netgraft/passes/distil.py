@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -96,6 +96,16 @@ class Distil:
             "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
             "head": learner.what,
         }
+
+    @staticmethod
+    def lines(report: Mapping[str, Any]) -> Iterator[str]:
+        """How often the target agrees with the source on images it has not seen."""
+        agreement = report["agreement"]
+        before, after = (100 * agreement[when] for when in ("before", "after"))
+        yield (
+            f"distil: {report['steps']} steps on {report['images']} images; agrees with the source on "
+            f"{after:.0f} % of {agreement['images']} others ({before:.0f} % before)"
+        )
 
     def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> list[float]:
         skipped = {
