@@ -358,6 +358,8 @@ def test_a_network_that_cannot_be_stopped_between_operations(folder):
     planned = transfer(TransferRequest(SOURCE, target, file, options={"budget": 0.2}, receipt=False))
     assert planned.plan.recipe == "graft"
     assert "only weights can be used" in planned.plan.chosen
+    ran = [report["name"] for report in read_provenance(file)["passes"]]
+    assert ran == [each.name for each in planned.plan.passes] == ["rescale"]
     assert load_file(file)["one.weight"].isfinite().all()
 
 
