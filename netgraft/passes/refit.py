@@ -50,11 +50,11 @@ class Refit:
         """Kernels that have a pair, the norms after them, and layer scales at the end of their branches."""
         endings = find_endings(target)
         keys: dict[str, None] = {}
-        for _, here in self._pairs(source, target, pairing):
-            ending = endings.get(here)
-            if ending is None or target.layers[here].kind not in ("conv2d", "linear"):
+        for _, kernel in self._pairs(source, target, pairing):
+            ending = endings.get(kernel)
+            if ending is None or target.layers[kernel].kind not in ("conv2d", "linear"):
                 continue
-            names = [name for name in (here, ending.norm, ending.scale) if name is not None]
+            names = [name for name in (kernel, ending.norm, ending.scale) if name is not None]
             for name in names:
                 for slot in target.layers[name].tensors.values():
                     keys.update(dict.fromkeys(slot.keys))
@@ -115,7 +115,7 @@ class Refit:
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
         """(source layer, target layer); what the user mapped or skipped counts first."""
         if self.pairs == "stages":
-            chosen = {here: there for there, here in follow(source, target)}
+            chosen = {name: partner for partner, name in follow(source, target)}
         else:
             heads = {layer.name for layer in target.heads()}
             chosen = {p.target: p.source for p in pairing.pairs if p.target not in heads}
