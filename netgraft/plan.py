@@ -6,6 +6,7 @@ report, the checkpoint's metadata and the coverage gate all read this one object
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from netgraft import plugins
 from netgraft.architecture.graph import Shape, Slot, to_jsonable
-from netgraft.errors import PlanError
+from netgraft.errors import PlanError, UnknownName, UsageError
 
 VERSION = 2
 
@@ -90,7 +91,7 @@ class Move:
     @property
     def fate(self) -> str:
         """The weightiest of what its operators say; "stacked" for one that says nothing or is not at hand."""
-        fates = {_operator_fate(step.operator) for step in self.steps}
+        fates = {written_fate(step.operator) for step in self.steps}
         return max(fates, key=OF_OPERATORS.index, default=EXACT)
 
 
@@ -226,14 +227,20 @@ def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step
     return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in slot.keys]
 
 
-def _operator_fate(name: str) -> str:
-    fate = plugins.constant("operators", name, "fate") if ".py" in name else _known_fate(name)
+def written_fate(operator: str) -> str:
+    """The ``fate`` in an operator's class, read without importing it; "stacked" for one that has none or is missing."""
+    return _read_fate(operator) if ".py" in operator else _known_fate(operator)
+
+
+def _read_fate(operator: str) -> str:
+    try:
+        fate = ast.literal_eval(plugins.describe("operators", operator).variables["fate"])
+    except (KeyError, SyntaxError, ValueError, UsageError, UnknownName):
+        return STACKED
     return str(fate) if fate in OF_OPERATORS else STACKED
 
 
-@cache
-def _known_fate(name: str) -> object:
-    return plugins.constant("operators", name, "fate")
+_known_fate = cache(_read_fate)
 
 
 def numel(shape: Shape) -> int:

@@ -19,7 +19,7 @@ from netgraft.models.model import Model, PretrainedWeights, read_weights
 from netgraft.models.side import Side
 from netgraft.passes.protocol import Pictures
 from netgraft.passes.run import find_device, plan_passes
-from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass
+from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass, written_fate
 from netgraft.recipes.protocol import Choice, Chooses, ReadsWeights, Recipe, RunsPasses
 from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
@@ -133,10 +133,12 @@ def check_operators(names: Iterable[str]) -> None:
     """
     for name in names:
         fate = getattr(plugins.load("operators", name), "fate", None)
-        if fate not in OF_OPERATORS or plugins.constant("operators", name, "fate") != fate:
+        if fate not in OF_OPERATORS or written_fate(name) != fate:
             what = f"The operator {name} does not say what becomes of a tensor."
             known = " or ".join(f'"{each}"' for each in OF_OPERATORS)
-            raise UsageError(what, where=f"its fate is {fate!r}", hint=f"Write fate = {known} in the class itself.")
+            raise UsageError(
+                what, where=f"its fate is {fate!r}", hint=f"Write fate: ClassVar[str] = {known} in its class."
+            )
 
 
 def check_coverage(plan: Plan, fail_under: float) -> None:

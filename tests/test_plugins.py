@@ -103,7 +103,7 @@ def test_listing_reads_names_and_summaries(tmp_path, monkeypatch):
     )
     (folder / "silent.py").write_text("class Silent: ...")
     (folder / "broken.py").write_text("class")
-    monkeypatch.setattr(plugins, "HERE", tmp_path)
+    monkeypatch.setattr(plugins.registry, "HERE", tmp_path)
     found = listing("matchers")
     assert {name: plugin.summary for name, plugin in found.items()} == {
         "broken": "(cannot be read)",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 
 from netgraft.architecture.graph import LayerGraph, Shape
-from netgraft.plan import numel
 
 MOST_ACTIVATIONS = 2**25
 """Most numbers that the largest activation of a network may hold over all images that are refitted on."""
@@ -20,9 +19,9 @@ def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
     """
     total = 0
     for layer in graph.kernels():
-        weights = sum(numel(slot.shape) for slot in layer.tensors.values() if len(slot.shape) > 1)
-        shape = layer.in_shape if layer.kind.startswith("conv_transpose") else layer.out_shape
-        positions = prod(shape[:1] + shape[2:]) if layer.kind.startswith("conv") else prod(shape[:-1])
+        weights = sum(prod(slot.shape) for slot in layer.tensors.values() if len(slot.shape) > 1)
+        shape = layer.in_shape if layer.is_conv and layer.in_axis == 0 else layer.out_shape
+        positions = prod(shape[:1] + shape[2:]) if layer.is_conv else prod(shape[:-1])
         total += weights * positions * layer.calls
     traced = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), batch)
     return total * batch // max(traced, 1)
@@ -33,10 +32,10 @@ def refit_images(source: LayerGraph, target: LayerGraph, wanted: int) -> int:
     largest = 1
     for graph in (source, target):
         batch = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), 1)
-        largest = max(largest, *(numel(node.shape) // max(batch, 1) for node in graph.nodes))
+        largest = max(largest, *(prod(node.shape) // max(batch, 1) for node in graph.nodes))
     return max(min(wanted, MOST_ACTIVATIONS // largest), 8)
 
 
 def distil_images(size: Shape, wanted: int) -> int:
     """How many images of ``size`` a distillation takes: as many as wanted, or as fit into memory."""
-    return max(min(wanted, MOST_PIXELS // max(numel(size), 1)), 1)
+    return max(min(wanted, MOST_PIXELS // max(prod(size), 1)), 1)

@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import Literal
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.spine import PASSING
+from netgraft.architecture.operations import ADDS, SCALES, adds_data
 from netgraft.channels.groups.axes import Axis, Var, normal, variables
 from netgraft.channels.groups.find import Groups
 
 State = Literal["absent", "stream", "normed"]
-ADDING = frozenset({"add", "sub", "cat", "stack"})
-UNCHANGED = PASSING | {"mean", "select", "unbind", "getitem", "detach", "unflatten", "flatten", "_to_copy"}
 
 
 def stretch(
@@ -35,8 +33,8 @@ def stretch(
         if state is None:
             return None
         states[node.id] = state
-        if state == "normed" and node.layer is not None:
-            norms.add(graph.layers[node.layer].kind)
+        if state == "normed" and (layer := graph.layer_of(node)):
+            norms.add(layer.kind)
     if norms == {"layer_norm"}:
         return "layer_norm"
     return "rms_norm" if norms == {"rms_norm"} else None
@@ -44,25 +42,18 @@ def stretch(
 
 def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[State], scaled: bool) -> State | None:
     """What the node's output holds of the run; None if the node does what a stretched run does not survive."""
-    layer = graph.layers[node.layer] if node.layer is not None else None
+    layer = graph.layer_of(node)
     if layer is not None:
         return _layer_state(groups, run, layer, inputs)
     if not inputs:
         return "absent"
     if scaled and node.op == "mul" and any(source not in graph.from_input for source in node.inputs):
         return "stream" if inputs == {"stream"} else None  # by a parameter, one number per channel
-    if node.op in ADDING:
+    if node.op in ADDS:
         return "stream" if inputs == {"stream"} and adds_data(node) else None
-    if node.op in UNCHANGED:
+    if node.op in SCALES:
         return next(iter(inputs)) if len(inputs) == 1 else None
     return None
-
-
-def adds_data(node: Node) -> bool:
-    """Whether all that an addition or concatenation puts together are other nodes' values: no number, no buffer."""
-    args = node.facts.get("args", ())
-    parts = args[0] if node.op in ("cat", "stack") else args[:2]
-    return all(isinstance(part, str) and part.startswith("%") for part in parts)
 
 
 def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> State | None:
@@ -74,9 +65,7 @@ def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> 
         return _writes(axes[-1:], run) if axes else "absent"
     if layer.kind == "embedding":
         return _writes(axes[1:], run)
-    if layer.kind == "linear" or (
-        layer.kind.startswith("conv") and layer.groups == 1 and "transpose" not in layer.kind
-    ):
+    if layer.kind == "linear" or (layer.is_conv and layer.groups == 1 and layer.in_axis == 1):
         reads = any(var is run for axis in axes[1:2] for var in variables(axis))
         if reads and normal(axes[1]) is not run:
             return None

@@ -16,8 +16,7 @@ from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
 from netgraft.cli.options import OutputFormat, parse_args, parse_size
 from netgraft.errors import UsageError
-from netgraft.finetune.describe import FOLDER, describe
-from netgraft.finetune.needs import check_needs
+from netgraft.finetune.needs import FOLDER, check_needs
 from netgraft.finetune.settings import Settings, read_config
 
 
@@ -196,7 +195,7 @@ def finetune(
                 continue
             raise UsageError(f"{what} is missing.", hint="netgraft finetune --help ends with examples.")
     chosen = _settings(given)
-    check_needs(chosen, describe(chosen.method))
+    check_needs(chosen, plugins.describe(FOLDER, chosen.method))
     if explain:
         _explain(chosen, format)
         return
@@ -227,7 +226,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     for name in ("input_size", "source_input_size"):
         given[name] = parse_size(given[name])
     if given["mean"] is not None or given["std"] is not None:
-        from netgraft.data.normalisation import parse_statistics
+        from netgraft.models.normalisation import parse_statistics
 
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
@@ -246,12 +245,15 @@ def methods(
 
     With NAME: its equation and reference, what it needs, and its options for --set.
     """
-    from netgraft.report.listing import plugins_document, plugins_text
-    from netgraft.report.training import method_document, method_lines
+    from netgraft.report.listing import plugin_text, plugins_document, plugins_text
+    from netgraft.report.training import method_document, method_notes
 
     if name is None:
         found = plugins.listing(FOLDER)
         write_json(plugins_document(found)) if format is Format.JSON else write_lines(plugins_text(FOLDER, found))
     else:
-        method = describe(name)
-        write_json(method_document(method)) if format is Format.JSON else write_lines(method_lines(method))
+        method = plugins.describe(FOLDER, name)
+        if format is Format.JSON:
+            write_json(method_document(method))
+        else:
+            write_lines(plugin_text(FOLDER, method, method_notes(method)))

@@ -183,12 +183,14 @@ def _score_settings(
 ) -> ScoreSettings:
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
-    from netgraft.data.normalisation import Normalisation, parse_statistics
+    from netgraft.models.normalisation import Normalisation, parse_statistics
     from netgraft.score.probe import Settings
 
     normalisation = None
     if mean is not None and std is not None:
-        normalisation = Normalisation(parse_statistics(mean, "--mean"), parse_statistics(std, "--std"))
+        normalisation = Normalisation(
+            parse_statistics(mean, "--mean"), parse_statistics(std, "--std"), "user", "--mean and --std"
+        )
     return Settings(
         data=data,
         samples_per_class=samples_per_class,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netgraft.data.digits import open_digits
-from netgraft.data.pictures import Pictures, Split, needed
+from netgraft.data.optional import needed
+from netgraft.data.pictures import Pictures, Split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,8 +30,8 @@ def open_blended(name: str, split: Split) -> Pictures:
     plain = open_digits(name, hard=False, split=split)
     pillow = needed("PIL.Image", "Pillow", "Reading images")
 
-    def read(item: str) -> Image:
-        digit = plain.read(item).resize((SIDE, SIDE), pillow.Resampling.BICUBIC)
+    def read(item: str, _: int) -> Image:
+        digit = plain.read(item, 0).resize((SIDE, SIDE), pillow.Resampling.BICUBIC)
         picture: Image = pillow.fromarray(blend(np.asarray(digit), _patch(int(item))))
         return picture
 

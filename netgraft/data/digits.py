@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netgraft.data.pictures import Pictures, Split, needed, part
+from netgraft.data.optional import needed
+from netgraft.data.pictures import Pictures, Split, part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ def open_digits(name: str, *, hard: bool, split: Split) -> Pictures:
     images, labels = _hard() if hard else _plain()
     items = tuple(map(str, range(len(labels))))
 
-    def read(item: str) -> Image:
+    def read(item: str, _: int) -> Image:
         picture: Image = needed("PIL.Image", "Pillow", "Reading images").fromarray(images[int(item)])
         return picture
 

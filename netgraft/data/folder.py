@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from netgraft.data.pictures import Pictures, Split, needed, part
+from netgraft.data.decode import SUFFIXES, reader
+from netgraft.data.pictures import Pictures, Split, part
 from netgraft.errors import UsageError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 TRAIN = ("train", "training")
 TEST = ("val", "valid", "validation", "test")  # in this order: a test folder often has no labels
 TEST_SHARE = 0.25
@@ -75,7 +71,7 @@ def _gather(
             raise UsageError("A class folder has no images.", where=str(path / classes[label]), hint=hint)
         items += [file.relative_to(path).as_posix() for file in files]
         labels += [label] * len(files)
-    return Pictures(name, split, classes, tuple(labels), tuple(items), lambda item: read_picture(path / item))
+    return Pictures(name, split, classes, tuple(labels), tuple(items), reader(path))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -92,16 +88,4 @@ def _annotated(name: str, path: Path, classes: tuple[str, ...], split: Split) ->
             raise UsageError(f"Unknown class {label!r}.", where=f"{path / ANNOTATIONS}:{number}")
         items.append(f"images/{file}")
         labels.append(classes.index(label))
-    return Pictures(name, split, classes, tuple(labels), tuple(items), lambda item: read_picture(path / item))
-
-
-def read_picture(file: Path) -> Image:
-    """The decoded image; UsageError naming the file for one that cannot be read."""
-    module = needed("PIL.Image", "Pillow", "Reading images")
-    try:
-        with module.open(file) as picture:
-            picture.load()
-            return picture
-    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-        hint = "Remove the file, or write it again."
-        raise UsageError(f"The image cannot be read: {error}", where=str(file), hint=hint) from error
+    return Pictures(name, split, classes, tuple(labels), tuple(items), reader(path))

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netgraft.data.pictures import Pictures, Split, needed
+from netgraft.data.optional import needed
+from netgraft.data.pictures import Pictures, Split
 from netgraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def open_glyphs(name: str, split: Split) -> Pictures:
     items = tuple(f"{font}:{letter}" for font in sorted(paths) for letter in LETTERS)
     labels = tuple(string.ascii_lowercase.index(item[-1].lower()) for item in items)
 
-    def read(item: str) -> Image:
-        font, _, letter = item.rpartition(":")
+    def read(item: str, _: int) -> Image:
+        font, letter = item.rsplit(":", 1)
         return _draw(paths[font], letter)
 
     return Pictures(name, split, tuple(string.ascii_lowercase), labels, items, read)

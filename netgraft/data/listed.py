@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from netgraft.data.folder import read_picture
+from netgraft.data.decode import reader
 from netgraft.data.pictures import Pictures, Split
 from netgraft.errors import UsageError
 
@@ -31,7 +31,12 @@ def open_listed(name: str, path: Path, split: Split) -> Pictures:
     if missing := next((item for item in items if not (folder / item).is_file()), None):
         raise UsageError("An image of the list is not there.", where=str(folder / missing))
     return Pictures(
-        name, split, tuple(map(str, range(count))), numbers, items, lambda item: read_picture(folder / item)
+        name,
+        split,
+        tuple(map(str, range(count))),
+        numbers,
+        items,
+        reader(folder),
     )
 
 

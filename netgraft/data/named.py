@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netgraft.data.pictures import Pictures, Split, needed
+from netgraft.data.decode import plain
+from netgraft.data.optional import needed
+from netgraft.data.pictures import Pictures, Split
 from netgraft.errors import UnknownName, UsageError
 from netgraft.models.construct import brief
 
@@ -45,9 +47,8 @@ def open_named(name: str, split: Split, root: Path, *, download: bool) -> Pictur
     classes = tuple(str(c[0] if isinstance(c, tuple) else c) for c in getattr(data, "classes", ()))
     classes = classes or tuple(map(str, range(max(labels) + 1)))
 
-    def read(item: str) -> Image:
-        picture: Image = data[int(item)][0]
-        return picture
+    def read(item: str, _: int) -> Image:
+        return plain(data[int(item)][0])
 
     return Pictures(name, split, classes, labels, tuple(map(str, range(len(labels)))), read)
 
@@ -65,7 +66,7 @@ def _create(prefix: str, rest: str, split: Split, root: Path, *, download: bool)
     errors = []
     for theirs in ("train",) if split == "train" else ("test", "validation"):
         try:
-            return create_dataset(f"hfds/{rest}", root=str(root), split=theirs, input_img_mode="RGB")
+            return create_dataset(f"hfds/{rest}", root=str(root), split=theirs, input_img_mode="")  # as it is
         except ValueError as error:  # no split of that name
             errors.append(error)
     raise errors[0]

@@ -14,26 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netgraft.data import blended, digits, folder, glyphs, listed, named
-from netgraft.data.normalisation import Normalisation, normalisation_of, parse_statistics
 from netgraft.data.pictures import Pictures, Pixels, Split, few
 from netgraft.errors import UnknownName, UsageError
+from netgraft.models.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "Data",
-    "Normalisation",
-    "Pictures",
-    "Pixels",
-    "Split",
-    "few",
-    "load_data",
-    "names",
-    "normalisation_of",
-    "open_data",
-    "parse_statistics",
-]
 
 PREFIX = "netgraft:"
 OWN = (*digits.NAMES, blended.NAME, glyphs.NAME)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netgraft.data.normalisation import Normalisation
+from netgraft.data.decode import as_array
 from netgraft.errors import UsageError
+from netgraft.models.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,14 +34,14 @@ class Pictures:
     classes: tuple[str, ...]
     labels: tuple[int, ...]
     items: tuple[str, ...]  # what each picture is called: its file, or its number in the data set
-    read: Callable[[str], Image]  # decodes the picture of that item
+    read: Callable[[str, int], Image]  # the picture of that item, plain; an edge of so many pixels is enough, 0: all
     drawn: dict[str, int] = field(default_factory=dict)  # how few were drawn, and the seed
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        return self.read(self.items[index]), self.labels[index]
+        return self.read(self.items[index], 0), self.labels[index]
 
     def take(self, indices: Iterable[int]) -> Pictures:
         """Some of the pictures, in that order."""
@@ -134,30 +133,5 @@ class Pixels:
         return self.batch(range(len(self)))
 
     def _decode(self, indices: Iterable[int]) -> Tensor:
-        items = [self.pictures.items[i] for i in indices]
-        return torch.stack([torch.from_numpy(as_array(self.pictures.read(item), self.size)) for item in items])
-
-
-def as_array(picture: Image, size: Sequence[int]) -> np.ndarray:  # uint8 [C, H, W]
-    """A picture in grey (C = 1) or RGB (C = 3), scaled until it covers H x W, and the middle of it."""
-    image_module = needed("PIL.Image", "Pillow", "Reading images")
-    channels, height, width = size
-    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16 bits, which Pillow would clip
-        picture = image_module.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size != (width, height):
-        zoom = max(height / picture.height, width / picture.width)
-        scaled = max(width, round(zoom * picture.width)), max(height, round(zoom * picture.height))
-        picture = picture.resize(scaled, image_module.Resampling.BICUBIC)
-        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-    array = np.array(picture)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1).copy()
-
-
-def needed(module: str, package: str, what: str, *, hint: str = "Type pip install 'netgraft[train]'") -> ModuleType:
-    """A module of an optional package; UsageError saying what to install without it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{what} needs {package}, which is not installed.", where=str(error), hint=hint) from error
+        items, least = [self.pictures.items[i] for i in indices], max(self.size[1:])
+        return torch.stack([torch.from_numpy(as_array(self.pictures.read(item, least), self.size)) for item in items])

@@ -1,31 +1,25 @@
-"""Unlabelled images from a folder (``--images DIR``). Pillow is imported late."""
+"""Unlabelled images from a folder (``--images DIR``)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from netgraft.data.decode import SUFFIXES, as_array, read_picture
 from netgraft.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int) -> Tensor:
     """``count`` images of a folder and its subfolders, chosen at random: ``[count, *size]``, float32 in [0, 1].
 
-    ``size`` is 1 (grey) or 3 (RGB) channels, height and width. Each image is scaled so that it just covers this height
-    and width (bicubic with antialiasing, upright by its EXIF tag, transparency over white) and cropped around its
-    centre. Files are taken in a random order that depends on ``seed`` and their names only; with fewer than ``count``
-    of them all are taken again, as often as it takes. Raises UsageError for a missing or empty folder, a file that is
-    no image (naming it), and other channels.
+    ``size`` is 1 (grey) or 3 (RGB) channels, height and width; decode.py says how a file is made to fit. Files are
+    taken in a random order that depends on ``seed`` and their names only; with fewer than ``count`` of them all are
+    taken again, as often as it takes. Raises UsageError for a missing or empty folder, a file that is no image (naming
+    it), and other channels.
     """
     channels, height, width = size
     if channels not in (1, 3):
@@ -35,7 +29,8 @@ def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int) ->
     random.Random(seed).shuffle(files)
     images = torch.empty((count, channels, height, width))
     for k, file in enumerate(files[:count]):
-        images[k] = _read(file, (channels, height, width))
+        array = as_array(read_picture(file, max(height, width)), (channels, height, width))
+        images[k] = torch.from_numpy(array).float().div_(255)
     for k in range(len(files), count):
         images[k] = images[k - len(files)]
     return images
@@ -54,32 +49,3 @@ def image_files(path: str | Path) -> list[Path]:
         hint = f"Files ending in {', '.join(SUFFIXES)} count, in subfolders too."
         raise UsageError("There are no images in this folder.", where=str(path), hint=hint)
     return files
-
-
-def _read(file: Path, size: tuple[int, int, int]) -> Tensor:
-    from PIL import Image, ImageOps
-
-    channels, height, width = size
-    try:
-        with Image.open(file) as image:
-            image.draft(None, (max(height, width),) * 2)  # JPEG: decodes no finer than needed
-            plain = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-            fitted = ImageOps.fit(plain, (width, height), method=Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and its own
-        reason = f"{type(error).__name__}: {error}"
-        hint = "Delete it, or move it out of the folder."
-        raise UsageError(f"This image cannot be read: {reason}", where=str(file), hint=hint) from error
-    values = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return values.reshape(height, width, channels).permute(2, 0, 1).float().div_(255)
-
-
-def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """The image in 8 bits, grey ("L") or "RGB", without transparency."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits, which ``convert`` would clip
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)

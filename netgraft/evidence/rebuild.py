@@ -68,7 +68,7 @@ def rebuild(role: Role, plan: Plan, request: Mapping[str, Any], where: Whereabou
     """The model of this role, traced. Raises NetgraftError for one that the user names and that cannot be loaded."""
     typed, recorded = getattr(where, role), getattr(plan, role)
     try:
-        model = _load(role, typed or recorded, typed is not None, request[role], where)
+        model = load_recorded(role, typed or recorded, request[role], where, typed=typed is not None)
         if isinstance(model, str):
             return Rebuilt("skipped", model)
     except (BuildError, ForwardError) as error:
@@ -94,8 +94,18 @@ def rebuild(role: Role, plan: Plan, request: Mapping[str, Any], where: Whereabou
     return Rebuilt("failed", detail, tuple(sorted(changed)), model, graph)
 
 
-def _load(role: Role, reference: str, typed: bool, asked: Mapping[str, Any], where: Whereabouts) -> Model | str:
-    """The model, with its weights if they can be had; a text saying why there is none."""
+def load_recorded(
+    role: Role,
+    reference: str,
+    asked: Mapping[str, Any],  # what was asked for of this role
+    where: Whereabouts = Whereabouts(),
+    *,
+    typed: bool = False,
+) -> Model | str:
+    """The model, with its weights if they can be had; a text saying why there is none.
+
+    ``typed``: the user names it, not only the metadata. Raises what ``load_model`` raises.
+    """
     parsed = parse_reference(reference)
     if parsed.kind in ("file", "module") and not typed:
         return f"{parsed.text} would be executed, and metadata is not trusted: add --{role} {parsed.text} if you do"

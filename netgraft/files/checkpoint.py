@@ -6,11 +6,9 @@ in random order and with mode 0600, so the header is written here: same inputs, 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from netgraft.architecture.graph import to_jsonable
 from netgraft.errors import CorruptFile, OutputError, UsageError
+from netgraft.files.atomic import written
 
 SUFFIX = ".safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
@@ -101,32 +100,19 @@ def write_checkpoint(
     """Write exactly these tensors, one after the other, and ``provenance`` as metadata.
 
     Tied tensors are written once per key, so that a strict ``load_state_dict`` works. The file appears complete or not
-    at all, with the mode that the umask gives; a symbolic link at ``path`` is replaced, not followed. ``tensors`` may
+    at all; a symbolic link at ``path`` is replaced, not followed. ``tensors`` may
     compute its values on access: each is asked for twice, first for its type and shape. Raises OutputError, UsageError.
     """
     path = Path(path)
     check_output(path, force=force, inputs=inputs)
     header, order = _header(tensors, provenance)
-    temporary = path.with_name(f".netgraft-{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        with open(descriptor, "wb") as file:
-            file.write(header)
-            for key in order:
-                _write_tensor(file, tensors[key])
-            if file.tell() != len(header) + sum(order.values()):
-                raise OutputError("A tensor changed its shape while the checkpoint was written.", where=str(path))
-            file.flush()
-            os.fsync(file.fileno())
+    with written(path, "checkpoint", replace=force) as file:
+        file.write(header)
+        for key in order:
+            _write_tensor(file, tensors[key])
+        if file.tell() != len(header) + sum(order.values()):
+            raise OutputError("A tensor changed its shape while the checkpoint was written.", where=str(path))
         check_output(path, force=force)  # someone else may have written it meanwhile
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OutputError("The checkpoint could not be written.", where=f"{path}: {error}") from error
-        raise
-    _sync_folder(path.parent)
 
 
 def _header(tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
@@ -166,16 +152,6 @@ def _same_file(path: Path, other: str | Path) -> bool:
         return os.path.samefile(path, other)
     except OSError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; the file is in place, so a file system that cannot do this is no error."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

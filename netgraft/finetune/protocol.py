@@ -47,18 +47,30 @@ The rules, each of which is a test over every method:
    variables. One ``Part`` has one optimizer; a part may have no parameters at all, only buffers. ``parts`` is called
    once, with seeded random numbers; the engine moves modules to the device and sets train mode.
 4. *The source never changes.* It is in eval mode, without gradients. ``run.source(batch)`` computes once per batch,
-   however often it is asked, and may come from the cache. ``logits=False`` stops after the deepest paired layer.
+   however often it is asked, and may come from the cache. ``logits=False`` stops after the deepest paired layer. With
+   ``Need.SOURCE_GRADIENTS``, ``run.source(x, params=run.source_parameters)`` can be differentiated by these copies of
+   its parameters, and by ``x``.
 5. *BatchNorm statistics have one owner:* the first ``run.target(batch)`` of every target batch updates the running
    statistics; later passes, passes of other data and passes with ``params`` normalise by their own batch (in train
    mode) and leave them alone. ``stats=True`` or ``False`` says otherwise.
-6. *Gradients that a method takes itself* must be the same on all processes: ``run.grad``, ``run.reduce`` average over
+6. *The run's random numbers have the same owner:* a pass that updates statistics draws them (dropout), and nothing else
+   does. Whatever a method draws besides - in other passes, in modules of its own, by ``torch.randn`` - comes from a
+   second stream that begins anew at every batch, from the run's seed, the step and the process: so an extra pass
+   changes no dropout of the training's own, and there is nothing to save. ``draw=True`` or ``False`` says otherwise:
+   the passes of further steps that last draw the run's numbers (l2t-gan). What must not depend on how many processes
+   there are is drawn by ``run.random`` (for each image) or ``run.generator`` (for all).
+7. *Gradients that a method takes itself* must be the same on all processes: ``run.grad``, ``run.reduce`` average over
    processes; ``run.gather`` concatenates the batches of all processes with gradients (for kernels between samples).
-7. Logits and tapped features are float32 outside autocast, whatever precision the networks run in.
+8. Logits and tapped features are float32 outside autocast, whatever precision the networks run in.
 
 For several steps per batch that do not last, ``saved = run.snapshot("target")`` ... ``run.restore(saved)`` brings back
 parameters, optimizer state (momentum) and buffers. For a pass with other parameters, ``run.target(batch,
 params={name: tensor})`` is ``torch.func.functional_call`` with cloned buffers; it can be differentiated, twice if need
-be. ``run.optimizer("target")`` gives the learning rate and momentum of an adjoint.
+be. ``train=False`` is a pass in eval mode, as the network is used in the end; theta^0 as it was used is
+``run.target(x, params={**run.start, **run.start_buffers}, train=False)``.
+
+What has to be known before the first batch (a Fisher information, prototypes) is computed in an optional method
+``prepare(run, batches, parts)``: see ``Prepares``. ``examples/own_method.py`` is a whole method with it.
 """
 
 from __future__ import annotations
@@ -66,7 +78,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -85,6 +97,7 @@ class Need(StrEnum):
 
     START = "--init FILE"  # an initialisation that is worth staying near
     SOURCE_MODEL = "--source REF"
+    SOURCE_GRADIENTS = "--source REF (which gradients go through)"
     SOURCE_DATA = "--source-data NAME"
     PAIRS = "--source REF (its layers are paired with the target's)"
     SAME_CLASSES = "--source REF whose outputs are the target's classes"
@@ -171,7 +184,15 @@ class Run(Protocol):
     def source_module(self) -> nn.Module | None: ...
     @property
     def start(self) -> Mapping[str, Tensor]:
-        """The target's parameters before training, by name: theta^0. Never write to them."""
+        """The target's parameters before training, by name: theta^0 (Need.START). Never write to them."""
+
+    @property
+    def start_buffers(self) -> Mapping[str, Tensor]:
+        """The target's buffers before training, by name: theta^0's BatchNorm statistics. Never write to them."""
+
+    @property
+    def source_parameters(self) -> Mapping[str, Tensor]:
+        """Copies of the source's parameters, by name, that gradients can be taken of (Need.SOURCE_GRADIENTS)."""
 
     @property
     def transferred(self) -> frozenset[str]:
@@ -189,12 +210,29 @@ class Run(Protocol):
     def world(self) -> int: ...
 
     def target(
-        self, x: Batch | Tensor, *, params: Mapping[str, Tensor] | None = None, stats: bool | None = None
+        self,
+        x: Batch | Tensor,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        train: bool = True,
+        stats: bool | None = None,
+        draw: bool | None = None,
     ) -> Seen:
-        """A forward pass of the target, with ``params`` instead of its own where given; paired layers are tapped."""
+        """A forward pass of the target; paired layers are tapped.
 
-    def source(self, x: Batch | Tensor, *, logits: bool = True) -> Seen:
-        """A forward pass of the frozen source, without gradients."""
+        ``params`` are parameters and buffers, by name, that take the place of its own; none is written to. With
+        ``train=False`` all of it is in eval mode, else it is in the modes that the run gives it. ``stats``: whether the
+        pass updates BatchNorm's running statistics (rule 5). ``draw``: whether it draws the run's random numbers
+        (rule 6). Raises UsageError for ``stats=True`` in eval mode.
+        """
+
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
+        """A forward pass of the frozen source, without gradients.
+
+        With ``params`` (parameters and buffers, by name, in place of its own; {} for its own) gradients flow to these
+        and to ``x``, and the pass is neither remembered nor cached. Raises UsageError without a source, and for
+        ``params`` without Need.SOURCE_GRADIENTS.
+        """
 
     def task(self, seen: Seen, batch: Batch) -> Tensor:
         """The empirical loss: cross-entropy with the run's label smoothing, a scalar."""
@@ -221,6 +259,13 @@ class Run(Protocol):
     def generator(self, tag: str) -> torch.Generator:
         """Random numbers that are the same on all processes: a CPU generator seeded by the run's seed, step and tag."""
 
+    def random(self, batch: Batch, tag: str, *shape: int) -> Tensor:
+        """Random numbers of each image, ``[B, *shape]``, uniform from 0 to 1, on the batch's device.
+
+        They depend on the run's seed, the step, the tag and the image's number in its data set: not on the process
+        that holds it, nor on its place in the batch.
+        """
+
     def note(self, name: str, value: Tensor | float) -> None:
         """Log a number; the epoch's record has its mean."""
 
@@ -233,3 +278,17 @@ class Method(Protocol):
     def parts(self, run: Run) -> Mapping[str, Part]: ...
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A method with work to do before the first batch."""
+
+    def prepare(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> None:
+        """Compute what ``epoch`` needs, and write it to parameters or buffers of ``parts``.
+
+        It is called once, and not when a training is resumed, which finds the parts as they were saved. ``batches``
+        are those of the first epoch, as often as they are iterated over; all passes are extra ones (rules 5 and 6),
+        in train mode unless they say ``train=False``. Results must be the same on all processes (rule 7); those of the
+        first one are given to all.
+        """

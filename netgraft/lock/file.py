@@ -10,11 +10,8 @@ The file is JSON with one line per layer and edge, sorted, so that a version con
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,8 @@ from typing import Any, NoReturn
 
 from netgraft.architecture.chain import Chain, Weight
 from netgraft.architecture.graph import Layer, LayerGraph, Shape
-from netgraft.errors import CorruptFile, OutputError, UsageError
+from netgraft.errors import CorruptFile, UsageError
+from netgraft.files.atomic import written
 
 FORMAT = "netgraft lock"
 VERSION = 1
@@ -75,7 +73,7 @@ def entry(graph: LayerGraph, chain: Chain, settings: Settings) -> Entry:
 def facts(layer: Layer) -> dict[str, Any]:
     """What a lock records of a layer."""
     found: dict[str, Any] = {"kind": layer.kind, "shape": list(layer.shape)}
-    if layer.kind.startswith("conv"):
+    if layer.is_conv:
         found |= {name: list(getattr(layer, name)) for name in ("stride", "padding", "dilation")}
         found["groups"] = layer.groups
     if layer.calls > 1:
@@ -200,22 +198,9 @@ def _json(value: Any) -> str:
 
 
 def write_lock(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Write the lock: the file appears complete or not at all. Raises OutputError."""
-    target = path.resolve()  # a symbolic link stays one
-    temporary = target.with_name(f".netgraft-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8", newline="\n"
-        ) as file:
-            file.write(to_text(entries))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OutputError("The lock could not be written.", where=f"{path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    """Write the lock, complete or not at all; a symbolic link stays one. Raises OutputError."""
+    with written(path, "lock", follow=True) as file:
+        file.write(to_text(entries).encode())
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

@@ -79,13 +79,13 @@ def _owned(wiring: Wiring) -> Owned:
     readers = _readers(graph)
     found: Owned = {}
     seen: set[str] = set()
-    for place, node in enumerate(graph.nodes):
-        name = node.layer
-        if name is None or name in seen or graph.layers[name].is_kernel or not graph.layers[name].tensors:
+    for node in graph.nodes:
+        layer = graph.layer_of(node)
+        if layer is None or layer.name in seen or layer.is_kernel or not layer.tensors:
             continue
+        name = layer.name
         seen.add(name)
-        layer = graph.layers[name]
-        join = _join(graph, place)
+        join = _join(graph, node)
         if join is None:
             continue
         kernel, where = _before(graph, join), "after"
@@ -96,15 +96,11 @@ def _owned(wiring: Wiring) -> Owned:
     return found
 
 
-def _join(graph: LayerGraph, start: int) -> Node | None:
+def _join(graph: LayerGraph, start: Node) -> Node | None:
     """Where a layer meets the data: its own node, or the first node after it that depends on the input."""
-    reached = {graph.nodes[start].id}
-    for other in graph.nodes[start:]:
-        if other.id in reached or reached.intersection(other.inputs):
-            if other.id in graph.from_input:
-                return other
-            reached.add(other.id)
-    return None
+    after = graph.walk([start.id], forwards=True, through=lambda node: node.id not in graph.from_input)
+    meetings = [node for node in after if node.id in graph.from_input]
+    return min(meetings, key=lambda node: graph.position[node.id], default=None)
 
 
 def _before(graph: LayerGraph, node: Node) -> str | None:
@@ -114,21 +110,20 @@ def _before(graph: LayerGraph, node: Node) -> str | None:
         if len(set(data)) != 1:
             return None
         node = graph.by_id[data[0]]
-        if node.layer is not None:
-            layer = graph.layers[node.layer]
-            if layer.is_kernel or layer.is_norm:
-                return node.layer if layer.is_kernel else None
+        layer = graph.layer_of(node)
+        if layer is not None and (layer.is_kernel or layer.is_norm):
+            return layer.name if layer.is_kernel else None
 
 
 def _readers(graph: LayerGraph) -> dict[str, str]:
     """For every node the first kernel that its data reaches through no other kernel."""
     found: dict[str, str] = {}
-    place = {node.id: i for i, node in enumerate(graph.nodes)}
     first: dict[str, int] = {}
     for node in reversed(graph.nodes):
+        kernel = graph.kernel_of(node)
         for source in node.inputs:
-            if node.layer is not None and graph.layers[node.layer].is_kernel:
-                reached, name = place[node.id], node.layer
+            if kernel is not None:
+                reached, name = graph.position[node.id], kernel.name
             elif node.id in found:
                 reached, name = first[node.id], found[node.id]
             else:

@@ -55,7 +55,7 @@ class Distil:
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
         """Everything that the forward pass uses, but for the head, unless that is kept, and what the user skips."""
-        spared = set() if self.head == "keep" else {layer.name for layer in target.heads()}
+        spared = () if self.head == "keep" else target.head_names
         keys: dict[str, None] = {}
         for layer in target.layers.values():
             for slot in layer.tensors.values():

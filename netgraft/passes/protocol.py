@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netgraft.architecture.graph import LayerGraph
-from netgraft.data.synthetic import make_images, normalise
+from netgraft.data.synthetic import make_images
 from netgraft.data.unlabelled import load_folder
 from netgraft.errors import UsageError
 from netgraft.models.model import Model
-from netgraft.models.normalisation import Preprocessing
+from netgraft.models.normalisation import Normalisation
 from netgraft.passes.refitting.values import Prepared
 from netgraft.plan import Pairing, Plan
 
@@ -41,7 +41,7 @@ class Network:
     model: Model
     graph: LayerGraph
     module: nn.Module
-    preprocessing: Preprocessing
+    normalisation: Normalisation
 
     @property
     def image_size(self) -> tuple[int, int, int]:
@@ -97,22 +97,14 @@ class Stage:
         return self.pictures.draw(count, self.source.image_size, self.seed + seed)
 
     def shown(self, images: Tensor, network: Network) -> Tensor:
-        """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device.
-
-        A target that does not say how its images are normalised gets the source's normalisation.
-        """
+        """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device."""
         channels, height, width = network.image_size
         images = images.to(self.device)
         if tuple(images.shape[2:]) != (height, width):
             images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
         if images.shape[1] != channels:
             images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-        silent = network is self.target and network.preprocessing.remark
-        preprocessing = self.source.preprocessing if silent else network.preprocessing
-        mean, std = preprocessing.mean, preprocessing.std
-        if len(mean) not in (1, channels):
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        return normalise(images, mean, std)
+        return network.normalisation.fitted(channels)(images)
 
 
 @runtime_checkable

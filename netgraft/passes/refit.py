@@ -117,8 +117,7 @@ class Refit:
         if self.pairs == "stages":
             chosen = {name: partner for partner, name in follow(source, target)}
         else:
-            heads = {layer.name for layer in target.heads()}
-            chosen = {p.target: p.source for p in pairing.pairs if p.target not in heads}
+            chosen = {p.target: p.source for p in pairing.pairs if p.target not in target.head_names}
         chosen |= pairing.mapped
         kernels = (layer.name for layer in target.kernels())
         return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]

@@ -13,7 +13,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UsageError
 from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
-from netgraft.models.normalisation import preprocessing_of
+from netgraft.models.normalisation import normalisation_for, normalisation_of
 from netgraft.passes.protocol import Network, Pass, Pictures, Stage
 from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
@@ -48,7 +48,7 @@ def run_passes(
     if not plan.passes:
         return dict(target.tensors), []
     where = find_device(device)
-    networks = _network(source, where), _network(target, where)
+    networks = make_networks(source, target, where)
     stage = Stage(plan, *networks, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
     reports = []
     with torch.random.fork_rng(devices=[]), _deterministic():
@@ -73,11 +73,19 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _network(party: Party, device: torch.device) -> Network:
+def make_networks(source: Party, target: Party, device: torch.device) -> tuple[Network, Network]:
+    """Both models with their weights, in eval mode on the device, and what each expects of its images."""
+    modules = _module(source, device), _module(target, device)
+    return (
+        Network(source.model, source.graph, modules[0], normalisation_of(source.model, modules[0])),
+        Network(target.model, target.graph, modules[1], normalisation_for(target.model, [source.model], modules[1])),
+    )
+
+
+def _module(party: Party, device: torch.device) -> nn.Module:
     module: nn.Module = build_on(party.model.build, "cpu")
     module.load_state_dict(dict(party.tensors), strict=False)
-    module.to(device).eval().requires_grad_(False)
-    return Network(party.model, party.graph, module, preprocessing_of(party.model, module))
+    return module.to(device).eval().requires_grad_(False)
 
 
 class _deterministic:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.resolution import is_transformer
 from netgraft.channels.coordinates import find_streams
 from netgraft.plan import WantedPass
 from netgraft.recipes._scale import scaled

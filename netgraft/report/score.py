@@ -23,8 +23,11 @@ def score_lines(scores: Scores) -> Iterator[str]:
         f"data:   {train['data']}, {train['images']:,} training images{drawn}, {test['images']:,} test images, "
         f"{train['classes']} classes"
     )
-    mean, std = (",".join(f"{v:g}" for v in values) for values in _statistics(scores))
-    yield safe(f"        {shape_text(scores.size)}, mean {mean}, std {std} ({scores.normalisation_of})")
+    normalisation = scores.normalisation
+    mean, std = (",".join(f"{v:g}" for v in values) for values in (normalisation.mean, normalisation.std))
+    yield safe(f"        {shape_text(scores.size)}, mean {mean}, std {std} ({normalisation.of})")
+    if normalisation.remark:
+        yield safe(f"        {normalisation.remark}")
     yield ""
     title = "recipe" if scores.source else "file"
     header = (title, "accuracy", "95 % interval", "against scratch", "95 % interval", "verdict")
@@ -51,7 +54,8 @@ def score_lines(scores: Scores) -> Iterator[str]:
 def score_document(scores: Scores) -> dict[str, Any]:
     """The same as JSON; accuracies and differences are shares, 0 to 1."""
     accuracies = [probe.accuracy for probe in scores.scratch]
-    mean, std = _statistics(scores)
+    normalisation = scores.normalisation
+    remark = {"remark": normalisation.remark} if normalisation.remark else {}
     title = "recipe" if scores.source else "file"
     return {
         **({"source": scores.source} if scores.source else {}),
@@ -59,7 +63,12 @@ def score_document(scores: Scores) -> dict[str, Any]:
         "heads": list(scores.heads),
         "features": scores.features,
         "input_size": list(scores.size),
-        "normalisation": {"mean": list(mean), "std": list(std), "of": scores.normalisation_of},
+        "normalisation": {
+            "mean": list(normalisation.mean),
+            "std": list(normalisation.std),
+            "of": normalisation.of,
+            **remark,
+        },
         "bn": scores.settings.bn,
         "train": dict(scores.train),
         "test": dict(scores.test),
@@ -83,10 +92,6 @@ def score_document(scores: Scores) -> dict[str, Any]:
         ],
         **({"refused": dict(scores.refused)} if scores.source else {}),
     }
-
-
-def _statistics(scores: Scores) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return scores.normalisation.mean, scores.normalisation.std
 
 
 def _span(interval: Interval, sign: str) -> str:

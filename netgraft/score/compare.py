@@ -35,7 +35,7 @@ def compare(
         raise UsageError("No recipe is named.", hint="For example --recipes hmt,grow.")
     for name in names:
         plugins.load("recipes", name)
-    bench = Bench(target, settings, [source.reference], progress)
+    bench = Bench(target, settings, progress, source=source)
     probes, refused = {}, {}
     errors: list[NetgraftError] = []
     with tempfile.TemporaryDirectory(prefix="netgraft-") as folder:

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netgraft.data.normalisation import Normalisation, normalisation_of
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import Pictures, Pixels, few
-from netgraft.errors import CheckFailed, NetgraftError, UsageError
-from netgraft.files.checkpoint import file_sha256, read_provenance
-from netgraft.models.model import Model, load_model, read_weights
-from netgraft.models.references import parse_reference
+from netgraft.errors import CheckFailed, UsageError
+from netgraft.evidence.recorded import choose_normalisation
+from netgraft.files.checkpoint import file_sha256
+from netgraft.models.model import load_model, read_weights
+from netgraft.models.normalisation import Normalisation
 from netgraft.models.side import Side, own_weights
 from netgraft.score.features import Frozen
 from netgraft.score.interval import Interval, paired_difference, wilson
@@ -48,7 +48,7 @@ class Settings:
     bn: Bn = "recalibrate"  # running statistics of BatchNorm anew from the training images, of all networks alike
     device: str = "auto"  # "auto": cuda where there is one, else cpu
     batch: int = 128
-    normalisation: Normalisation | None = None  # None: that of a file's source, else the target's own, else 0.5 and 0.5
+    normalisation: Normalisation | None = None  # None: as ``choose_normalisation`` finds
     root: Path | None = None  # where data sets with a name lie
     download: bool = False
 
@@ -95,7 +95,6 @@ class Scores:
     norms: int  # BatchNorm layers whose statistics were re-estimated
     size: tuple[int, ...]
     normalisation: Normalisation
-    normalisation_of: str  # whose it is
     train: Mapping[str, Any]
     test: Mapping[str, Any]
     settings: Settings
@@ -108,8 +107,15 @@ class Scores:
 class Bench:
     """A target and its data, on which any of its state_dicts can be probed."""
 
-    def __init__(self, target: Side, settings: Settings, sources: Sequence[str], progress: Progress) -> None:
-        """``sources`` are the references of those whose normalisation may be meant, the best first."""
+    def __init__(
+        self,
+        target: Side,
+        settings: Settings,
+        progress: Progress,
+        files: Sequence[Path] = (),
+        source: Side | None = None,
+    ) -> None:
+        """``files`` hold the weights to be scored, if they exist yet; ``source`` is what they are to be made from."""
         self.settings, self.progress = settings, progress
         self.model = target.load()
         if self.model.weights is not None:
@@ -121,7 +127,9 @@ class Bench:
             hint = "Add --input-size C,H,W, or give the class an attribute input_size."
             raise UsageError(f"The input size of {self.model.name} is not known.", hint=hint)
         self.device = _device(settings.device)
-        self.normalisation, self.normalisation_of = _normalisation(settings, sources, self.model)
+        self.normalisation = settings.normalisation or choose_normalisation(
+            self.model, files, [source.load()] if source is not None else []
+        )
         train, test = self._open()
         self.train = Pixels(train, self.model.input_size, self.normalisation)
         self.test = Pixels(test, self.model.input_size, self.normalisation)
@@ -169,7 +177,6 @@ class Bench:
             norms=self.norms,
             size=self.train.size,
             normalisation=self.normalisation,
-            normalisation_of=self.normalisation_of,
             train=self.train.pictures.record(),
             test=self.test.pictures.record(),
             settings=self.settings,
@@ -201,7 +208,7 @@ def score(
     Raises a NetgraftError for a file that does not fit the target, data that are not there, a head that is not found.
     """
     digests = {str(file): file_sha256(file) for file in files}
-    bench = Bench(target, settings, [source for file in files if (source := _source(file))], progress)
+    bench = Bench(target, settings, progress, files)
     weights = {str(file): bench.weights(target, file) for file in files}  # refused before anything is run
     probes = {}
     for name, tensors in weights.items():
@@ -227,26 +234,3 @@ def _device(name: str) -> str:
         what = f"The device {name!r} cannot be used."
         raise UsageError(what, where=str(error).splitlines()[0], hint="For example --device cpu.") from error
     return name
-
-
-def _normalisation(settings: Settings, sources: Sequence[str], model: Model) -> tuple[Normalisation, str]:
-    """The normalisation of the images, and whose it is."""
-    if settings.normalisation is not None:
-        return settings.normalisation, "--mean and --std"
-    for text in (*sources, model.name):
-        try:
-            found = normalisation_of(parse_reference(text))
-        except NetgraftError:  # a file of a source that has gone
-            continue
-        if found is not None:
-            return found, text
-    return Normalisation(), "the default"
-
-
-def _source(file: Path) -> str:
-    """The source in the file's ledger; empty for a file without any."""
-    try:
-        source = read_provenance(file)["plan"]["source"]
-    except (NetgraftError, KeyError, TypeError):
-        return ""
-    return source if isinstance(source, str) else ""

@@ -14,13 +14,12 @@ from typing import Any
 from torch import fx, nn
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape, Slot
+from netgraft.architecture.operations import COPIES, ELEMENTWISE, PLAIN_RESHAPES
 from netgraft.trace.classify import Verdict, classify
-from netgraft.trace.details import UNARY, details
-from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name
+from netgraft.trace.details import details
+from netgraft.trace.functional import FunctionalLayers, is_position_table, operation_name
 from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
 from netgraft.trace.uniform import uniform_buffers
-
-ELEMENTWISE = UNARY | {"clone", "contiguous", "detach", "_to_copy", "alias"}
 
 
 def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
@@ -171,10 +170,10 @@ class _Reducer:
             operations = current.meta.get("operations", ())
             name = operations[0].name if current.op == "call_function" and len(operations) == 1 else ""
             before, after = current.meta.get("in_shape", ()), current.meta.get("shape", ())
-            if name in RESHAPES and len(before) > 2 and len(after) == 2:
+            if name in PLAIN_RESHAPES and len(before) > 2 and len(after) == 2:
                 folded = tuple(before[1:])
                 return folded if product(folded) == features and product(folded[1:]) > 1 else ()
-            if name not in ELEMENTWISE and name not in RESHAPES:
+            if name not in ELEMENTWISE | COPIES | PLAIN_RESHAPES:
                 return ()
             data = list(current.all_input_nodes)
         return ()

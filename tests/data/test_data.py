@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from netgraft.data.normalisation import Normalisation, normalisation_of, parse_statistics
+from netgraft.data.decode import as_array, plain
 from netgraft.data.opening import load_data, open_data
-from netgraft.data.pictures import Pixels, as_array, few
+from netgraft.data.pictures import Pixels, few
 from netgraft.errors import UnknownName, UsageError
-from netgraft.models.references import parse_reference
+from netgraft.models.normalisation import Normalisation
 
 GREY = {"size": (1, 8, 8), "mean": (0.5,), "std": (0.25,)}
 
@@ -154,7 +154,7 @@ def test_colours_sizes_and_depths():
     grey = Image.new("L", (8, 8), 9)
     assert as_array(grey, (3, 8, 8)).tolist() == np.full((3, 8, 8), 9).tolist()
     deep = Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16))
-    assert as_array(deep, (1, 4, 4)).min() == 255
+    assert as_array(plain(deep), (1, 4, 4)).min() == 255
     halves = Image.fromarray(
         np.repeat(np.array([0, 0, 255, 255], dtype=np.uint8), 2)[None].repeat(4, 0)
     )  # 8 wide, 4 high
@@ -167,29 +167,12 @@ def test_pixels_are_the_same_however_they_are_read(tmp_path, monkeypatch):
     pictures = open_data(str(tmp_path))
     statistics = Normalisation((0.1, 0.2, 0.3), (1, 2, 3))
     kept = Pixels(pictures, (3, 8, 8), statistics)
-    monkeypatch.setattr("netgraft.data.opening.pictures.MEMORY", 0)
+    monkeypatch.setattr("netgraft.data.pictures.MEMORY", 0)
     streamed = Pixels(pictures, (3, 8, 8), statistics)
     assert torch.equal(kept.batch([3, 1]), streamed.batch([3, 1]))
     assert torch.equal(kept.all()[3], streamed.batch([3])[0])
     with pytest.raises(UsageError, match="does not read images"):
         Pixels(pictures, (12,), statistics)
-
-
-def test_normalisation():
-    assert normalisation_of(parse_reference("netgraft:vgg11-glyphs")) == Normalisation((0.5,), (0.35,))
-    assert normalisation_of(parse_reference("resnet18.a1_in1k")).std == (0.229, 0.224, 0.225)
-    assert normalisation_of(parse_reference("./my_arch.py")) is None
-    mean, std = Normalisation((0.2, 0.4, 0.6), (0.3,)).tensors(1)
-    assert (mean.flatten().tolist(), std.flatten().tolist()) == (pytest.approx([0.4]), pytest.approx([0.3]))
-    assert Normalisation((0.5,), (0.3,)).tensors(3)[0].shape == (3, 1, 1)
-    assert parse_statistics("0.5, 0.25,1", "--mean") == (0.5, 0.25, 1)
-    for text in ("", "a", "0.5;0.2"):
-        with pytest.raises(UsageError, match="--std is one number"):
-            parse_statistics(text, "--std")
-    with pytest.raises(UsageError, match="has 2 numbers for 3 channels"):
-        Normalisation((0.5, 0.5), (1,)).tensors(3)
-    with pytest.raises(UsageError, match="positive"):
-        Normalisation((0.5,), (0,)).tensors(3)
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

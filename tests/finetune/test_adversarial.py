@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from scipy.stats import entropy
 from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
 from support.two_domains import flops, fresh, sides
+from support.two_processes import launch
 from test_every_method import Killed, Killer
-from test_processes import SAME, distance, launch, weights
+from test_processes import SAME, distance, weights
 from torch.autograd import grad, gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -332,7 +333,7 @@ def far(tmp_path_factory):
     options = {"dann": {"hidden": 16}, "cdan": {"hidden": 16}, "adda": {"hidden": 16, "adam": False}}
     runs = {f"{m} {bn}": {"method": m, "set": options[m], "bn": bn} for m in options for bn in ("eval", "sync")}
     runs = {name: SAME | {"lr": 0.005, "epochs": 1} | given for name, given in runs.items()}
-    launch(folder, {name: given | {"batch_size": 8} for name, given in runs.items()}, 2)
+    launch(folder, {name: given | {"batch_size": 8} for name, given in runs.items()})
     ones = {n: train(with_source(folder, out=f"{folder}/one", batch_size=16, **g), force=True) for n, g in runs.items()}
     return {name: distance(one, weights(folder, name)) for name, (_, one) in ones.items()}
 

@@ -1,14 +1,13 @@
-"""The laws that every method keeps, those of users' too: the folder is the list."""
+"""The laws that every method keeps, those of users' too: ``tested_methods`` is the list, and says how to add yours."""
 
 import pytest
 from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.tested_methods import METHODS, each_method
 
 from netgraft import plugins
-from netgraft.finetune.describe import FOLDER, describe
 from netgraft.finetune.engine.loop import Quiet
+from netgraft.finetune.needs import FOLDER, needs_of, rule_of
 from netgraft.finetune.protocol import TARGET
-
-METHODS = list(plugins.listing(FOLDER))
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def plain_when(name):
     return getattr(plugins.load(FOLDER, name), "plain_when", {})
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if plain_when(name) is not None])
+@each_method([name for name in METHODS if plain_when(name) is not None])
 def test_without_lambda_it_is_plain(name, folder):
     _, plain = train(with_source(folder, method="plain"))
     chosen = with_source(folder, method=name, set=plain_when(name), lam=0.0)
@@ -29,7 +28,7 @@ def test_without_lambda_it_is_plain(name, folder):
     assert same(plain, weights)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each_method()
 def test_source_is_untouched_and_every_part_moves(name, folder):
     running = training(with_source(folder, method=name))
     before = {part: state_of(p.module) for part, p in running.parts.items()}
@@ -43,7 +42,7 @@ def test_source_is_untouched_and_every_part_moves(name, folder):
         assert not same(state, state_of(running.parts[part].module)), part
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each_method()
 def test_same_seed_same_bytes(name, folder):
     files = []
     for out in ("one", "other"):
@@ -67,7 +66,7 @@ class Killer(Quiet):
             raise Killed
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each_method()
 def test_resumed_is_uninterrupted(name, folder):
     """States every second step, killed after the seventh of ten: the state is that of the sixth, within an epoch."""
     chosen = with_source(folder, method=name, recovery_interval=2, model_ema=True)
@@ -87,20 +86,19 @@ def without_speed(record):
     return {name: value for name, value in record.items() if name != "images_per_second"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each_method()
 def test_description_is_that_of_the_class(name):
     """What ``ast`` reads against what Python says."""
-    cls, described = plugins.load(FOLDER, name), describe(name)
-    assert described.needs == cls.needs
-    assert described.combine == getattr(cls, "combine", "total")
+    cls, described = plugins.load(FOLDER, name), plugins.describe(FOLDER, name)
+    assert set(needs_of(described)) == cls.needs
+    assert rule_of(described) == getattr(cls, "combine", "total")
     assert described.doc == (cls.__doc__ and __import__("inspect").getdoc(cls))
-    mine = [(o.name, o.default, o.doc) for o in described.options]
-    assert [(n, d) for n, d, _ in mine] == [(o.name, o.default) for o in plugins.options(cls)]
-    assert all(text for _, _, text in mine), "an option without help"
+    assert list(described.options) == plugins.options(cls)
+    assert all(option.doc for option in described.options), "an option without help"
     assert len(described.doc.splitlines()[0]) <= 110
 
 
-@pytest.mark.parametrize("name", METHODS)
+@each_method()
 def test_target_is_a_part(name, folder):
     running = training(with_source(folder, method=name))
     assert running.parts[TARGET].module is running.run.target_module

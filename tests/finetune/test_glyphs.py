@@ -42,7 +42,7 @@ def test_pictures(splits):
     assert images.max(axis=(1, 2)).min() > 128
     assert (images[:, 0] == 0).all()
     assert len({image.tobytes() for image in images}) >= 50
-    again = np.asarray(open_data("netgraft:glyphs").read(pictures.items[0]))
+    again = np.asarray(open_data("netgraft:glyphs").read(pictures.items[0], 0))
     assert (again == images[0]).all()
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from netgraft.data.normalisation import Normalisation
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import few
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
+from netgraft.models.normalisation import Normalisation
 
 SIZE = (1, 8, 8)
 

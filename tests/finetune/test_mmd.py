@@ -11,8 +11,8 @@ import torch
 from scipy.spatial.distance import cdist
 from support.runs import settings, train, training, with_source, write_nets
 from support.two_domains import flops, fresh, sides
+from support.two_processes import launch as launch_runs
 from test_processes import SAME, distance, weights
-from test_processes import launch as launch_runs
 
 from netgraft.errors import UsageError
 from netgraft.finetune.toolbox import mmd
@@ -263,7 +263,7 @@ def trained(tmp_path_factory):
         f"{method} {bn}": {"method": method, "bn": bn} for method in ("ddc", "dan", "jan") for bn in ("eval", "sync")
     }
     runs = {name: SAME | {"lr": 2e-4, "epochs": 1, "samples_per_class": 4} | given for name, given in runs.items()}
-    launch_runs(folder, {name: given | {"batch_size": 8} for name, given in runs.items()}, 2)
+    launch_runs(folder, {name: given | {"batch_size": 8} for name, given in runs.items()})
     ones = {n: train(with_source(folder, out=f"{folder}/one", batch_size=16, **g), force=True) for n, g in runs.items()}
     return {name: distance(one, weights(folder, name)) for name, (_, one) in ones.items()}
 

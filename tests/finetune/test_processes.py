@@ -1,55 +1,12 @@
 """Two gloo processes, started as torchrun starts them, end where one does."""
 
-import json
-import os
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 from support.runs import train, with_source, write_nets
-
-from netgraft import plugins
-from netgraft.finetune.describe import FOLDER
-
-METHODS = list(plugins.listing(FOLDER))
-
-WORKER = """
-import json, sys
-from pathlib import Path
-import torch
-sys.path[:0] = {paths!r}
-from support.runs import train, with_source
-folder, runs = sys.argv[1], json.loads(sys.argv[2])
-for out, given in runs.items():
-    train(with_source(folder, out=folder + "/" + out, **given))
-torch.distributed.destroy_process_group() if torch.distributed.is_initialized() else None
-"""
-
-
-def launch(folder, runs, world):
-    """Train each of ``runs`` in ``world`` gloo processes."""
-    here = Path(__file__).parent
-    start(folder, WORKER.format(paths=[str(here.parent)]), [str(folder), json.dumps(runs)], world)
-
-
-def start(folder, code, arguments, world):
-    """Run the code in ``world`` processes, as torchrun starts them."""
-    (folder / "worker.py").write_text(code)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(world):
-        more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = os.environ | {name: str(value) for name, value in more.items()} | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", "worker.py", *arguments]
-        started.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+from support.tested_methods import each_method
+from support.two_processes import Two, start
 
 
 def weights(folder, out):
@@ -91,43 +48,94 @@ SAME = {"target_arg": {"drop": 0.0}, "epochs": 4, "samples_per_class": 10}  # dr
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory):
-    """How far two processes are from one after 24 steps, for each run; and the history of one."""
+def two(tmp_path_factory):
+    """Two processes, which train in their folder."""
     folder = write_nets(tmp_path_factory.mktemp("two"))
     (folder / "away.py").write_text(OWN)
-    gentle = SAME | {"bn": "eval", "lr": 0.005}  # large steps amplify rounding
-    runs = {name: gentle | {"method": name} for name in METHODS}
-    for name in ("dan", "jan"):  # their gradients are a hundred times the task's where features are small
-        runs[name]["lam"] = 0.003
-    for bn in ("eval", "sync", "train"):
-        runs[f"dtnh {bn}"] = SAME | {"method": f"{folder}/away.py", "bn": bn, "lr": 0.02}
-    launch(folder, {out: given | {"batch_size": 8} for out, given in runs.items()}, 2)
-    found, start_weights = {}, safetensors.torch.load_file(folder / "init.safetensors")
-    for out, given in runs.items():
-        result, one = train(with_source(folder, out=str(folder / "one"), batch_size=16, **given), force=True)
-        found[out] = distance(one, weights(folder, out)), result.history, distance(one, start_weights)
-    return found
+    processes = Two(folder)
+    yield processes
+    processes.end()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method(name, far):
+def compare(two, **given):
+    """How far two processes are from one after 24 steps; the history of one, and how far it went."""
+    two.train("two", batch_size=8, **given)
+    result, one = train(with_source(two.folder, out=str(two.folder / "one"), batch_size=16, **given), force=True)
+    start_weights = safetensors.torch.load_file(two.folder / "init.safetensors")
+    return distance(one, weights(two.folder, "two")), result.history, distance(one, start_weights)
+
+
+@each_method()
+def test_every_method(name, two):
     """With BatchNorm's statistics frozen (--bn eval)."""
-    assert far[name][0] <= 1e-6
-    assert far[name][1][-1]["step"] == 24
-    assert far[name][2] > 1e-3  # it did train
+    given = SAME | {"bn": "eval", "lr": 0.005, "method": name}  # large steps amplify rounding
+    if name in ("dan", "jan"):  # their gradients are a hundred times the task's where features are small
+        given["lam"] = 0.003
+    apart, history, moved = compare(two, **given)
+    assert apart <= 1e-6
+    assert history[-1]["step"] == 24
+    assert moved > 1e-3  # it did train
+
+
+@pytest.fixture(scope="module")
+def conflict(two):
+    """A rule that is not linear, with each kind of statistics: distance and history."""
+    given = SAME | {"method": f"{two.folder}/away.py", "lr": 0.02}
+    return {bn: compare(two, **given, bn=bn)[:2] for bn in ("eval", "sync", "train")}
 
 
 @pytest.mark.parametrize("bn", ["eval", "sync"])
-def test_dtnh_in_conflict(bn, far):
+def test_dtnh_in_conflict(bn, conflict):
     """Conflicts in a third of the steps: the coefficient is that of the whole batch, with either kind of statistics."""
-    distance, history, _ = far[f"dtnh {bn}"]
+    distance, history = conflict[bn]
     assert sum(record["train_obtuse"] for record in history) / len(history) > 0.33
     assert distance <= 1e-6
 
 
-def test_statistics_of_each_process_differ(far):
+def test_statistics_of_each_process_differ(conflict):
     """--bn train: what makes two processes another training, as in DistributedDataParallel; so the others mean it."""
-    assert far["dtnh train"][0] > 1e-4
+    assert conflict["train"][0] > 1e-4
+
+
+APART = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from torch import nn
+from netgraft.finetune.protocol import Part, Update
+
+@dataclass(frozen=True)
+class Apart:
+    \"\"\"Prepares something else in each process.\"\"\"
+
+    needs: ClassVar[frozenset] = frozenset()
+
+    def parts(self, run):
+        module = nn.Module()
+        module.register_buffer("rank", torch.zeros(()))
+        return {"target": Part(run.target_module), "other": Part(module)}
+
+    def prepare(self, run, batches, parts):
+        assert run.world == 2
+        parts["other"].module.rank.fill_(5 + run.rank)
+
+    def epoch(self, run, batches, parts):
+        for batch in batches:
+            assert float(parts["other"].module.rank) == 5
+            yield Update(("target",), {"task": run.task(run.target(batch), batch)})
+"""
+
+
+def test_what_was_prepared_is_the_first_ones_everywhere(two):
+    (two.folder / "apart.py").write_text(APART)
+    two.train("apart", method=f"{two.folder}/apart.py", epochs=1)
+
+
+def test_an_error_in_a_process_is_told_and_the_next_training_goes_on(two):
+    with pytest.raises(AssertionError, match="plian"):
+        two.train("two", method="plian")
+    two.train("again", method="plain", epochs=1)
+    assert weights(two.folder, "again")
 
 
 COLLECTIVES = """
@@ -159,4 +167,7 @@ torch.distributed.destroy_process_group()
 
 def test_collectives(tmp_path):
     """Values and gradients of what goes between processes, in two of them."""
-    start(tmp_path, COLLECTIVES, [], 2)
+    (tmp_path / "worker.py").write_text(COLLECTIVES)
+    for process in start(tmp_path, ["worker.py"], 2, stderr=subprocess.PIPE):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors

@@ -12,11 +12,11 @@ from sklearn.linear_model import RidgeCV
 from support.command_line import link_examples, run, write_net
 from torch import nn
 
-from netgraft.data.normalisation import Normalisation
 from netgraft.data.opening import load_data, open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
 from netgraft.models.model import load_model
+from netgraft.models.normalisation import Normalisation
 from netgraft.models.side import Side, own_weights
 from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
@@ -94,7 +94,7 @@ def test_pretrained_features_beat_scratch(init):
     assert scored.difference > 0.15
     assert scored.interval.low > 0.1
     assert (scores.heads, scores.features, scores.norms) == (("fc",), 64, 21)
-    assert (scores.normalisation_of, scores.normalisation) == (GLYPHS, Normalisation((0.5,), (0.35,)))
+    assert (scores.normalisation.of, scores.normalisation) == (GLYPHS, Normalisation((0.5,), (0.35,)))
     assert (scores.train["images"], scores.test["images"]) == (100, 898)
     mean = sum(probe.accuracy for probe in scores.scratch) / 3
     assert scored.difference == pytest.approx(scored.probe.accuracy - mean)

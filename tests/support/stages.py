@@ -3,7 +3,7 @@
 import torch
 from support.nets import Net
 
-from netgraft.models.normalisation import Preprocessing
+from netgraft.models.normalisation import Normalisation
 from netgraft.passes.protocol import Network, Pictures, Stage
 from netgraft.plan import Pairing, Plan
 from netgraft.trace import trace
@@ -16,7 +16,7 @@ def network(build, size, state=None, seed=0):
         module = build()
     if state is not None:
         module.load_state_dict(state)
-    return Network(model, trace(model), module.eval().requires_grad_(False), Preprocessing((0.5,), (0.5,)))
+    return Network(model, trace(model), module.eval().requires_grad_(False), Normalisation((0.5,), (0.5,)))
 
 
 def stage(source, target, moves=(), pairs=(), seed=0):

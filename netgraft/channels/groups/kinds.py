@@ -75,13 +75,13 @@ def conv(layer: Layer, data: Axes, shape: tuple[int, ...], known: Tensors) -> Ax
     unify(read, Product((group, into)))
     output = Product((group, out))
     taps: Axes = [Fixed(size) for size in layer.shape[2:]]
-    if layer.kind.startswith("conv_transpose"):
+    if layer.in_axis == 0:
         kernel: Axes = [Product((group, into)), out, *taps]
     else:
         kernel = [output, into, *taps]
     if [axis.size for axis in kernel] != list(layer.shape):
         return None
-    _place_all(layer, known, kernel, output, 0 if layer.kind.startswith("conv_transpose") else 1)
+    _place_all(layer, known, kernel, output, layer.in_axis)
     return [data[0], output, *space]
 
 
@@ -102,7 +102,7 @@ def linear(layer: Layer, data: Axes, known: Tensors, *, sure: bool) -> Axes | No
         known,
         kernel,
         output,
-        0 if layer.transposed else 1,
+        layer.in_axis,
     )
     return [*data[:-1], output]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import OutputError
+from netgraft.files.atomic import written
 from netgraft.finetune.protocol import Batch, Seen
 
 LOGITS = "logits"
@@ -66,7 +67,7 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "key.json").exists():
-                (self.folder / "key.json").write_text(self._text)
+                self._write("key.json", self._text)
         except OSError as error:
             raise OutputError("The cache cannot be written.", where=f"{self.folder}: {error}") from error
 
@@ -79,9 +80,11 @@ class FeatureCache:
         self._load_shapes()
         if any(name not in self._shapes for name in shapes):
             self._shapes = {**self._shapes, **shapes}
-            temporary = self.folder / f"shapes-{torch.initial_seed()}.tmp"
-            temporary.write_text(json.dumps(self._shapes))
-            temporary.replace(self.folder / "shapes.json")
+            self._write("shapes.json", json.dumps(self._shapes))
+
+    def _write(self, name: str, text: str) -> None:
+        with written(self.folder / name) as file:
+            file.write(text.encode())
 
     def _values(self, batch: Batch, name: str) -> Tensor:  # [images, *shape] float32
         shape = (self.counts[batch.data], *self._shapes[name])

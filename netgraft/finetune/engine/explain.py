@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training
 from netgraft.finetune.engine.parts import lambda_of, set_train_mode
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.protocol import Prepares
 from netgraft.finetune.settings import Settings
 
 
@@ -51,12 +52,10 @@ def explain(settings: Settings) -> Cost:
 
         return rule(names, ask)
 
-    prepared.rule = counted
-    training = Training(prepared, Folder(Path(settings.out)), Quiet())
+    training = Training(replace(prepared, rule=counted), Folder(Path(settings.out)), Quiet())
     batch = to_device(next(prepared.loader.epoch(0)), run.device)
     set_train_mode(training.parts, bn=settings.bn)
     unit = _count(lambda: run.target_module(batch.x))
-    run.begin(batch)
     updates = 0
     losses: set[str] = set()
 
@@ -68,6 +67,8 @@ def explain(settings: Settings) -> Cost:
             training.perform(update, lambda_of(settings, 0))
             updates += 1
 
+    ahead = _count(lambda: training.prepare(most=1)) if isinstance(prepared.method, Prepares) else 0
+    run.begin(batch)
     whole = _count(step)
     source = _source_cost(training, batch) if run.net is not None else 0
     views = 1 if prepared.loader.target.transform is None else settings.views or 0
@@ -84,7 +85,7 @@ def explain(settings: Settings) -> Cost:
         calls,
         (whole - source) / unit if run.net is not None and views else None,
         size,
-        tuple(_remarks(settings, training, views, losses)),
+        tuple(_remarks(settings, training, views, losses, ahead / unit)),
     )
 
 
@@ -98,8 +99,10 @@ def _source_cost(training: Training, batch: Any) -> int:
     return _count(lambda: run.source(batch, logits=bool(seen.logits.shape[1])))
 
 
-def _remarks(settings: Settings, training: Training, views: int, losses: set[str]) -> list[str]:
+def _remarks(settings: Settings, training: Training, views: int, losses: set[str], ahead: float) -> list[str]:
     run, found = training.run, []
+    if ahead:
+        found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
     if training.prepared.rule_name != "total":
         analytic = losses <= {"task"}
         found.append(

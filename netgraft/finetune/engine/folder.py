@@ -8,16 +8,15 @@ import csv
 import io
 import json
 import os
-import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from netgraft.errors import OutputError, UsageError
+from netgraft.files.atomic import written
 from netgraft.files.checkpoint import write_checkpoint
 from netgraft.finetune.settings import Settings, option
 
@@ -92,20 +91,8 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Whole and on the disk, or not at all. Raises OutputError."""
-        path = self.path / name
-        temporary = path.with_name(f".netgraft-{secrets.token_hex(8)}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink()
-            if isinstance(error, OSError):
-                raise OutputError("The file could not be written.", where=f"{path}: {error}") from error
-            raise
+        with written(self.path / name) as file:
+            file.write(content)
 
     def _write(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())

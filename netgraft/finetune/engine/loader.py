@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from netgraft.data.normalisation import Normalisation
 from netgraft.data.pictures import Pictures, Pixels
 from netgraft.finetune.protocol import Batch
+from netgraft.models.normalisation import Normalisation
 
 
 @dataclass(frozen=True)

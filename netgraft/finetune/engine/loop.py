@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from netgraft import __version__
 from netgraft.errors import NetgraftError
+from netgraft.finetune.engine.before_training import before_first_batch
 from netgraft.finetune.engine.evaluate import evaluate
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.gradients import Gradients, scaled
@@ -30,7 +31,7 @@ from netgraft.finetune.engine.parts import (
 from netgraft.finetune.engine.prepare import Prepared, prepare
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
-from netgraft.finetune.protocol import TARGET, Batch, Need, Update
+from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
 from netgraft.finetune.settings import Settings
 
 
@@ -108,7 +109,7 @@ class Training:
             self.parts = dict(p.method.parts(self.run))
         check_parts(self.parts, self.run.target_module)
         if Need.START in p.needs:
-            _ = self.run.start  # copied before the first step
+            _ = self.run.start, self.run.start_buffers  # copied before the first step
         for part in self.parts.values():
             part.module.to(self.run.device)
             freeze(part)
@@ -123,7 +124,7 @@ class Training:
             if (schedule := make_schedule(optimizer, self.settings, len(p.loader))) is not None
         ]
         self.modules: dict[str, nn.Module] = {name: part.module for name, part in self.parts.items()}
-        random_modules(self.modules, self.processes, self.settings.seed)
+        random_modules(self.modules, self.run)
         self.ema = self._make_ema()
         if self.ema is not None:
             self.modules["(ema)"] = self.ema
@@ -136,11 +137,22 @@ class Training:
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
+    def prepare(self, most: int | None = None) -> None:
+        """What the method does before the first batch, with at most so many batches a pass."""
+        if isinstance(self.prepared.method, Prepares):
+            before_first_batch(
+                self.prepared.method, self.run, self.prepared.loader, self.parts, bn=self.settings.bn, most=most
+            )
+            if self.ema is not None:
+                self.ema.set(self.run.target_module)
+
     def all(self) -> Result:
         """Every epoch that is left."""
         batches = len(self.prepared.loader)
         self.writer = _tensorboard(self.settings, self.folder) if self.processes.first else None
         self.watch.begin(self.prepared, self.run.step, batches)
+        if not self.resumed:
+            self.prepare()
         with self.signals:
             while self.run.epoch < self.settings.epochs:
                 self._epoch()
@@ -149,6 +161,7 @@ class Training:
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
         set_train_mode(self.parts, bn=self.settings.bn)
+        self.run.at(f"begin {self.run.epoch}")
         factor = lambda_of(self.settings, self.run.epoch)
         updates = self.prepared.method.epoch(self.run, self._batches(), self.parts)
         for update in updates:
@@ -168,6 +181,7 @@ class Training:
             self.weight = weight
             yield batch
             self._end_batch(number + 1, loader.whole)
+        self.run.at(f"end {self.run.epoch}")
 
     def perform(self, update: Update, factor: float) -> None:
         """One step of the update's optimizers; ``factor`` is lambda."""
@@ -218,7 +232,8 @@ class Training:
         measured: dict[str, float] = {}
         if (run.epoch + 1) % self.settings.val_interval == 0 or run.epoch + 1 == self.settings.epochs:
             size = max(128, self.settings.batch_size)
-            measured = evaluate(module, self.prepared.test, self.processes, run.autocast, size)
+            with run.numbers.drawing():
+                measured = evaluate(module, self.prepared.test, self.processes, run.autocast, size)
         rate = run.optimizers[TARGET].param_groups[0]["lr"] if TARGET in run.optimizers else 0.0
         record = {"epoch": run.epoch, "step": run.step, "lr": rate, "lambda": factor}
         record |= {f"train_{name}": value for name, value in run.meters.means().items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,18 @@ def set_train_mode(parts: Mapping[str, Part], *, bn: str) -> None:
             for module in part.module.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """All of a module in eval mode, and each of its submodules back in its own mode afterwards."""
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True
 
 
 def parameters_of(part: Part) -> list[nn.Parameter]:

@@ -15,16 +15,15 @@ from netgraft.data.pictures import Pictures, Pixels
 from netgraft.errors import ForwardError, NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
-from netgraft.finetune.describe import FOLDER, describe
 from netgraft.finetune.engine import pairing
 from netgraft.finetune.engine.batch_norm import synchronise
 from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.run import LiveRun, SourceNet
-from netgraft.finetune.engine.sets import choose_normalisation, make_loader, open_sets
+from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
-from netgraft.finetune.needs import check_needs
+from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
 from netgraft.finetune.protocol import Method, Need, Pair
 from netgraft.finetune.settings import Settings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
@@ -55,10 +54,11 @@ class Prepared:
 
 def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared:
     """Load, open and check all of it. Raises a NetgraftError for anything that is wrong, with nothing written."""
-    described = describe(settings.method)
+    described = plugins.describe(FOLDER, settings.method)
     check_needs(settings, described)
+    needs = frozenset(needs_of(described))
     method = plugins.create(FOLDER, settings.method, settings.set)
-    rule_name = settings.combine or described.combine
+    rule_name = settings.combine or rule_of(described)
     rule = find_rule(rule_name)
     by_hand = pairing.given_names(settings.pairs)
     pairing.check_matcher(settings.matcher)
@@ -74,7 +74,9 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         hint = "Add --input-size C,H,W, or give the class an attribute input_size."
         raise UsageError(f"The input size of {model.name} is not known.", hint=hint)
     ledger = _ledger(settings.init)
-    normalisation = choose_normalisation(settings, [source, _reference(ledger), model.name])
+    normalisation = find_normalisation(settings, model, source)
+    if normalisation.remark:
+        progress(normalisation.remark)
     train, test, others = open_sets(settings)
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, others, processes)
@@ -89,9 +91,9 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
     if source is not None:
         progress(f"building {source.name}")
         net, source_record = build_source(settings, source, model.input_size, normalisation, processes.device)
-        _check_source(net, source, images, train, described.needs)
+        _check_source(net, source, images, train, needs)
     pairs: tuple[Pair, ...] = ()
-    if net is not None and source is not None and (Need.PAIRS in described.needs or by_hand is not None):
+    if net is not None and source is not None and (Need.PAIRS in needs or by_hand is not None):
         progress("pairing layers")
         names, computed = (
             (by_hand, False)
@@ -121,6 +123,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         channels_last=settings.channels_last,
         net=net,
         pairs=pairs,
+        needs=needs,
         find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
         find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
     )
@@ -131,7 +134,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "pairs": [[pair.source, pair.target] for pair in pairs],
     }
-    return Prepared(settings, processes, method, rule, rule_name, described.needs, run, loader, pixels, record)
+    return Prepared(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -215,10 +218,6 @@ def _ledger(init: str | None) -> Plan | None:
         return Plan.from_json(read_provenance(init)["plan"])
     except (NetgraftError, KeyError, TypeError):
         return None
-
-
-def _reference(plan: Plan | None) -> str | None:
-    return plan.source if plan is not None else None
 
 
 def _transferred(plan: Plan | None, module: nn.Module, heads: tuple[str, ...], has_weights: bool) -> frozenset[str]:

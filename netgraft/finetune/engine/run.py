@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,10 @@ from torch.func import functional_call
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.meters import Meters
+from netgraft.finetune.engine.parts import eval_mode
 from netgraft.finetune.engine.processes import Processes
-from netgraft.finetune.protocol import Batch, Pair, Part, Seen
+from netgraft.finetune.protocol import Batch, Need, Pair, Part, Seen
+from netgraft.finetune.toolbox.random_numbers import RunNumbers
 from netgraft.finetune.toolbox.taps import Taps
 from netgraft.finetune.toolbox.terms import cross_entropy
 
@@ -49,6 +51,7 @@ class LiveRun:
     channels_last: bool = False
     net: SourceNet | None = None
     pairs: tuple[Pair, ...] = ()
+    needs: frozenset[Need] = frozenset()
     find_heads: Callable[[], tuple[str, ...]] = tuple
     find_transferred: Callable[[], frozenset[str]] = frozenset
     epoch: int = 0
@@ -58,6 +61,9 @@ class LiveRun:
     parts: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.numbers = RunNumbers(self.device)
+        self.moved = False  # whether the target may have left theta^0
+        self._moment = ""
         self._target_taps = Taps(self.target_module, [pair.target for pair in self.pairs])
         net, layers = self.net, [pair.source for pair in self.pairs]
         self._source_taps = Taps(net.module, layers, compiled=net.compiled) if net else None
@@ -81,10 +87,29 @@ class LiveRun:
     def world(self) -> int:
         return self.processes.world
 
-    @cached_property
+    @property
     def start(self) -> Mapping[str, Tensor]:
-        """The engine asks for it before the first step if the method needs it, and saves it for resuming."""
-        return {name: parameter.detach().clone() for name, parameter in self.target_module.named_parameters()}
+        return self._start[0]
+
+    @property
+    def start_buffers(self) -> Mapping[str, Tensor]:
+        return self._start[1]
+
+    @cached_property
+    def _start(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The engine asks for it before the first step if the method needs it, also when it resumes."""
+        if self.moved:
+            what = "The method asks for the weights before training when they have moved."
+            raise UsageError(what, hint="Let its needs have Need.START: they are copied then.")
+        module = self.target_module
+        parameters = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        return parameters, {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+    @cached_property
+    def source_parameters(self) -> Mapping[str, Tensor]:
+        net = self._source_net()
+        self._check_source_gradients()
+        return {name: p.detach().clone().requires_grad_() for name, p in net.module.named_parameters()}
 
     @cached_property
     def heads(self) -> tuple[str, ...]:
@@ -97,52 +122,93 @@ class LiveRun:
     # ------------------------------------------------------------------------------------------------------ passes
 
     def begin(self, batch: Batch) -> None:
-        """A new batch: its first pass owns BatchNorm's statistics, and nothing of the source is known."""
-        self._current, self._owned, self._seen = batch, False, {}
+        """A new batch: its first pass is the training's own, and nothing of the source is known."""
+        self._current, self._owned, self._seen, self.moved = batch, False, {}, True
+        self.at("")
+
+    def begin_extra(self, number: int) -> None:
+        """A batch before the training, the ``number``-th: none of its passes is the training's own."""
+        self._current, self._owned, self._seen = None, False, {}
+        self.at(f"before {number}")
+
+    def at(self, moment: str) -> None:
+        """What is drawn from now on, other than by the run's own passes, depends on this moment; "" is the step."""
+        self._moment = moment
+        torch.manual_seed(self._number(f"process {self.rank}"))
 
     def target(
-        self, x: Batch | Tensor, *, params: Mapping[str, Tensor] | None = None, stats: bool | None = None
+        self,
+        x: Batch | Tensor,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        train: bool = True,
+        stats: bool | None = None,
+        draw: bool | None = None,
     ) -> Seen:
-        images = self._images(x)
         if stats is None:
-            stats = params is None and x is self._current and not self._owned
+            stats = params is None and train and x is self._current and not self._owned
+        if stats and not train:
+            raise UsageError("A pass in eval mode updates no statistics.", hint="Leave out stats=True or train=False.")
         self._owned = self._owned or stats
         module, given = self.target_module, dict(params or {})
-        if not stats:  # the pass updates clones
-            given |= {name: buffer.clone() for name, buffer in module.named_buffers()}
-        with self.autocast():
+        for name, buffer in module.named_buffers():
+            if not stats or name in given:  # the pass updates clones
+                given[name] = given.get(name, buffer).clone()
+        images = self._images(x)
+        drawing = self.numbers.drawing() if (stats if draw is None else draw) else nullcontext()
+        with self.autocast(), nullcontext() if train else eval_mode(module), drawing:
             if given:
                 return self._target_taps(lambda: functional_call(module, given, (images,)))
             return self._target_taps(lambda: module(images))
 
-    def source(self, x: Batch | Tensor, *, logits: bool = True) -> Seen:
-        if self.net is None or self._source_taps is None:
-            raise UsageError("The method asks for a source and declares no need of one.", hint="Add --source REF.")
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
+        net = self._source_net()
+        if params is not None:
+            return self._differentiable_source_pass(net, x, logits, params)
         _, known = self._seen.get(id(x), (None, None))
         if known is not None and (known.logits.shape[1] or not logits):
             return known
-        seen = self._source_pass(x, logits)
+        seen = self._source_pass(net, x, logits)
         if isinstance(x, Batch):
             self._seen[id(x)] = x, seen
         return seen
+
+    def _source_net(self) -> SourceNet:
+        if self.net is None:
+            raise UsageError("The method asks for a source and declares no need of one.", hint="Add --source REF.")
+        return self.net
 
     def known(self, batch: Batch) -> Seen | None:
         """What the source gave for this batch, if it was asked."""
         return self._seen.get(id(batch), (None, None))[1]
 
-    def _source_pass(self, x: Batch | Tensor, logits: bool) -> Seen:
-        net, taps = self.net, self._source_taps
-        assert net is not None
-        assert taps is not None
+    def _source_pass(self, net: SourceNet, x: Batch | Tensor, logits: bool) -> Seen:
         if net.cache is not None and isinstance(x, Batch) and (found := net.cache.read(x, logits)) is not None:
             return found
-        images = net.adapt(self._images(x))
-        last = None if logits or not net.last else net.last
-        with torch.no_grad(), self.autocast():
-            seen = taps(lambda: net.module(images), last=last)
+        with torch.no_grad():
+            seen = self._run_source(net, x, logits, net.module)
         if net.cache is not None and isinstance(x, Batch):
             net.cache.write(x, seen)
         return seen
+
+    def _differentiable_source_pass(
+        self, net: SourceNet, x: Batch | Tensor, logits: bool, params: Mapping[str, Tensor]
+    ) -> Seen:
+        """With other tensors in place of its own, so that nothing can reach these; neither remembered nor cached."""
+        self._check_source_gradients()
+        given = {name: buffer.clone() for name, buffer in net.module.named_buffers()} | dict(params)
+        return self._run_source(net, x, logits, lambda images: functional_call(net.module, given, (images,)))
+
+    def _run_source(self, net: SourceNet, x: Batch | Tensor, logits: bool, call: Callable[[Tensor], Any]) -> Seen:
+        assert self._source_taps is not None
+        images = net.adapt(self._images(x))
+        with self.autocast():
+            return self._source_taps(lambda: call(images), last=None if logits or not net.last else net.last)
+
+    def _check_source_gradients(self) -> None:
+        if Need.SOURCE_GRADIENTS not in self.needs:
+            what = "The method asks for gradients of the source and declares no need of them."
+            raise UsageError(what, hint="Let its needs have Need.SOURCE_GRADIENTS.")
 
     def _images(self, x: Batch | Tensor) -> Tensor:
         images = x.x if isinstance(x, Batch) else x
@@ -168,8 +234,15 @@ class LiveRun:
         return self.processes.gather(tensor)
 
     def generator(self, tag: str) -> torch.Generator:
-        mixed = zlib.crc32(f"{self.seed} {self.step} {tag}".encode())
-        return torch.Generator().manual_seed(mixed)
+        return torch.Generator().manual_seed(self._number(tag))
+
+    def random(self, batch: Batch, tag: str, *shape: int) -> Tensor:
+        numbers = (self._number(f"{tag} {batch.data} {image}") for image in batch.ids.tolist())
+        each = [torch.rand(shape, generator=torch.Generator().manual_seed(number)) for number in numbers]
+        return torch.stack(each).to(batch.x.device)
+
+    def _number(self, tag: str) -> int:
+        return zlib.crc32(f"{self.seed} {self._moment or self.step} {tag}".encode())
 
     def note(self, name: str, value: Tensor | float) -> None:
         self.meters.add(name, value)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from netgraft.data.normalisation import Normalisation, normalisation_of
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import Pictures, few
-from netgraft.errors import NetgraftError, UsageError
+from netgraft.errors import UsageError
+from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.settings import Settings
 from netgraft.models.model import Model
-from netgraft.models.references import parse_reference
+from netgraft.models.normalisation import Normalisation
 
 
 def open_sets(settings: Settings) -> tuple[Pictures, Pictures, dict[str, Pictures]]:
@@ -76,20 +76,11 @@ def make_loader(
     )
 
 
-def choose_normalisation(settings: Settings, names: list[Model | str | None]) -> Normalisation:
-    """What the user says, else what the first of these names expects, else 0.5 and 0.5. Raises UsageError."""
+def find_normalisation(settings: Settings, target: Model, source: Model | None) -> Normalisation:
+    """What the user says, else what ``choose_normalisation`` finds. Raises UsageError."""
     if (settings.mean is None) != (settings.std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
     if settings.mean is not None and settings.std is not None:
-        return Normalisation(settings.mean, settings.std)
-    for name in names:
-        if name is None:
-            continue
-        try:
-            reference = parse_reference(name) if isinstance(name, str) else name.reference
-            found = normalisation_of(reference)
-        except NetgraftError:  # a file of a source that has gone
-            continue
-        if found is not None:
-            return found
-    return Normalisation()
+        return Normalisation(settings.mean, settings.std, "user", "--mean and --std")
+    files = [Path(settings.init)] if settings.init else []
+    return choose_normalisation(target, files, [source] if source is not None else [])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netgraft.data.normalisation import Normalisation, normalisation_of
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.loader import Loader
@@ -18,6 +17,7 @@ from netgraft.finetune.engine.run import SourceNet
 from netgraft.finetune.protocol import Pair
 from netgraft.finetune.settings import Settings
 from netgraft.models.model import Model, load_model, read_weights
+from netgraft.models.normalisation import Normalisation, normalisation_of
 
 
 def load_source(settings: Settings) -> Model | None:
@@ -49,7 +49,8 @@ def build_source(
     module.to(device).eval().requires_grad_(False)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
-    theirs = normalisation_of(source.reference) or ours
+    own = normalisation_of(source, module)
+    theirs = ours if own.said == "nobody" else own
     wanted = source.input_size if settings.source_input_size else None
     channels = source.input_size[0] if source.input_size else size[0]
     adapt = _adapter(size[0], channels, ours, theirs, wanted, device)

@@ -18,8 +18,8 @@ from torch import nn
 from netgraft.errors import CorruptFile, UsageError
 from netgraft.finetune.engine.folder import STATE, Folder
 from netgraft.finetune.engine.meters import Meters
-from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.run import LiveRun
+from netgraft.finetune.toolbox.random_numbers import RunNumbers
 
 VERSION = 1
 
@@ -30,8 +30,8 @@ def save_state(
     """Write the state after ``batch`` batches of the epoch. Every process must call it. ``rest`` is plain data."""
     processes = run.processes
     mine = {
-        "rng": torch.get_rng_state(),
-        "device_rng": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
+        "rng": run.numbers.state[0],
+        "device_rng": run.numbers.state[1] if len(run.numbers.state) > 1 else None,
         "buffers": {name: [b.cpu() for b in module.buffers()] for name, module in modules.items()},
     }
     everyone = processes.all_objects(mine)
@@ -80,13 +80,14 @@ def load_state(folder: Folder, run: LiveRun, modules: Mapping[str, nn.Module]) -
     for name, optimizer in run.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
     run.epoch, run.step, run.meters = state["epoch"], state["step"], Meters(state["meters"])
-    torch.set_rng_state(mine["rng"])
-    if mine["device_rng"] is not None and run.device.type == "cuda":
-        torch.cuda.set_rng_state(mine["device_rng"], run.device)
+    of_device = (mine["device_rng"],) if mine["device_rng"] is not None and run.device.type == "cuda" else ()
+    run.numbers.state = (mine["rng"], *(of_device or run.numbers.state[1:]))
+    run.moved = True
     return state["batch"], state["rest"]
 
 
-def random_modules(modules: Mapping[str, nn.Module], processes: Processes, seed: int) -> None:
+def random_modules(modules: Mapping[str, nn.Module], run: LiveRun) -> None:
     """The same parts everywhere, and then random numbers of each process's own, whatever the parts drew."""
-    processes.broadcast(modules.values())
-    torch.manual_seed((seed + 1) * 1_000_003 + processes.rank)
+    run.processes.broadcast(modules.values())
+    torch.manual_seed((run.seed + 1) * 1_000_003 + run.rank)
+    run.numbers = RunNumbers(run.device)

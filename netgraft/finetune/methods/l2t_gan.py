@@ -123,7 +123,7 @@ class L2TGAN:
             saved = run.snapshot("target", "adapters") if self.inner == "rollback" else None
             for _ in range(self.inner_steps):
                 yield from turn.steps()
-            here = run.target(batch)
+            here = run.target(batch, draw=True)
             if learning and self.meta == "first-order":
                 with torch.no_grad():
                     away = distances(turn.adapted(here), turn.sources)
@@ -141,7 +141,7 @@ class L2TGAN:
             return {}
         if batch.source is None:
             raise UsageError("The MMD compares source images with the target's.", hint="Add --source-data NAME")
-        there = run.source(batch.source) if self.mmd_mode == "paper" else run.target(batch.source)
+        there = run.source(batch.source) if self.mmd_mode == "paper" else run.target(batch.source, draw=True)
         if there.logits.shape[1] != here.logits.shape[1]:
             where = f"{there.logits.shape[1]} and {here.logits.shape[1]}"
             raise UsageError("The MMD needs a source of the target's classes.", where=where, hint="Add --set gamma=0")
@@ -182,7 +182,7 @@ class _Turn:
     def steps(self) -> Iterator[Update]:
         """One turn of B)."""
         both, beta = ("target", "adapters"), self.method.beta
-        adapted = self.adapted(self.run.target(self.batch))
+        adapted = self.adapted(self.run.target(self.batch, draw=True))
         matched = self.transfer(adapted, names=["fm"])
         if matched and (self.adversaries is None or not self.method.fuse):
             yield Update(both, matched)
@@ -190,7 +190,7 @@ class _Turn:
         if self.adversaries is None:
             return
         if beta and not self.method.fuse:
-            adapted = self.adapted(self.run.target(self.batch))
+            adapted = self.adapted(self.run.target(self.batch, draw=True))
         if self.method.gan == "grl":
             reversed_ = [reverse(one, self.method.lam) for one in adapted]
             yield Update((*both, "discriminators"), {**matched, "grl": self._discriminator_loss(reversed_)})

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netgraft.data.normalisation import Normalisation
+from netgraft.models.normalisation import Normalisation
 from netgraft.score.probe import Bench, Settings
 from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, TARGETS

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from netgraft.errors import UsageError
+from netgraft.finetune.toolbox.random_numbers import read_state, write_state
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """A scalar as a function of parameters; of other tensors with ``requires_grad`` too, its coefficients."""
@@ -229,15 +230,15 @@ def _mixed(
 
 def _same_random_numbers(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A context in which the random numbers are once more those that come next now."""
-    devices = [device] if device.type == "cuda" else []
-    cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in devices]
+    then = read_state(device)
 
     @contextmanager
     def again() -> Iterator[None]:
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(cpu)
-            for one, state in zip(devices, others, strict=True):
-                torch.cuda.set_rng_state(state, one)
+        outside = read_state(device)
+        write_state(device, then)
+        try:
             yield
+        finally:
+            write_state(device, outside)
 
     return again
