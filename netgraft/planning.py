@@ -5,7 +5,7 @@ load  ->  trace  ->  choose  ->  plan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from netgraft.models.model import Model, PretrainedWeights, read_weights
 from netgraft.models.side import Side
 from netgraft.passes.protocol import Pictures
 from netgraft.passes.run import find_device, plan_passes
-from netgraft.plan import DISTILLED, KEPT, REFITTED, SET, Plan, WantedPass
+from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass, written_fate
 from netgraft.recipes.protocol import Choice, Chooses, ReadsWeights, Recipe, RunsPasses
 from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
@@ -126,6 +126,21 @@ def read_source(planned: Planned, progress: Progress) -> PretrainedWeights:
     return read_weights(planned.source, allow_nonfinite=planned.request.source.allow_nonfinite)
 
 
+def check_operators(names: Iterable[str]) -> None:
+    """Refuse, before weights are read, an operator that does not exist, or whose fate a plan cannot tell.
+
+    Raises UnknownName, UsageError.
+    """
+    for name in names:
+        fate = getattr(plugins.load("operators", name), "fate", None)
+        if fate not in OF_OPERATORS or written_fate(name) != fate:
+            what = f"The operator {name} does not say what becomes of a tensor."
+            known = " or ".join(f'"{each}"' for each in OF_OPERATORS)
+            raise UsageError(
+                what, where=f"its fate is {fate!r}", hint=f"Write fate: ClassVar[str] = {known} in its class."
+            )
+
+
 def check_coverage(plan: Plan, fail_under: float) -> None:
     """Raise CheckFailed if less than ``fail_under`` percent of the target's elements come from the source."""
     percent = 100 * source_share(plan)
@@ -158,8 +173,7 @@ def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Map
         else:
             warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     pairing, moves, kept = run_recipe(recipe, source, target, norms)
-    for operator in dict.fromkeys(step.operator for move in moves for step in move.steps):
-        plugins.load("operators", operator)  # one that does not exist is refused before weights are read
+    check_operators(dict.fromkeys(step.operator for move in moves for step in move.steps))
     copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
     makes = recipe.passes(source, target) if isinstance(recipe, RunsPasses) and not copied else ()
     own = plan_passes(makes, source, target, pairing)

@@ -353,11 +353,15 @@ def test_the_users_word_on_a_layer_leaves_the_rest_copied():
 
 def test_a_network_that_cannot_be_stopped_between_operations(folder):
     """Its answer changes from call to call: no refit can be trusted, weights can."""
-    target = write(folder, then="x = x + 0.1 * torch.rand(12, 8, 8)")
+    more = "self.ln, self.mix = nn.LayerNorm(12), nn.Linear(12, 12)"  # whose scales may be traded without running it
+    mixed = "x = self.mix(self.ln(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)"
+    target = write(folder, more, f"{mixed} + 0.1 * torch.rand(12, 8, 8)")
     file = folder / "init.safetensors"
     planned = transfer(TransferRequest(SOURCE, target, file, options={"budget": 0.2}, receipt=False))
     assert planned.plan.recipe == "graft"
     assert "only weights can be used" in planned.plan.chosen
+    ran = [report["name"] for report in read_provenance(file)["passes"]]
+    assert ran == [each.name for each in planned.plan.passes] == ["rescale"]
     assert load_file(file)["one.weight"].isfinite().all()
 
 

@@ -104,13 +104,13 @@ def parse_sides(
     random_source: bool = False,
     allow_nonfinite: bool = False,
 ) -> tuple[Side, Side]:
-    theirs = parse_args(source_arg), parse_size(source_input_size)  # refused before torch is imported
-    ours = parse_args(target_arg), parse_size(input_size)
+    of_source = parse_args(source_arg), parse_size(source_input_size)  # refused before torch is imported
+    of_target = parse_args(target_arg), parse_size(input_size)
     from netgraft.models.side import Side
 
     return (
-        Side(source, "source", *theirs, source_weights, random_source, allow_nonfinite),
-        Side(target, "target", *ours),
+        Side(source, "source", *of_source, source_weights, random_source, allow_nonfinite),
+        Side(target, "target", *of_target),
     )
 
 

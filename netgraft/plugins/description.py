@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from netgraft.errors import UsageError
 from netgraft.plugins import registry
-from netgraft.plugins.fields import REQUIRED, Option
+from netgraft.plugins.fields import NAMES, REQUIRED, Option, several
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def describe(folder: str, name_or_path: str) -> Description:
     file, wanted = _place(folder, name_or_path)
     try:
         tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
         raise UsageError(f"The {kind}'s file cannot be read.", where=f"{file}: {error}") from error
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
     chosen = [cls for cls in classes if cls.name == wanted] if wanted else classes
@@ -64,9 +64,8 @@ def describe(folder: str, name_or_path: str) -> Description:
 
 def _place(folder: str, name_or_path: str) -> tuple[Path, str]:
     """The plug-in's file, and the class in it that is named, "" for its only one."""
-    if ".py" in name_or_path:
-        path, _, wanted = name_or_path.partition(".py")
-        return Path(f"{path}.py").expanduser(), wanted.removeprefix(":")
+    if own := registry.own_file(name_or_path):
+        return Path(own["path"]).expanduser(), own["cls"] or ""
     known = registry.listing(folder)
     if name_or_path not in known:
         raise registry.unknown(folder, name_or_path, known)
@@ -129,8 +128,10 @@ def _type(annotation: ast.expr, file: ast.Module) -> str:
         if (kind := ast.unparse(annotation.value)).endswith("Literal"):
             return f"one of {', '.join(str(_literal(choice)) for choice in inner)}"
         if kind == "tuple":
+            if [ast.unparse(one) for one in inner] == ["str", "str"]:
+                return NAMES
             texts = [_type(one, file) for one in inner]
-            return f"comma-separated {texts[0]}s" if ast.unparse(inner[-1]) == "..." else ",".join(texts)
+            return several(texts[0]) if ast.unparse(inner[-1]) == "..." else ",".join(texts)
     return ast.unparse(annotation)
 
 

@@ -14,6 +14,8 @@ from netgraft.errors import UsageError
 
 REQUIRED = dataclasses.MISSING
 """The ``default`` of an option that must be given."""
+NAMES = "NAME=NAME"
+"""The type, in words, of a pair of names."""
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -52,6 +54,11 @@ def types_of(cls: type[Any]) -> dict[str, Any]:
         raise UsageError(f"The options of {cls.__name__} have unclear types.", where=str(error), hint=hint) from error
 
 
+def several(text: str) -> str:
+    """Any number of something, in words."""
+    return f"comma-separated {text}" if text == NAMES else f"comma-separated {text}s"
+
+
 def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
@@ -79,10 +86,9 @@ def type_text(annotation: Any) -> str:
     if _is_enum(annotation):
         return f"one of {', '.join(str(member.value) for member in annotation)}"
     if typing.get_origin(annotation) is tuple and arguments[-1:] == (Ellipsis,):
-        named = _is_named(typing.get_args(arguments[0]))
-        return "comma-separated NAME=NAME" if named else f"comma-separated {type_text(arguments[0])}s"
+        return several(type_text(arguments[0]))
     if typing.get_origin(annotation) is tuple and _is_named(arguments):
-        return "NAME=NAME"
+        return NAMES
     if typing.get_origin(annotation) is tuple:
         return ",".join(type_text(argument) for argument in arguments)
     return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -48,8 +49,7 @@ def listing(folder: str) -> dict[str, Plugin]:
 def load(folder: str, name_or_path: str) -> type[Any]:
     """The plug-in's class; raises UnknownName, or UsageError if the file does not run or holds no single plug-in."""
     kind = noun(folder)
-    own = re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
-    if own:
+    if own := own_file(name_or_path):
         return _single_class(_run(Path(own["path"]).expanduser(), kind), own["cls"], kind, own["path"])
     if name_or_path in (files := _files(folder)):
         path = files[name_or_path]
@@ -88,6 +88,18 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
         raise UsageError(str(error), where=where) from error
 
 
+def known(folder: str, name_or_path: str) -> type[Any] | None:
+    """The plug-in's class, if no file has to be run for it that has not run yet; None otherwise, and for unknown ones.
+
+    For names that stand in a file which somebody else may have written.
+    """
+    own = own_file(name_or_path)
+    with contextlib.suppress(UnknownName, UsageError):
+        if own is None or _name_in_memory(Path(own["path"]).expanduser()) in sys.modules:
+            return load(folder, name_or_path)
+    return None
+
+
 def noun(folder: str) -> str:
     """What a plug-in of this folder is called in messages: "matchers" holds a matcher, "passes" a pass."""
     last = folder.rpartition(".")[2]
@@ -105,6 +117,11 @@ def unknown(folder: str, name: str, known: Iterable[str]) -> UnknownName:
 # ---------------------------------------------------------------------------------------------- finding and importing
 
 
+def own_file(name_or_path: str) -> re.Match[str] | None:
+    """``path`` and ``cls`` of a user's own file; None for a name."""
+    return re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
+
+
 def _files(folder: str) -> dict[str, Path]:
     paths = sorted(HERE.joinpath(*folder.split(".")).glob("*.py"))
     return {path.stem.replace("_", "-"): path for path in paths if path.stem not in NO_PLUGINS and path.stem[0] != "_"}
@@ -115,7 +132,7 @@ def _module_name(folder: str, path: Path) -> str:
 
 
 def _installed(folder: str) -> dict[str, EntryPoint]:
-    entries = entry_points(group=f"netgraft.{folder}")
+    entries = entry_points(group=f"netgraft.{folder.rpartition('.')[2]}")
     return {entry.name: entry for entry in sorted(entries, key=lambda e: (e.name, e.value), reverse=True)}
 
 
@@ -156,8 +173,7 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         code = path.read_bytes()
     except OSError as error:
         raise UsageError(f"There is no {kind} file {path}.", where=str(error.strerror)) from error
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
-    name = f"netgraft_own_{path.stem}_{digest[:16]}"
+    name = _module_name_of(path, code)
     if name in sys.modules:
         return sys.modules[name]
     module = types.ModuleType(name)
@@ -173,6 +189,19 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _name_in_memory(path: Path) -> str:
+    """The name under which a user's file is in memory, if it has run as it is; empty if it cannot be read."""
+    try:
+        return _module_name_of(path, path.read_bytes()) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _module_name_of(path: Path, code: bytes) -> str:
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
+    return f"netgraft_own_{path.stem}_{digest[:16]}"
 
 
 def _single_class(module: types.ModuleType, wanted: str | None, kind: str, where: str) -> type[Any]:

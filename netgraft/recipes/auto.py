@@ -123,20 +123,20 @@ class Auto(LayerOptions):
         """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
         kind = "cuda" if device.startswith("cuda") else "cpu"
         refit, distil = (plugins.create("recipes", name, {}) for name in ("refit", "distil"))
-        theirs, ours = (multiply_adds(graph, 1) for graph in (source, target))
+        source_cost, target_cost = (multiply_adds(graph, 1) for graph in (source, target))
         layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
         size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
         images, batch = distil_images(size[1:], distil.images), distil.batch
         fitting = [
-            4 * refit_images(source, target, each.refit_images) * (theirs + ours) / SPEED[kind]
+            4 * refit_images(source, target, each.refit_images) * (source_cost + target_cost) / SPEED[kind]
             + 0.1 * len(target.kernels())
             for each in (refit, distil)
         ]
         return {
             "refit": fitting[0],
             "first": fitting[1],
-            "answer": images * theirs / SPEED[kind] + images / batch * layers[0],
-            "step": 3 * batch * ours / SPEED[kind] + 5 * layers[1],
+            "answer": images * source_cost / SPEED[kind] + images / batch * layers[0],
+            "step": 3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
         }
 
 

@@ -75,32 +75,37 @@ class Hmt(LayerOptions):
             return None
         return same_backbone(source, target, self._left_out)
 
-    def _steps(self, there: Layer, here: Layer, role: str) -> tuple[Step, ...] | str:
+    def _steps(self, source_layer: Layer, target_layer: Layer, role: str) -> tuple[Step, ...] | str:
         """How the tensor in this role is made from its partner, or why it is kept."""
-        slot, partner = here.tensors[role], there.tensors.get(role)
+        slot, partner = target_layer.tensors[role], source_layer.tensors.get(role)
         if partner is None:
-            return f"{there.name} in the source has no {role}"
-        if here.is_norm and self.norms == "affine" and slot.buffer:
+            return f"{source_layer.name} in the source has no {role}"
+        if target_layer.is_norm and self.norms == "affine" and slot.buffer:
             return "only the affine part of norms is carried along (norms=affine)"
-        steps = resize_steps(partner.shape, slot.shape, there, here)
+        steps = resize_steps(partner.shape, slot.shape, source_layer, target_layer)
         return (
             f"{partner.key} of shape {list(partner.shape)} cannot become {list(slot.shape)}" if steps is None else steps
         )
 
 
-def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tuple[Step, ...] | None:
+def resize_steps(source: Shape, target: Shape, source_layer: Layer, target_layer: Layer) -> tuple[Step, ...] | None:
     """HMT 2.3.2 for one tensor: interpolate the kernel axes (2 and on), then stack the channel axes (0 and 1).
 
     None where the ranks differ, or where a tensor without kernel axes has more than two axes.
     """
-    folded = there.flattened and here.flattened and len(target) == 2 and there.flattened != here.flattened
+    folded = (
+        source_layer.flattened
+        and target_layer.flattened
+        and len(target) == 2
+        and source_layer.flattened != target_layer.flattened
+    )
     if source == target and not folded:
         return ()
     if len(source) != len(target) or not source:
         return None
-    if here.kind == "linear" and len(target) == 2 and (there.flattened or here.flattened):
-        return _flattened_steps(source, target, there.flattened, here.flattened)
-    if len(target) > 2 and not here.kind.startswith("conv"):
+    if target_layer.kind == "linear" and len(target) == 2 and (source_layer.flattened or target_layer.flattened):
+        return _flattened_steps(source, target, source_layer.flattened, target_layer.flattened)
+    if len(target) > 2 and not target_layer.kind.startswith("conv"):
         return None
     steps = []
     if source[2:] != target[2:]:
@@ -111,16 +116,20 @@ def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tup
     return tuple(steps)
 
 
-def _flattened_steps(source: Shape, target: Shape, there: Shape, here: Shape) -> tuple[Step, ...]:
+def _flattened_steps(source: Shape, target: Shape, source_layer: Shape, target_layer: Shape) -> tuple[Step, ...]:
     """A linear layer on C * H * W features is a kernel of size H x W on C channels."""
-    spatial = max(len(there), len(here)) - 1
-    there, here = ((folded or (shape[1],)) for folded, shape in ((there, source), (here, target)))
-    there, here = ((*folded, *(1,) * (spatial + 1 - len(folded))) for folded in (there, here))
-    steps = [Step("unflatten", {"dim": 1, "shape": list(there)})]
-    if there[1:] != here[1:]:
-        steps.append(Step("bilinear", {"size": list(here[1:])}))
+    spatial = max(len(source_layer), len(target_layer)) - 1
+    source_layer, target_layer = (
+        (folded or (shape[1],)) for folded, shape in ((source_layer, source), (target_layer, target))
+    )
+    source_layer, target_layer = (
+        (*folded, *(1,) * (spatial + 1 - len(folded))) for folded in (source_layer, target_layer)
+    )
+    steps = [Step("unflatten", {"dim": 1, "shape": list(source_layer)})]
+    if source_layer[1:] != target_layer[1:]:
+        steps.append(Step("bilinear", {"size": list(target_layer[1:])}))
     if source[0] != target[0]:
         steps.append(Step("cyclic", {"dim": 0, "size": target[0]}))
-    if there[0] != here[0]:
-        steps.append(Step("cyclic", {"dim": 1, "size": here[0]}))
+    if source_layer[0] != target_layer[0]:
+        steps.append(Step("cyclic", {"dim": 1, "size": target_layer[0]}))
     return (*steps, Step("flatten", {"dim": 1, "ndim": spatial + 1}))

@@ -62,7 +62,7 @@ def equal_names(source: LayerGraph, target: LayerGraph) -> Mapping[str, str]:
             continue  # a part of the source, not the network
         for outer in _paths(shapes[1]):
             names = {outer + key.removeprefix(inner): key for key in shapes[0] if key.startswith(inner)}
-            found = {ours: theirs for ours, theirs in names.items() if shapes[1].get(ours) == shapes[0][theirs]}
+            found = {key: partner for key, partner in names.items() if shapes[1].get(key) == shapes[0][partner]}
             if len(found) > len(best):
                 best = found
     return best
