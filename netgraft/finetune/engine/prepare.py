@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netgraft import plugins
 from netgraft.data.pictures import Pictures, Pixels
-from netgraft.errors import ForwardError, NetgraftError, UsageError
+from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
 from netgraft.finetune.engine import pairing
@@ -27,8 +27,8 @@ from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
 from netgraft.finetune.protocol import FeaturePair, Method, Need
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
-from netgraft.models.construct import brief, user_line
 from netgraft.models.model import Model, load_model
+from netgraft.models.running import forward
 from netgraft.models.side import own_weights
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.trace import trace
@@ -155,16 +155,7 @@ def _forward(module: nn.Module, images: Tensor, model: Model) -> Tensor:
     training = module.training
     try:
         with torch.no_grad():
-            return first_tensor(module.eval()(images))
-    except NetgraftError:
-        raise
-    except Exception as error:  # it is the user's code that runs
-        shape = "x".join(map(str, images.shape))
-        raise ForwardError(
-            f"{model.name} failed on images of shape {shape}: {brief(error)}",
-            where=user_line(error, model.file),
-            hint="If the images are of a size it does not take, add --input-size C,H,W.",
-        ) from error
+            return first_tensor(forward(module.eval(), images, model))
     finally:
         module.train(training)
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Batch, Need, Outputs, Run
 from netgraft.finetune.toolbox.taps import first_tensor, submodule
+from netgraft.models.running import hearing_inputs, hearing_outputs
 
 FEATURES, LOGITS = "features", "logits"
 """Names of layers beside module paths: what the classifier reads, and what it puts out."""
@@ -130,18 +131,13 @@ def listening(module: nn.Module, head: str, layers: Sequence[str] = (FEATURES,))
     def keep(name: str, value: Any) -> None:
         found.setdefault(name, first_tensor(value).float())
 
-    handles = []
-    for name in layers:
-        if name == FEATURES:
-            handles.append(submodule(module, head).register_forward_pre_hook(lambda _, given: keep(FEATURES, given)))
-        elif name != LOGITS:
-            layer = submodule(module, name)
-            handles.append(layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
-    try:
+    outputs = {name: submodule(module, name) for name in layers if name not in (FEATURES, LOGITS)}
+    inputs = {FEATURES: submodule(module, head)} if FEATURES in layers else {}
+    with (
+        hearing_outputs(outputs, lambda name, _, output: keep(name, output)),
+        hearing_inputs(inputs, lambda name, args, _: keep(name, args)),
+    ):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

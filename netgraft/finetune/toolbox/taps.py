@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from netgraft.errors import ForwardError, UnknownName
 from netgraft.finetune.protocol import Outputs
+from netgraft.models.running import find_submodule
 
 
 class _Enough(Exception):
@@ -78,12 +79,10 @@ class Taps:
 
 def submodule(module: nn.Module, name: str) -> nn.Module:
     """The module at a path of a layer graph. Raises UnknownName."""
-    if name == "(model)":
-        return module
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        raise UnknownName("layer", name, [path for path, _ in module.named_modules() if path]) from None
+    found = find_submodule(module, name)
+    if found is None:
+        raise UnknownName("layer", name, [path for path, _ in module.named_modules() if path])
+    return found
 
 
 def first_tensor(output: Any) -> Tensor:
