@@ -257,7 +257,7 @@ class _Learner:
         ]
         maps = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms).maps
         theirs, ours = there.tensors["weight"], self.layer.tensors["weight"]
-        a, b = axes_of(maps.theirs, theirs)[1], axes_of(maps.ours, ours)[1]
+        a, b = axes_of(maps.source, theirs)[1], axes_of(maps.target, ours)[1]
         index = maps.index(a, b)
         return index if index is not None and len(index) == ours.shape[1] else None
 

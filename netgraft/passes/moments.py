@@ -12,7 +12,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import PlanError
 from netgraft.models.batch_norm import batch_norms, statistics
 from netgraft.operators.apply import apply_steps
-from netgraft.passes._propagate import Seen, propagate
+from netgraft.passes._propagate import Propagated, propagate
 from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import change, statistics_keys
 from netgraft.plan import RECALIBRATED, Pairing, Step
@@ -51,18 +51,18 @@ class MomentPropagation:
         """
         stage.progress(f"propagating moments through {stage.target.model.name}")
         wanted = bool(batch_norms(stage.target.module))
-        theirs = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Seen()
-        worker = _Settle(stage, theirs)
+        of_source = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Propagated()
+        worker = _Settle(stage, of_source)
         before = {name: statistics(norm) for name, norm in worker.norms.items()}
-        ours = propagate(stage.target, worker) if wanted else Seen()
+        of_target = propagate(stage.target, worker) if wanted else Propagated()
         changes = [change(before[name], statistics(worker.norms[name])) for name in worker.done] or [(0.0, 0.0)]
         mean, std = (sum(each) / len(changes) for each in zip(*changes, strict=True))
-        gates = theirs.gates + ours.gates
+        gates = of_source.gates + of_target.gates
         return {
             "norms": len(worker.done),
             "compared": sum(worker.done.values()),
-            "left": ours.lost | worker.left,
-            "stops": [f"source: {stop}" for stop in theirs.stops] + [f"target: {stop}" for stop in ours.stops],
+            "left": of_target.lost | worker.left,
+            "stops": [f"source: {stop}" for stop in of_source.stops] + [f"target: {stop}" for stop in of_target.stops],
             "approximated": [f"{gates} gates, taken as independent of what they scale"] if gates else [],
             "mean_change": mean,
             "std_change": std,
@@ -72,10 +72,10 @@ class MomentPropagation:
 class _Settle:
     """Sets the statistics of one norm of the target after the other, as they are reached."""
 
-    def __init__(self, stage: Stage, theirs: Seen) -> None:
+    def __init__(self, stage: Stage, of_source: Propagated) -> None:
         self.norms: dict[str, Any] = dict(batch_norms(stage.target.module))
         self.partners: dict[str, Any] = dict(batch_norms(stage.source.module))
-        self.theirs = theirs
+        self.of_source = of_source
         self.origins = _origins(stage)
         self.done: dict[str, bool] = {}  # whether there was something to compare with
         self.left: dict[str, str] = {}
@@ -83,14 +83,14 @@ class _Settle:
     def __call__(self, name: str, mean: Tensor, variance: Tensor) -> None:
         norm = self.norms[name]
         partner, steps = self.origins.get(name, ("", ()))
-        if partner in self.theirs.lost:
-            self.left[name] = f"{partner} of the source: {self.theirs.lost[partner]}"
+        if partner in self.of_source.lost:
+            self.left[name] = f"{partner} of the source: {self.of_source.lost[partner]}"
             return
         self.done[name] = False
-        if partner in self.theirs.moments:
+        if partner in self.of_source.moments:
             known = (self.partners[partner].running_mean, self.partners[partner].running_var)
             try:
-                read = [_read(each, steps, mean) for each in (*known, *self.theirs.moments[partner])]
+                read = [_read(each, steps, mean) for each in (*known, *self.of_source.moments[partner])]
             except PlanError:  # made in a way that no statistic can follow
                 read = []
             if read:

@@ -8,7 +8,7 @@ import torch
 from netgraft.architecture.cost import refit_images
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import LayerGraph
-from netgraft.channels.coordinates import find_streams
+from netgraft.channels.coordinates import find_token_streams
 from netgraft.errors import UsageError
 from netgraft.passes.protocol import Stage
 from netgraft.passes.refitting.channels import OutputChannels
@@ -49,15 +49,15 @@ class Refit:
         """Kernels that have a pair, the norms after them, and layer scales at the end of their branches."""
         endings = find_endings(target)
         keys: dict[str, None] = {}
-        for _, here in self._pairs(source, target, pairing):
-            ending = endings.get(here)
-            if ending is None or not target.layers[here].rules.refits:
+        for _, name in self._pairs(source, target, pairing):
+            ending = endings.get(name)
+            if ending is None or not target.layers[name].rules.refits:
                 continue
-            names = [name for name in (here, ending.norm, ending.scale) if name is not None]
+            names = [name for name in (name, ending.norm, ending.scale) if name is not None]
             for name in names:
                 for slot in target.layers[name].tensors.values():
                     keys.update(dict.fromkeys(slot.keys))
-        for stream in find_streams(target) if self.values else ():
+        for stream in find_token_streams(target) if self.values else ():
             for attention in stream.attentions:
                 keys.update(dict.fromkeys(target.layers[attention.value].tensors["weight"].keys))
         return tuple(keys)
@@ -98,7 +98,7 @@ class Refit:
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
         """(source layer, target layer); what the user mapped or skipped counts first."""
         if self.pairs == "stages":
-            chosen = {here: there for there, here in follow(source, target)}
+            chosen = {name: partner for partner, name in follow(source, target)}
         else:
             chosen = {p.target: p.source for p in pairing.pairs if p.target not in target.head_names}
         chosen |= pairing.mapped

@@ -24,7 +24,7 @@ def resize(source: LayerGraph, target: LayerGraph, there: Layer, here: Layer, pa
     """What to do about the axes of a tensor that hold positions; nothing where they agree."""
     if here.kind == "parameter":
         return _positions(partner, slot)
-    if not here.kind.startswith("conv") or slot.shape != here.shape:
+    if not here.is_conv or slot.shape != here.shape:
         return Resized()
     steps: list[Step] = []
     dims: tuple[int, ...] = ()

@@ -154,7 +154,7 @@ class _Planner:
             return None
         if not slot.shape:
             return ()
-        kernel = here.kind.startswith("conv") and slot.shape == here.shape
+        kernel = here.is_conv and slot.shape == here.shape
         steps: list[Step] = []
         if kernel and (folded := self._folded(there, here)) is not None:
             tensors = self.source.layers[folded].tensors
@@ -205,11 +205,11 @@ class _Planner:
 
     def _stretch(self, here: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
         """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
-        theirs, ours = normal(axes_of(self.maps.theirs, partner)[dim]), normal(axes_of(self.maps.ours, slot)[dim])
+        theirs, ours = normal(axes_of(self.maps.source, partner)[dim]), normal(axes_of(self.maps.target, slot)[dim])
         norm = self.stretched.get(id(ours))
         if norm is None or self.maps.runs[id(ours)][1] is not theirs:
             return None
-        reads, seed = (slot.key, dim) in self.maps.ours.reads, {"seed": self.places[slot.key]}
+        reads, seed = (slot.key, dim) in self.maps.target.reads, {"seed": self.places[slot.key]}
         return stretch_step(norm, here, slot, dim, ours.size, reads=reads, seed=seed)
 
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
@@ -217,7 +217,7 @@ class _Planner:
 
     def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
         """The source position of each position along an axis, -1 for new ones."""
-        a, b = (axes_of(groups, each)[dim] for groups, each in ((self.maps.theirs, partner), (self.maps.ours, slot)))
+        a, b = (axes_of(groups, each)[dim] for groups, each in ((self.maps.source, partner), (self.maps.target, slot)))
         index = self.maps.index(a, b)
         if index is not None and len(index) == slot.shape[dim]:
             return index
@@ -227,7 +227,7 @@ class _Planner:
 
     def _split_rows(self, partner: Slot, slot: Slot) -> list[int]:
         """Filters stand for the source's input channels."""
-        a, b = axes_of(self.maps.theirs, partner)[1], axes_of(self.maps.ours, slot)[0]
+        a, b = axes_of(self.maps.source, partner)[1], axes_of(self.maps.target, slot)[0]
         index = self.maps.index(a, b)
         return index if index is not None and len(index) == slot.shape[0] else _first(partner.shape[1], slot.shape[0])
 
@@ -247,7 +247,7 @@ class _Planner:
 
 def _split(there: Layer, here: Layer) -> bool:
     """Whether a dense kernel is to become a depthwise one."""
-    depthwise = here.kind.startswith("conv") and here.groups > 1 and here.shape[1:2] == (1,)
+    depthwise = here.is_conv and here.groups > 1 and here.shape[1:2] == (1,)
     return depthwise and there.kind == here.kind and there.groups == 1 and len(there.shape) > 2
 
 
@@ -258,7 +258,7 @@ def _patches(layer: Layer) -> bool:
     than random weights.
     """
     sizes = layer.shape[2:]
-    return bool(layer.kind.startswith("conv") and sizes and min(sizes) > 1 and layer.stride >= sizes)
+    return bool(layer.is_conv and sizes and min(sizes) > 1 and layer.stride >= sizes)
 
 
 def _first(before: int, after: int) -> list[int]:

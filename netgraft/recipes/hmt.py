@@ -100,7 +100,7 @@ def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tup
         return None
     if here.kind == "linear" and len(target) == 2 and (there.flattened or here.flattened):
         return _flattened_steps(source, target, there.flattened, here.flattened)
-    if len(target) > 2 and not here.kind.startswith("conv"):
+    if len(target) > 2 and not here.is_conv:
         return None
     steps = []
     if source[2:] != target[2:]:
