@@ -25,7 +25,7 @@ from netgraft.trace.replay import Replay
 
 
 @dataclass
-class Seen:
+class Propagated:
     """What a walk found."""
 
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # norm -> mean, variance of its input, [C]
@@ -39,7 +39,7 @@ Settle = Callable[[str, Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def propagate(network: Network, settle: Settle = lambda *_: None) -> Seen:
+def propagate(network: Network, settle: Settle = lambda *_: None) -> Propagated:
     """The moments of the input of every BatchNorm of ``network``, images being taken as standard normal noise.
 
     A BatchNorm makes N(beta, gamma^2) of what it sees, so it starts anew where its input is not known.
@@ -49,8 +49,8 @@ def propagate(network: Network, settle: Settle = lambda *_: None) -> Seen:
     try:
         replay = Replay(network.module, torch.zeros(shape, device=device))
     except TraceError as error:
-        return Seen(lost=dict.fromkeys(batch_norms(network.module), error.what))
-    walk = _Walk(replay, network, settle)
+        return Propagated(lost=dict.fromkeys(batch_norms(network.module), error.what))
+    walk = _Propagation(replay, network, settle)
     needed = _needed(replay, walk.norms)
     for node in replay.nodes:
         if node in needed:
@@ -67,14 +67,14 @@ def _needed(replay: Replay, norms: Mapping[str, nn.Module]) -> set[fx.Node]:
     return found
 
 
-class _Walk:
+class _Propagation:
     def __init__(self, replay: Replay, network: Network, settle: Settle) -> None:
         self.replay, self.settle = replay, settle
         self.module = network.module
         self.norms: dict[str, Any] = dict(batch_norms(network.module))
         self.values: dict[fx.Node, Any] = {}  # Moments, a list of them, Stop, or what does not depend on the input
         self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self.seen = Seen()
+        self.seen = Propagated()
 
     def visit(self, node: fx.Node) -> None:
         given = [self.values[other] for other in node.all_input_nodes]
