@@ -193,7 +193,7 @@ def test_laws_of_passes():
         ("recipe", ("def pair(", "def match("), "no methods pair(source, target) and plan(task)"),
         ("recipe", ("return Draft(moves, reasons)", "return moves"), "does not answer with a Draft, but with list"),
         ("operator", ('"stacked"', '"folded"'), "does not say what becomes of a tensor"),
-        ("operator", ('"stacked"', '"stack" + "ed"'), "does not say what becomes of a tensor"),
+        ("operator", ('"stacked"', '"inter" + "polated"'), "does not say what becomes of a tensor"),
         ("pass", ('fate: ClassVar[str] = ""', 'fate: ClassVar[str] = "lost"'), "or a fate"),
         ("pass", ("def touches(", "def touch("), "lacks touches(source, target, pairing)"),
     ],

@@ -18,13 +18,13 @@ from netgraft.errors import TraceError
 from netgraft.models.batch_norm import batch_norms
 from netgraft.passes import _gaussian
 from netgraft.passes._gaussian import Moments, Stop
-from netgraft.passes.protocol import Network
+from netgraft.passes.protocol import LiveModel
 from netgraft.trace.functional import operation_name
 from netgraft.trace.replay import Replay
 
 
 @dataclass
-class Seen:
+class Propagated:
     """What a walk found."""
 
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # norm -> mean, variance of its input, [C]
@@ -38,7 +38,7 @@ Settle = Callable[[str, Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def propagate(network: Network, settle: Settle = lambda *_: None) -> Seen:
+def propagate(network: LiveModel, settle: Settle = lambda *_: None) -> Propagated:
     """The moments of the input of every BatchNorm of ``network``, images being taken as standard normal noise.
 
     A BatchNorm makes N(beta, gamma^2) of what it sees, so it starts anew where its input is not known.
@@ -48,7 +48,7 @@ def propagate(network: Network, settle: Settle = lambda *_: None) -> Seen:
     try:
         replay = Replay(network.module, torch.zeros(shape, device=device))
     except TraceError as error:
-        return Seen(lost=dict.fromkeys(batch_norms(network.module), error.what))
+        return Propagated(lost=dict.fromkeys(batch_norms(network.module), error.what))
     walk = _Walk(replay, network, settle)
     needed = _needed(replay, walk.norms)
     for node in replay.nodes:
@@ -67,13 +67,13 @@ def _needed(replay: Replay, norms: Mapping[str, nn.Module]) -> set[fx.Node]:
 
 
 class _Walk:
-    def __init__(self, replay: Replay, network: Network, settle: Settle) -> None:
+    def __init__(self, replay: Replay, network: LiveModel, settle: Settle) -> None:
         self.replay, self.settle = replay, settle
         self.module = network.module
         self.norms: dict[str, Any] = dict(batch_norms(network.module))
         self.values: dict[fx.Node, Any] = {}  # Moments, a list of them, Stop, or what does not depend on the input
         self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self.seen = Seen()
+        self.seen = Propagated()
 
     def visit(self, node: fx.Node) -> None:
         given = [self.values[other] for other in node.all_input_nodes]

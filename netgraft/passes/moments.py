@@ -12,7 +12,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import PlanError
 from netgraft.models.batch_norm import batch_norms, statistics
 from netgraft.operators.apply import apply_steps
-from netgraft.passes._propagate import Seen, propagate
+from netgraft.passes._propagate import Propagated, propagate
 from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import change, statistics_keys
 from netgraft.plan import RECALIBRATED, Pairing, Step
@@ -51,10 +51,10 @@ class MomentPropagation:
         """
         stage.progress(f"propagating moments through {stage.target.model.name}")
         wanted = bool(batch_norms(stage.target.module))
-        source_seen = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Seen()
+        source_seen = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Propagated()
         worker = _Settle(stage, source_seen)
         before = {name: statistics(norm) for name, norm in worker.norms.items()}
-        target_seen = propagate(stage.target, worker) if wanted else Seen()
+        target_seen = propagate(stage.target, worker) if wanted else Propagated()
         changes = [change(before[name], statistics(worker.norms[name])) for name in worker.done] or [(0.0, 0.0)]
         mean, std = (sum(each) / len(changes) for each in zip(*changes, strict=True))
         gates = source_seen.gates + target_seen.gates
@@ -73,7 +73,7 @@ class MomentPropagation:
 class _Settle:
     """Sets the statistics of one norm of the target after the other, as they are reached."""
 
-    def __init__(self, stage: Stage, source_seen: Seen) -> None:
+    def __init__(self, stage: Stage, source_seen: Propagated) -> None:
         self.norms: dict[str, Any] = dict(batch_norms(stage.target.module))
         self.partners: dict[str, Any] = dict(batch_norms(stage.source.module))
         self.source_seen = source_seen

@@ -12,7 +12,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import ForwardError
 from netgraft.models.batch_norm import Statistics, batch_norms, recalibrating, statistics
 from netgraft.models.construct import brief, user_line
-from netgraft.passes.protocol import Network, Stage
+from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.plan import RECALIBRATED, Pairing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -89,7 +89,7 @@ def change(before: Statistics, after: Statistics) -> tuple[float, float]:
     return float(mean), float(std)
 
 
-def show(network: Network, images: torch.Tensor) -> None:
+def show(network: LiveModel, images: torch.Tensor) -> None:
     """A forward pass. Raises ForwardError where the network fails."""
     try:
         network.module(images)
