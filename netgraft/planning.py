@@ -17,7 +17,7 @@ from netgraft.errors import CheckFailed, NothingToTransfer, UsageError
 from netgraft.models.importance import channel_norms
 from netgraft.models.model import Model, PretrainedWeights, read_weights
 from netgraft.models.side import Side
-from netgraft.passes.protocol import Pictures
+from netgraft.passes.protocol import ImageSource
 from netgraft.passes.run import find_device, plan_passes
 from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass, written_fate
 from netgraft.recipes.protocol import Choice, Chooses, ReadsWeights, Recipe, RunsPasses
@@ -37,7 +37,7 @@ class TransferRequest:
     recipe: str = "auto"
     options: Mapping[str, object] = field(default_factory=dict)  # of the recipe
     passes: Sequence[WantedPass] = ()  # to run after those of the recipe
-    pictures: Pictures | None = None  # what passes are shown; None: what the recipe says
+    pictures: ImageSource | None = None  # what passes are shown; None: what the recipe says
     device: str = "auto"  # where networks run; the recipe "auto" reckons with its kind
     seed: int = 0  # of what keeps the target's own initialisation
     fail_under: float = 0.0  # percent of the target that must come from the source

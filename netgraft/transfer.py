@@ -22,7 +22,7 @@ from netgraft.files.checkpoint import check_output, write_checkpoint
 from netgraft.graft import graft
 from netgraft.models.model import PretrainedWeights
 from netgraft.models.side import own_weights
-from netgraft.passes.protocol import Pictures
+from netgraft.passes.protocol import ImageSource
 from netgraft.passes.run import run_passes
 from netgraft.planning import (
     Loaded,
@@ -127,7 +127,7 @@ def _run_passes(job: _Job) -> None:
     job.result, job.reports = run_passes(
         job.planned.plan,
         *job.parties(),
-        pictures=job.request.pictures or Pictures.of(recipe.generator if isinstance(recipe, ShowsImages) else "mix"),
+        pictures=job.request.pictures or ImageSource.of(recipe.generator if isinstance(recipe, ShowsImages) else "mix"),
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress,

@@ -98,7 +98,7 @@ def test_the_operator_through_the_recipe():
 def test_a_ledger_runs_no_file_that_it_names(folder):
     """It reads what the operator says of itself; its words, which are code, are left out."""
     canary = folder / "ran"
-    text = f"from pathlib import Path\nPath({str(canary)!r}).touch()\n" + Path(OPERATOR).read_text()
+    text = Path(OPERATOR).read_text() + f"\nfrom pathlib import Path\nPath({str(canary)!r}).touch()\n"
     (folder / "canary.py").write_text(text.replace('fate: ClassVar[str] = "stacked"', 'fate: ClassVar[str] = "set"'))
     provenance, _ = written("--recipe", RECIPE)
     text = str(provenance["plan"]).replace("'cyclic'", "'./canary.py'")
@@ -193,7 +193,7 @@ def test_laws_of_passes():
         ("recipe", ("def pair(", "def match("), "no methods pair(source, target) and plan(task)"),
         ("recipe", ("return Draft(moves, reasons)", "return moves"), "does not answer with a Draft, but with list"),
         ("operator", ('"stacked"', '"folded"'), "does not say what becomes of a tensor"),
-        ("operator", ('"stacked"', '"stack" + "ed"'), "does not say what becomes of a tensor"),
+        ("operator", ('"stacked"', '"inter" + "polated"'), "does not say what becomes of a tensor"),
         ("pass", ('fate: ClassVar[str] = ""', 'fate: ClassVar[str] = "lost"'), "or a fate"),
         ("pass", ("def touches(", "def touch("), "lacks touches(source, target, pairing)"),
     ],

@@ -104,7 +104,7 @@ def test_of_an_installed_package(tmp_path, monkeypatch):
     info = tmp_path / "their_methods-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[netgraft.finetune.methods]\nother = their_methods:B\nlost = nowhere:C\n")
+    (info / "entry_points.txt").write_text("[netgraft.methods]\nother = their_methods:B\nlost = nowhere:C\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert describe("finetune.methods", "other").doc == "Another."
     with pytest.raises(UsageError, match="without importing"):

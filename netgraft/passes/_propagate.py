@@ -19,7 +19,7 @@ from netgraft.errors import TraceError
 from netgraft.models.batch_norm import batch_norms
 from netgraft.passes import _gaussian
 from netgraft.passes._gaussian import Moments, Stop
-from netgraft.passes.protocol import Network
+from netgraft.passes.protocol import LiveModel
 from netgraft.trace.functional import operation_name
 from netgraft.trace.replay import Replay
 
@@ -39,7 +39,7 @@ Settle = Callable[[str, Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def propagate(network: Network, settle: Settle = lambda *_: None) -> Propagated:
+def propagate(network: LiveModel, settle: Settle = lambda *_: None) -> Propagated:
     """The moments of the input of every BatchNorm of ``network``, images being taken as standard normal noise.
 
     A BatchNorm makes N(beta, gamma^2) of what it sees, so it starts anew where its input is not known.
@@ -68,7 +68,7 @@ def _needed(replay: Replay, norms: Mapping[str, nn.Module]) -> set[fx.Node]:
 
 
 class _Propagation:
-    def __init__(self, replay: Replay, network: Network, settle: Settle) -> None:
+    def __init__(self, replay: Replay, network: LiveModel, settle: Settle) -> None:
         self.replay, self.settle = replay, settle
         self.module = network.module
         self.norms: dict[str, Any] = dict(batch_norms(network.module))

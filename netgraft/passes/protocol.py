@@ -30,12 +30,12 @@ from netgraft.data.unlabelled import load_folder
 from netgraft.errors import UsageError
 from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.refitting.values import Presets
+from netgraft.passes.refitting.values import PreparedLayers
 from netgraft.plan import Pairing, Plan
 
 
 @dataclass(frozen=True)
-class Network:
+class LiveModel:
     """One of the two models, with the weights it has in ``module``: eval mode, no gradients, on the stage's device."""
 
     model: Model
@@ -59,7 +59,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSource:
     """Where images come from: a generator by name, or a folder of unlabelled ones."""
 
     name: str = "mix"  # a generator's name, or a folder's path with ``folder``
@@ -67,7 +67,7 @@ class Pictures:
     folder: bool = False
 
     @classmethod
-    def of(cls, text: str) -> Pictures:
+    def of(cls, text: str) -> ImageSource:
         """A folder where there is one of this name, else a generator."""
         return cls(text, folder=Path(text).expanduser().is_dir())
 
@@ -83,20 +83,20 @@ class Stage:
     """What a pass works on."""
 
     plan: Plan
-    source: Network
-    target: Network
-    pictures: Pictures
+    source: LiveModel
+    target: LiveModel
+    pictures: ImageSource
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
-    prepared: Presets = field(default_factory=Presets)  # what passes have set, for a refit
+    prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
 
     def images(self, count: int, seed: int) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU."""
         return self.pictures.draw(count, self.source.image_size, self.seed + seed)
 
-    def shown(self, images: Tensor, network: Network) -> Tensor:
+    def shown(self, images: Tensor, network: LiveModel) -> Tensor:
         """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device."""
         channels, height, width = network.image_size
         images = images.to(self.device)

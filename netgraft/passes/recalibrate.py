@@ -11,7 +11,7 @@ import torch
 from netgraft.architecture.graph import LayerGraph
 from netgraft.models.batch_norm import Statistics, batch_norms, recalibrating, statistics
 from netgraft.models.running import forward
-from netgraft.passes.protocol import Network, Stage
+from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.plan import RECALIBRATED, Pairing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -88,7 +88,7 @@ def change(before: Statistics, after: Statistics) -> tuple[float, float]:
     return float(mean), float(std)
 
 
-def show(network: Network, images: torch.Tensor) -> None:
+def show(network: LiveModel, images: torch.Tensor) -> None:
     """A forward pass. Raises ForwardError where the network fails."""
     hint = "A BatchNorm needs more than one value per channel: are the feature maps 1x1, the batches of one?"
     forward(network.module, images, network.model, hint)

@@ -15,7 +15,7 @@ from netgraft.architecture.resolution import has_norms, takes_image
 from netgraft.models.batch_norm import batch_norms
 from netgraft.models.running import hearing_outputs
 from netgraft.operators.apply import apply_steps
-from netgraft.passes.protocol import Network, Stage
+from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.passes.recalibrate import show
 from netgraft.plan import Pairing, Step
 
@@ -132,7 +132,7 @@ def _moments_of_source(stage: Stage, endings: Iterable[Ending], images: Tensor) 
     return found
 
 
-def _modules(network: Network, names: Iterable[str]) -> dict[str, nn.Module]:
+def _modules(network: LiveModel, names: Iterable[str]) -> dict[str, nn.Module]:
     return {name: network.module.get_submodule(name) for name in names}
 
 

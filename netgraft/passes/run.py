@@ -15,7 +15,7 @@ from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
 from netgraft.models.normalisation import normalisation_for, normalisation_of
 from netgraft.models.running import find_device
-from netgraft.passes.protocol import Network, Pass, Pictures, Stage
+from netgraft.passes.protocol import ImageSource, LiveModel, Pass, Stage
 from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
 
@@ -40,7 +40,7 @@ def run_passes(
     source: Party,
     target: Party,
     *,
-    pictures: Pictures,
+    pictures: ImageSource,
     seed: int,
     device: str,
     progress: Callable[[str], None],
@@ -62,12 +62,12 @@ def run_passes(
     }, reports
 
 
-def make_networks(source: Party, target: Party, device: torch.device) -> tuple[Network, Network]:
+def make_networks(source: Party, target: Party, device: torch.device) -> tuple[LiveModel, LiveModel]:
     """Both models with their weights, in eval mode on the device, and what each expects of its images."""
     modules = _module(source, device), _module(target, device)
     return (
-        Network(source.model, source.graph, modules[0], normalisation_of(source.model, modules[0])),
-        Network(target.model, target.graph, modules[1], normalisation_for(target.model, [source.model], modules[1])),
+        LiveModel(source.model, source.graph, modules[0], normalisation_of(source.model, modules[0])),
+        LiveModel(target.model, target.graph, modules[1], normalisation_for(target.model, [source.model], modules[1])),
     )
 
 

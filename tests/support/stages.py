@@ -4,7 +4,7 @@ import torch
 from support.nets import Net
 
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.protocol import Network, Pictures, Stage
+from netgraft.passes.protocol import ImageSource, LiveModel, Stage
 from netgraft.plan import Pairing, Plan
 from netgraft.trace import trace
 
@@ -16,9 +16,9 @@ def network(build, size, state=None, seed=0):
         module = build()
     if state is not None:
         module.load_state_dict(state)
-    return Network(model, trace(model), module.eval().requires_grad_(False), Normalisation((0.5,), (0.5,)))
+    return LiveModel(model, trace(model), module.eval().requires_grad_(False), Normalisation((0.5,), (0.5,)))
 
 
 def stage(source, target, moves=(), pairs=(), seed=0):
     plan = Plan("source", "target", "", "", "test", {}, Pairing(tuple(pairs)), tuple(moves), ())
-    return Stage(plan, source, target, Pictures(), seed)
+    return Stage(plan, source, target, ImageSource(), seed)
