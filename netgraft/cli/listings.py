@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.options import OutputFormat
 from netgraft.errors import UnknownName
-
-if TYPE_CHECKING:
-    pass
 
 
 @command("netgraft models", "netgraft models 'resnet*'", "netgraft models 'resnet18.*'")

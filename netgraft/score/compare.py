@@ -8,14 +8,16 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
-from netgraft.score.probe import Bench, Progress, Scores, Settings
+from netgraft.score.probe import Bench, Progress
+from netgraft.score.settings import ScoreSettings
+from netgraft.score.verdict import Scores
 from netgraft.transfer import Side, transfer
 
 
 def compare(
     source: Side,
     target: Side,
-    settings: Settings,
+    settings: ScoreSettings,
     *,
     recipes: Sequence[str] | None = None,  # None: all of them but auto, which is one of them
     progress: Progress = lambda _: None,
