@@ -93,13 +93,16 @@ def transferred(net: str, seed: int, folder: Path) -> Path:
 
     from netgraft.files.checkpoint import read_provenance, write_checkpoint
     from netgraft.models.model import load_model
+    from netgraft.models.side import Side, own_weights
     from netgraft.plan import KEPT, Plan
-    from netgraft.transfer import Side, own_weights, transfer
+    from netgraft.planning import TransferRequest
+    from netgraft.transfer import transfer
 
     once, drawn = folder / f"{net}.safetensors", folder / f"{net}-{seed}.safetensors"
     reference, arguments = NETS[net]
     if not once.exists():
-        transfer(Side(SOURCE, "source"), Side(reference, "target", args=arguments), once, seed=0, device="cpu")
+        sides = Side(SOURCE, "source"), Side(reference, "target", args=arguments)
+        transfer(TransferRequest(*sides, once, seed=0, device="cpu"))
     if not drawn.exists():
         provenance = read_provenance(once)
         fates = Plan.from_json(provenance["plan"]).fates
@@ -111,29 +114,35 @@ def transferred(net: str, seed: int, folder: Path) -> Path:
 
 def refused(method: str, init: str) -> bool:
     """Whether netgraft refuses the method without ``--init``: L2-SP has nothing to stay near."""
-    from netgraft.finetune.describe import describe
     from netgraft.finetune.protocol import Need
 
-    return init == "scratch" and Need.START in describe(EXTRA.get(method, {"method": method})["method"]).needs
+    return init == "scratch" and Need.START in needs(EXTRA.get(method, {"method": method})["method"])
+
+
+def needs(method: str) -> tuple[Any, ...]:
+    """What a method cannot do without."""
+    from netgraft import plugins
+    from netgraft.finetune.needs import FOLDER, needs_of
+
+    return needs_of(plugins.describe(FOLDER, method))
 
 
 def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
     """Trains, leaving ``last.safetensors`` in a folder of the run's name; returns the line about it."""
-    from netgraft.finetune.describe import describe
     from netgraft.finetune.engine.loop import finetune
     from netgraft.finetune.protocol import Need
-    from netgraft.finetune.settings import Settings
+    from netgraft.finetune.settings import TrainingSettings
 
     net = TEACHER if method == TEACHER else "vgg9"
     reference, arguments = NETS[net]
     preset = {"method": "plain" if method == TEACHER else method} | EXTRA.get(method, {})
-    needs = describe(preset["method"]).needs
+    wanted = needs(preset["method"])
     line: dict[str, Any] = dict(zip(KEY, (method, rule, init, samples, seed, epochs), strict=True))
     out = run_folder(folder, line)
     given: dict[str, Any] = {}
-    if Need.SOURCE_MODEL in needs:
+    if Need.SOURCE_MODEL in wanted:
         given["source"] = SOURCE
-    if Need.SAME_CLASSES in needs:  # the source knows letters: it learns the digits first, from the same images
+    if Need.SAME_CLASSES in wanted:  # the source knows letters: it learns the digits first, from the same images
         teacher = run_folder(folder, line | {"method": TEACHER, "rule": "total", "init": "auto"})
         if not (teacher / "done").exists():
             train(TEACHER, "total", "auto", samples, seed, epochs, folder)
@@ -143,7 +152,7 @@ def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: in
     drawn = {"samples_per_class": samples, "seed": seed, "draw_seed": seed}
     epochs *= preset.pop("epochs", 1)
     options = PROTOCOL | FIXED | drawn | given | preset | {"val_interval": epochs}
-    settings = Settings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
+    settings = TrainingSettings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
     clock = Clock()
     history = finetune(settings, force=True, watch=clock).history
     line["accuracy"] = round(history[-1]["eval_top1"], 3)

@@ -6,15 +6,17 @@ report, the checkpoint's metadata and the coverage gate all read this one object
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-from netgraft.architecture.graph import LayerGraph, Shape, Slot, to_jsonable
-from netgraft.errors import PlanError
+from netgraft import plugins
+from netgraft.architecture.graph import Shape, Slot, to_jsonable
+from netgraft.errors import PlanError, UnknownName, UsageError
 
 VERSION = 2
 
@@ -26,9 +28,10 @@ what was set by rule, such as the zero end of an inserted block or attention to 
 passes that run after the moves decides: layers refitted to the source's activations, trained on its answers, or given
 new statistics."""
 
-_SPATIAL = frozenset(
-    {"bilinear", "bilinear-gain", "bicubic", "centre", "tap-sum", "pi-resize", "positions", "relative-table"}
-)
+OF_OPERATORS = (EXACT, INTERPOLATED, STACKED, SET)
+"""What an operator can say of a tensor as its ``fate``; of several in a row the last one here counts."""
+OF_PASSES = ("", SET, REFITTED, DISTILLED, RECALIBRATED)
+"""The same for passes; empty: where the numbers come from stays as it was."""
 
 
 MAPPED, SKIPPED = "mapped by --map", "skipped by --skip"
@@ -87,12 +90,9 @@ class Move:
 
     @property
     def fate(self) -> str:
-        operators = {step.operator for step in self.steps}
-        if operators & {"fill", "dirac"}:
-            return SET
-        if operators - _SPATIAL - {"flatten", "unflatten"}:
-            return STACKED
-        return INTERPOLATED if operators & _SPATIAL else EXACT
+        """The weightiest of what its operators say; "stacked" for one that says nothing or is not at hand."""
+        fates = {written_fate(step.operator) for step in self.steps}
+        return max(fates, key=OF_OPERATORS.index, default=EXACT)
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,11 @@ class Plan:
                 found |= dict.fromkeys(each.keys, each.fate)
         return found
 
+    @property
+    def claims_exactness(self) -> bool:
+        """Whether the recipe is one that notes what is not exact (it has the option ``exact``), and noted nothing."""
+        return "exact" in self.options and not self.pairing.notes
+
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = to_jsonable(asdict(self))
         return document
@@ -222,26 +227,20 @@ def moves_to(slot: Slot, source_key: str, source_shape: Shape, steps: tuple[Step
     return [Move(key, source_key, slot.shape, source_shape, steps, why) for key in slot.keys]
 
 
-def keep_rest(graph: LayerGraph, moves: Iterable[Move], reasons: Mapping[str, str], otherwise: str) -> list[Kept]:
-    """Every key of ``graph`` without a move, once, with the reason given for it, for its layer, or ``otherwise``."""
-    decided = {move.key for move in moves}
-    kept: list[Kept] = []
-    slots: list[tuple[Slot, str]] = []
-    for name, layer in graph.layers.items():
-        slots += [(slot, name) for slot in layer.tensors.values()]
-    for slot, name in [*slots, *((slot, "") for slot in graph.loose.values())]:
-        if slot.key in decided:
-            continue
-        decided.update(slot.keys)
-        if not name:
-            default = "a buffer outside any layer" if slot.buffer else "never used in the forward pass"
-        elif graph.layers[name].kind == "parameter":
-            default = "used directly by the model's code, not a layer"
-        else:
-            default = otherwise
-        why = reasons.get(slot.key) or reasons.get(name) or default
-        kept += [Kept(key, slot.shape, why) for key in slot.keys]
-    return kept
+def written_fate(operator: str) -> str:
+    """The ``fate`` in an operator's class, read without importing it; "stacked" for one that has none or is missing."""
+    return _read_fate(operator) if ".py" in operator else _known_fate(operator)
+
+
+def _read_fate(operator: str) -> str:
+    try:
+        fate = ast.literal_eval(plugins.describe("operators", operator).variables["fate"])
+    except (KeyError, SyntaxError, ValueError, UsageError, UnknownName):
+        return STACKED
+    return str(fate) if fate in OF_OPERATORS else STACKED
+
+
+_known_fate = cache(_read_fate)
 
 
 def numel(shape: Shape) -> int:

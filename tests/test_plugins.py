@@ -46,6 +46,7 @@ class Own:
     size: tuple[int, ...] = (1, 2)
     pair: tuple[int, float] = (1, 2.0)
     names: tuple[str, ...] = ()
+    maps: tuple[tuple[str, str], ...] = ()
     table: dict[str, int] = field(default_factory=dict)
     anything: Any = None
     hidden: int = field(default=1, init=False)
@@ -102,7 +103,7 @@ def test_listing_reads_names_and_summaries(tmp_path, monkeypatch):
     )
     (folder / "silent.py").write_text("class Silent: ...")
     (folder / "broken.py").write_text("class")
-    monkeypatch.setattr(plugins, "HERE", tmp_path)
+    monkeypatch.setattr(plugins.registry, "HERE", tmp_path)
     found = listing("matchers")
     assert {name: plugin.summary for name, plugin in found.items()} == {
         "broken": "(cannot be read)",
@@ -281,6 +282,7 @@ def test_options_of_a_class(own):
         "size": "comma-separated ints",
         "pair": "int,float",
         "names": "comma-separated strs",
+        "maps": "comma-separated NAME=NAME",
         "table": "dict[str, int]",
         "anything": "Any",
     }
@@ -316,6 +318,8 @@ def test_options_of_a_class(own):
         ("pair", "3,4", (3, 4.0)),
         ("pair", (3, 4), (3, 4.0)),
         ("names", "a, b", ("a", "b")),
+        ("maps", "a.b=c, d = e", (("a.b", "c"), ("d", "e"))),
+        ("maps", [["a", "b=c"]], (("a", "b=c"),)),
         ("table", {"a": 1}, {"a": 1}),
         ("anything", [1], [1]),
     ],
@@ -347,6 +351,8 @@ def test_values_are_read_as_the_field_says(own, name, given, wanted):
         ("size", 3, "comma-separated ints"),
         ("size", [3, True], "comma-separated ints"),
         ("pair", "3", "int,float"),
+        ("maps", "a", "comma-separated NAME=NAME"),
+        ("maps", ["a=b", "c"], "comma-separated NAME=NAME"),
         ("pair", "3,4,5", "int,float"),
         ("table", "a=1", "dict[str, int]"),
     ],

@@ -19,9 +19,11 @@ import netgraft
 from netgraft.errors import CheckFailed, NonFiniteWeights, NothingToTransfer, OutputError
 from netgraft.files import checkpoint
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side
 from netgraft.plan import Plan
+from netgraft.planning import TransferRequest, make_plan, source_share
 from netgraft.trace import trace
-from netgraft.transfer import Side, make_plan, source_share, transfer
+from netgraft.transfer import transfer
 
 ROOT = Path(__file__).parents[1]
 MY_ARCH = ROOT / "examples" / "my_arch.py"
@@ -99,7 +101,9 @@ def test_the_same_architecture_gives_the_source_bit_for_bit(name, tmp_path, out)
         module = timm.create_model(name)
     weights = save(randomised(module.to_empty(device="cpu")), tmp_path / "source.safetensors")
     del module
-    planned = transfer(Side(name, "source", weights=weights), Side(name, "target"), out, fail_under=100, recipe="hmt")
+    planned = transfer(
+        TransferRequest(Side(name, "source", weights=weights), Side(name, "target"), out, fail_under=100, recipe="hmt")
+    )
     assert not planned.plan.kept
     with safe_open(weights, "pt") as theirs, safe_open(out, "pt") as ours:
         assert set(ours.keys()) == set(theirs.keys())
@@ -122,7 +126,7 @@ def resnet18(tmp_path_factory):
 
 def test_a_file_saved_from_timm_initialises_ones_own_architecture(resnet18, out):
     source = Side("resnet18", "source", weights=resnet18)
-    planned = transfer(source, Side(str(MY_ARCH), "target"), out, recipe="hmt")
+    planned = transfer(TransferRequest(source, Side(str(MY_ARCH), "target"), out, recipe="hmt"))
     model = planned.target.build()
     model.load_state_dict(safetensors.torch.load_file(out), strict=True)
     model.eval()
@@ -136,7 +140,11 @@ def test_a_file_saved_from_timm_initialises_ones_own_architecture(resnet18, out)
 
 def test_timm_loads_a_file_for_a_timm_target(resnet18, out):
     args = {"num_classes": 7}
-    transfer(Side("resnet18", "source", weights=resnet18), Side("resnet10t", "target", args=args), out, recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side("resnet18", "source", weights=resnet18), Side("resnet10t", "target", args=args), out, recipe="hmt"
+        )
+    )
     model = timm.create_model("resnet10t", checkpoint_path=str(out), **args)
     written = safetensors.torch.load_file(out)
     assert all(torch.equal(tensor, written[key]) for key, tensor in model.state_dict().items())
@@ -144,7 +152,9 @@ def test_timm_loads_a_file_for_a_timm_target(resnet18, out):
 
 
 def test_an_embedded_source_needs_nothing_else(out):
-    planned = transfer(Side("netgraft:resnet20-glyphs", "source"), Side(str(MY_ARCH), "target"), out, recipe="hmt")
+    planned = transfer(
+        TransferRequest(Side("netgraft:resnet20-glyphs", "source"), Side(str(MY_ARCH), "target"), out, recipe="hmt")
+    )
     planned.target.build().load_state_dict(safetensors.torch.load_file(out), strict=True)
     assert read_provenance(out)["source"]["hashed"] == "file"
 
@@ -158,14 +168,14 @@ def kept_and_moved(path, plan):
 
 
 def test_kept_tensors_are_the_targets_own_initialisation_and_the_seed_decides_it(pair, out):
-    plan = transfer(*pair, out, seed=3, recipe="hmt").plan
+    plan = transfer(TransferRequest(*pair, out, seed=3, recipe="hmt")).plan
     kept, moved = kept_and_moved(out, plan)
     assert kept
     assert moved
     torch.manual_seed(3)
     own = pair[1].load().build().state_dict()
     assert all(torch.equal(tensor, own[key]) for key, tensor in kept.items())
-    transfer(*pair, out, seed=4, force=True, recipe="hmt")
+    transfer(TransferRequest(*pair, out, seed=4, force=True, recipe="hmt"))
     other_kept, other_moved = kept_and_moved(out, plan)
     assert not torch.equal(kept["9.weight"], other_kept["9.weight"])
     assert all(torch.equal(tensor, other_moved[key]) for key, tensor in moved.items())
@@ -174,7 +184,9 @@ def test_kept_tensors_are_the_targets_own_initialisation_and_the_seed_decides_it
 def test_a_target_with_weights_keeps_those(pair, tmp_path, out):
     source, target = pair
     theirs = save(randomised(target.load().build()), tmp_path / "own.safetensors")
-    plan = transfer(source, Side(target.reference, "target", args=target.args, weights=theirs), out, recipe="hmt").plan
+    plan = transfer(
+        TransferRequest(source, Side(target.reference, "target", args=target.args, weights=theirs), out, recipe="hmt")
+    ).plan
     kept, _ = kept_and_moved(out, plan)
     own = safetensors.torch.load_file(theirs)
     assert "10.running_mean" in kept
@@ -183,7 +195,7 @@ def test_a_target_with_weights_keeps_those(pair, tmp_path, out):
 
 def test_the_callers_random_state_is_untouched(pair, out):
     before = torch.get_rng_state()
-    transfer(*pair, out, recipe="hmt")
+    transfer(TransferRequest(*pair, out, recipe="hmt"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -191,7 +203,7 @@ def test_the_callers_random_state_is_untouched(pair, out):
 
 
 def test_the_provenance_holds_the_plan(pair, out):
-    planned = transfer(*pair, out, options={"norms": "affine"}, recipe="hmt")
+    planned = transfer(TransferRequest(*pair, out, options={"norms": "affine"}, recipe="hmt"))
     document = read_provenance(out)
     plan = Plan.from_json(document["plan"])
     assert plan == planned.plan
@@ -206,14 +218,18 @@ def test_the_provenance_holds_the_plan(pair, out):
 
 
 def test_the_provenance_names_the_sources_file(resnet18, out):
-    transfer(Side("resnet18", "source", weights=resnet18), Side(str(MY_ARCH), "target"), out, recipe="hmt")
+    transfer(
+        TransferRequest(Side("resnet18", "source", weights=resnet18), Side(str(MY_ARCH), "target"), out, recipe="hmt")
+    )
     origin = read_provenance(out)["source"]
     assert (origin["sha256"], origin["hashed"], origin["file"]) == (sha256(resnet18), "file", "r18.safetensors")
 
 
 def test_a_plan_is_made_without_reading_a_weight(file, tmp_path):
     no_weights = Side(f"{file}:Convolutions", "source")
-    planned = make_plan(no_weights, Side(f"{file}:Convolutions", "target", args={"width": 6}), recipe="hmt")
+    planned = make_plan(
+        TransferRequest(no_weights, Side(f"{file}:Convolutions", "target", args={"width": 6}), recipe="hmt")
+    )
     assert planned.plan.moves
     assert names(tmp_path) == ["nets.py"]
 
@@ -227,12 +243,14 @@ def test_ten_runs_give_the_same_bytes(tmp_path):
         import sys
         from pathlib import Path
         import torch
-        from netgraft.transfer import Side, transfer
+        from netgraft.models.side import Side
+        from netgraft.planning import TransferRequest
+        from netgraft.transfer import transfer
         for threads in sys.argv[2:]:
             torch.set_num_threads(int(threads))
             out = Path(sys.argv[1]) / f"{threads}.safetensors"
             sides = Side("netgraft:resnet20-glyphs", "source"), Side("examples/my_arch.py", "target")
-            transfer(*sides, out, recipe="hmt")
+            transfer(TransferRequest(*sides, out, recipe="hmt"))
     """
     digests = []
     for seed, threads in (("0", "12"), ("1", "24"), ("2", "41"), ("3", "14"), ("random", "21")):
@@ -249,7 +267,7 @@ def test_ten_runs_give_the_same_bytes(tmp_path):
 def test_the_mode_follows_the_umask(pair, out, umask, mode):
     before = os.umask(umask)
     try:
-        transfer(*pair, out, recipe="hmt")
+        transfer(TransferRequest(*pair, out, recipe="hmt"))
     finally:
         os.umask(before)
     assert stat.S_IMODE(out.stat().st_mode) == mode
@@ -259,18 +277,18 @@ def test_the_mode_follows_the_umask(pair, out, umask, mode):
 
 
 def test_too_little_coverage_writes_nothing(pair, out):
-    percent = 100 * source_share(make_plan(*pair, recipe="hmt").plan)
+    percent = 100 * source_share(make_plan(TransferRequest(*pair, recipe="hmt")).plan)
     assert 0 < percent < 100
     with pytest.raises(CheckFailed, match=rf"Only {percent:.1f} %") as caught:
-        transfer(*pair, out, fail_under=percent + 0.1, recipe="hmt")
+        transfer(TransferRequest(*pair, out, fail_under=percent + 0.1, recipe="hmt"))
     assert caught.value.exit_code == 1
     assert names(out.parent) == []
-    transfer(*pair, out, fail_under=percent - 0.1, recipe="hmt")
+    transfer(TransferRequest(*pair, out, fail_under=percent - 0.1, recipe="hmt"))
     assert names(out.parent) == [out.name]
 
 
 def test_coverage_is_the_share_of_elements(pair):
-    plan = make_plan(*pair, recipe="hmt").plan
+    plan = make_plan(TransferRequest(*pair, recipe="hmt")).plan
     moved = sum(torch.Size(move.shape).numel() for move in plan.moves)
     total = sum(tensor.numel() for tensor in pair[1].load().build().state_dict().values())
     assert source_share(plan) == pytest.approx(moved / total)
@@ -285,7 +303,11 @@ def test_coverage_is_the_share_of_elements(pair):
 )
 def test_models_without_a_common_layer(file, out, source, target, where):
     with pytest.raises(NothingToTransfer, match="no layer in common") as caught:
-        transfer(Side(f"{file}:{source}", "source", random=True), Side(f"{file}:{target}", "target"), out, recipe="hmt")
+        transfer(
+            TransferRequest(
+                Side(f"{file}:{source}", "source", random=True), Side(f"{file}:{target}", "target"), out, recipe="hmt"
+            )
+        )
     assert where in caught.value.where
     assert "inspect-chains" in caught.value.hint
     assert names(out.parent) == []
@@ -298,10 +320,12 @@ def test_nothing_but_a_head_that_stays(tmp_path, out):
     )
     with pytest.raises(NothingToTransfer) as caught:
         transfer(
-            Side(str(one), "source", random=True, input_size=(6,)),
-            Side(str(one), "target", args={"classes": 4}, input_size=(6,)),
-            out,
-            recipe="hmt",
+            TransferRequest(
+                Side(str(one), "source", random=True, input_size=(6,)),
+                Side(str(one), "target", args={"classes": 4}, input_size=(6,)),
+                out,
+                recipe="hmt",
+            )
         )
     assert "3 outputs in the source, 4 in the target" in caught.value.where
 
@@ -312,9 +336,13 @@ def test_weights_with_nan_are_refused_unless_allowed(pair, tmp_path, out):
     module[0].weight.data[0, 0] = float("nan")
     broken = save(module, tmp_path / "nan.safetensors")
     with pytest.raises(NonFiniteWeights):
-        transfer(Side(source.reference, "source", weights=broken), target, out, recipe="hmt")
+        transfer(TransferRequest(Side(source.reference, "source", weights=broken), target, out, recipe="hmt"))
     assert names(out.parent) == []
-    transfer(Side(source.reference, "source", weights=broken, allow_nonfinite=True), target, out, recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side(source.reference, "source", weights=broken, allow_nonfinite=True), target, out, recipe="hmt"
+        )
+    )
     assert safetensors.torch.load_file(out)["0.weight"].isnan().any()
 
 
@@ -322,10 +350,10 @@ def test_an_existing_output_is_refused_before_anything_is_loaded(pair, out):
     out.write_bytes(b"precious")
     steps = []
     with pytest.raises(OutputError, match="exists"):
-        transfer(*pair, out, progress=steps.append, recipe="hmt")
+        transfer(TransferRequest(*pair, out, recipe="hmt"), progress=steps.append)
     assert out.read_bytes() == b"precious"
     assert not steps
-    transfer(*pair, out, force=True, recipe="hmt")
+    transfer(TransferRequest(*pair, out, force=True, recipe="hmt"))
     assert out.read_bytes() != b"precious"
 
 
@@ -333,7 +361,11 @@ def test_the_output_cannot_be_the_input(pair, tmp_path):
     weights = save(pair[0].load().build(), tmp_path / "source.safetensors")
     before = sha256(weights)
     with pytest.raises(OutputError, match="one of the inputs"):
-        transfer(Side(pair[0].reference, "source", weights=weights), pair[1], weights, force=True, recipe="hmt")
+        transfer(
+            TransferRequest(
+                Side(pair[0].reference, "source", weights=weights), pair[1], weights, force=True, recipe="hmt"
+            )
+        )
     assert sha256(weights) == before
 
 
@@ -342,7 +374,7 @@ STEPS = ["tracing", "tracing", "reading", "initialising", "grafting", "measuring
 
 def test_progress(pair, out):
     steps = []
-    transfer(*pair, out, progress=steps.append, recipe="hmt")
+    transfer(TransferRequest(*pair, out, recipe="hmt"), progress=steps.append)
     assert [step.split()[0] for step in steps] == STEPS
 
 
@@ -367,13 +399,13 @@ def test_an_interrupt_leaves_nothing_behind(pair, out, step, existing, monkeypat
     if existing:
         out.write_bytes(b"precious")
     with pytest.raises(KeyboardInterrupt):
-        transfer(*pair, out, force=existing, progress=interrupt, recipe="hmt")
+        transfer(TransferRequest(*pair, out, force=existing, recipe="hmt"), progress=interrupt)
     assert names(out.parent) == ([out.name] if existing else [])
     assert not existing or out.read_bytes() == b"precious"
 
 
 def test_the_metadata_is_what_timm_and_safetensors_expect(pair, out):
-    transfer(*pair, out, recipe="hmt")
+    transfer(TransferRequest(*pair, out, recipe="hmt"))
     with safe_open(out, "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "pt"

@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from netgraft.architecture.graph import Layer, LayerGraph, Node
-
-ADDING = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "where", "lerp"})
-"""Operations position by position: what is added up has the same channels."""
-ATTENDING = frozenset({"scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax"})
+from netgraft.architecture.graph import LayerGraph, Node
+from netgraft.architecture.operations import ATTENDS, JOINS_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -24,10 +21,6 @@ class Block:
     kernels: tuple[str, ...]  # in execution order, those of the shortcut included
     layers: tuple[str, ...]  # norms included
     attention: bool  # whether a softmax stands in it
-
-
-def is_depthwise(layer: Layer) -> bool:
-    return layer.groups > 1 and layer.groups == layer.out_channels
 
 
 @dataclass
@@ -46,17 +39,17 @@ class Spaces:
         for node in self.graph.nodes:
             inputs = [self.values[source] for source in node.inputs]
             joined = tuple(dict.fromkeys(space for value in inputs for space in value))
-            layer = self.graph.layers[node.layer] if node.layer is not None else None
+            layer = self.graph.layer_of(node)
             if node.op == "input":
                 joined = (self._new(),)
             elif layer is not None and layer.is_kernel:
                 self.read.setdefault(layer.name, []).extend(joined)
-                if not is_depthwise(layer) or not joined:
+                if not layer.is_depthwise or not joined:
                     joined = (opened.setdefault(layer.name, len(self.parent)),)
                     if joined[0] == len(self.parent):
                         self._new()
                 self.written.setdefault(layer.name, []).extend(joined)
-            elif node.op in ADDING:
+            elif node.op in JOINS_CHANNELS:
                 joined = self._add(node)
             self.values[node.id] = joined
         self.streams = {self._find(space) for space in self.streams}
@@ -106,7 +99,6 @@ def find_blocks(graph: LayerGraph) -> list[Block]:
     ends in an addition of data and begins at the last step that all its paths go through (the immediate dominator);
     one of its paths passes at most one kernel.
     """
-    place = {node.id: i for i, node in enumerate(graph.nodes)}
     above: dict[str, str | None] = {}  # immediate dominator
     depth: dict[str, int] = {}
     taken: set[str] = set()
@@ -121,13 +113,13 @@ def find_blocks(graph: LayerGraph) -> list[Block]:
         if node.op != "add" or len(data) < 2 or entry is None:
             continue
         inside = _region(graph, node, entry)
-        kernels = {n.layer or "" for n in inside if _is_kernel(graph, n)}
-        ordered = sorted(inside, key=lambda n: place[n.id])
+        kernels = {kernel.name for n in inside if (kernel := graph.kernel_of(n))}
+        ordered = sorted(inside, key=lambda n: graph.position[n.id])
         if kernels & taken or not kernels or _fewest(graph, ordered, entry, data) > 1:
             continue
         taken |= kernels
         names = dict.fromkeys(n.layer for n in ordered if n.layer is not None)
-        attention = any(n.op in ATTENDING for n in inside)
+        attention = any(n.op in ATTENDS for n in inside)
         found.append(Block(tuple(name for name in names if name in kernels), tuple(names), attention))
     return found
 
@@ -149,16 +141,12 @@ def _common(nodes: Sequence[str], above: dict[str, str | None], depth: dict[str,
 
 
 def _region(graph: LayerGraph, end: Node, entry: str) -> list[Node]:
-    seen = {entry}
-    stack = [end]
-    found: list[Node] = []
-    while stack:
-        for source in stack.pop().inputs:
-            if source not in seen and source in graph.from_input:
-                seen.add(source)
-                found.append(graph.by_id[source])
-                stack.append(found[-1])
-    return found
+    """What of the data lies between two steps, both left out; ``entry`` is on every path to ``end``."""
+
+    def inside(node: Node) -> bool:
+        return node.id != entry and node.id in graph.from_input
+
+    return [node for node in graph.walk([end.id], through=inside) if inside(node) and node is not end]
 
 
 def _fewest(graph: LayerGraph, inside: Sequence[Node], entry: str, ends: Iterable[str]) -> int:
@@ -166,9 +154,5 @@ def _fewest(graph: LayerGraph, inside: Sequence[Node], entry: str, ends: Iterabl
     count = {entry: 0}
     for node in inside:
         before = min((count[source] for source in node.inputs if source in count), default=0)
-        count[node.id] = before + _is_kernel(graph, node)
+        count[node.id] = before + (graph.kernel_of(node) is not None)
     return min(count[end] for end in ends)
-
-
-def _is_kernel(graph: LayerGraph, node: Node) -> bool:
-    return node.layer is not None and graph.layers[node.layer].is_kernel

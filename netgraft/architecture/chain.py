@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from netgraft.architecture.gates import without_gates
-from netgraft.architecture.graph import LayerGraph, Node
-from netgraft.plan import numel
+from netgraft.architecture.graph import Layer, LayerGraph, Node
 
 Weight = Literal["layers", "params"]
 """What makes a chain long: the kernel layers on it, or their parameters."""
@@ -52,13 +52,12 @@ def longest_chain(graph: LayerGraph, *, gates: bool = True, weight: Weight = "la
     """
     graph = graph if gates else without_gates(graph)
     live = graph.from_input & graph.to_output
-    position = {node.id: i for i, node in enumerate(graph.nodes)}
     best: dict[str, tuple[_Score, str | None]] = {}
     for node in graph.nodes:
         if node.id not in live:
             continue
         before: tuple[_Score, str | None] = (_Score(), None)
-        for source in sorted((id for id in node.inputs if id in best), key=position.__getitem__):
+        for source in sorted((id for id in node.inputs if id in best), key=graph.position.__getitem__):
             if before[1] is None or best[source][0] > before[0]:
                 before = (best[source][0], source)
         best[node.id] = (_plus(before[0], graph, node, weight), before[1])
@@ -70,7 +69,7 @@ def longest_chain(graph: LayerGraph, *, gates: bool = True, weight: Weight = "la
     while step is not None:
         path.append(step)
         step = best[step][1]
-    nodes = tuple(id for id in reversed(path) if _is_kernel(graph, graph.by_id[id]))
+    nodes = tuple(id for id in reversed(path) if graph.kernel_of(graph.by_id[id]))
     if not nodes:
         return Chain((), (), (), 0)
     return _chain(graph, nodes, path[0], _count(_Longest(graph, live, weight)))
@@ -106,30 +105,25 @@ def _chain(graph: LayerGraph, nodes: tuple[str, ...], output: str, ties: int) ->
 
 
 def _plus(score: _Score, graph: LayerGraph, node: Node, weight: Weight) -> _Score:
-    if node.op != "layer" or node.layer is None:
+    layer = graph.layer_of(node) if node.op == "layer" else None
+    if layer is None:
         return score
-    layer = graph.layers[node.layer]
     if not layer.is_kernel:
         return _Score(score.weight, score.kernels, score.layers + 1, score.numel)
     return _Score(
-        score.weight + _weight_of(graph, node, weight),
+        score.weight + _weight_of(layer, weight),
         score.kernels + 1,
         score.layers + 1,
-        score.numel + numel(layer.shape),
+        score.numel + prod(layer.shape),
     )
 
 
-def _weight_of(graph: LayerGraph, node: Node, weight: Weight) -> int:
+def _weight_of(layer: Layer, weight: Weight) -> int:
     """What a call of a kernel layer adds to a chain; at least one."""
     if weight == "layers":
         return 1
-    layer = graph.layers[node.layer or ""]
-    parameters = sum(numel(slot.shape) for slot in layer.tensors.values() if not slot.buffer)
-    return max(parameters or numel(layer.shape), 1)
-
-
-def _is_kernel(graph: LayerGraph, node: Node) -> bool:
-    return node.op == "layer" and node.layer is not None and graph.layers[node.layer].is_kernel
+    parameters = sum(prod(slot.shape) for slot in layer.tensors.values() if not slot.buffer)
+    return max(parameters or prod(layer.shape), 1)
 
 
 class _Longest:
@@ -141,7 +135,7 @@ class _Longest:
     def __init__(self, graph: LayerGraph, live: frozenset[str], weight: Weight) -> None:
         length: dict[str, int] = {}
         lasts: dict[str, frozenset[str]] = {}  # kernels that end a longest sequence up to a node
-        self.position = {node.id: i for i, node in enumerate(graph.nodes)}
+        self.position = graph.position
         self.before: dict[str, frozenset[str]] = {}  # kernel -> kernels before it on a longest sequence, in any order
         for node in graph.nodes:
             if node.id not in live:
@@ -149,9 +143,10 @@ class _Longest:
             sources = [source for source in node.inputs if source in length]
             longest = max((length[source] for source in sources), default=0)
             before = _union(lasts[source] for source in sources if length[source] == longest)
-            if _is_kernel(graph, node):
+            kernel = graph.kernel_of(node)
+            if kernel is not None:
                 self.before[node.id] = before
-                length[node.id], lasts[node.id] = longest + _weight_of(graph, node, weight), frozenset({node.id})
+                length[node.id], lasts[node.id] = longest + _weight_of(kernel, weight), frozenset({node.id})
             else:
                 length[node.id], lasts[node.id] = longest, before
         ends = [node.id for node in graph.nodes if node.op == "output" and node.id in length]
@@ -200,24 +195,20 @@ def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
 
 def _followers(graph: LayerGraph, chain: tuple[str, ...], output: str) -> Iterator[tuple[str, ...]]:
     """For each node of the chain the norm layers on the way to the next one (or to ``output``, where it ends)."""
-    position = {node.id: i for i, node in enumerate(graph.nodes)}
     ends = [*chain[1:], output][: len(chain)]
     for start, end in zip(chain, ends, strict=True):
-        after = _between(graph, position, start, end, forwards=True)
-        before = _between(graph, position, end, start, forwards=False)
-        norms = [graph.by_id[id].layer or "" for id in sorted(after & before, key=position.__getitem__)]
+        after = _between(graph, start, end, forwards=True)
+        before = _between(graph, end, start, forwards=False)
+        norms = [graph.by_id[id].layer or "" for id in sorted(after & before, key=graph.position.__getitem__)]
         yield tuple(dict.fromkeys(name for name in norms if name and graph.layers[name].is_norm))
 
 
-def _between(graph: LayerGraph, position: dict[str, int], start: str, end: str, *, forwards: bool) -> set[str]:
+def _between(graph: LayerGraph, start: str, end: str, *, forwards: bool) -> set[str]:
     """Nodes reached from ``start`` before ``end`` in execution order, without passing another kernel layer."""
-    low, high = sorted((position[start], position[end]))
-    seen: set[str] = set()
-    stack = [start]
-    while stack:
-        id = stack.pop()
-        for other in graph.readers[id] if forwards else graph.by_id[id].inputs:
-            if other not in seen and low < position[other] < high and not _is_kernel(graph, graph.by_id[other]):
-                seen.add(other)
-                stack.append(other)
-    return seen
+    low, high = sorted((graph.position[start], graph.position[end]))
+
+    def inside(node: Node) -> bool:
+        return low < graph.position[node.id] < high and graph.kernel_of(node) is None
+
+    reached = graph.walk([start], forwards=forwards, through=lambda node: node.id == start or inside(node))
+    return {node.id for node in reached if inside(node)}

@@ -9,13 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from netgraft.architecture.graph import LayerGraph, Node
-from netgraft.architecture.spine import PASSING
-
-UNCHANGING = PASSING | {"detach", "_to_copy", "getitem", "unflatten", "flatten"}
-"""Operations between a layer and the end of its branch that only move numbers."""
-ACTIVATIONS = frozenset(
-    {"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"}
-) | {"sigmoid", "hardsigmoid", "tanh", "softplus"}
+from netgraft.architecture.operations import ACTIVATES, MOVES
 
 
 @dataclass(frozen=True)
@@ -59,24 +53,22 @@ def _follow(graph: LayerGraph, name: str) -> Ending:
 
     def ending(add: str | None = None, skip: str | None = None) -> Ending:
         last = add or end
-        activated = any(graph.by_id[reader].op in ACTIVATIONS for reader in graph.readers[last])
+        activated = any(graph.by_id[reader].op in ACTIVATES for reader in graph.readers[last])
         scaled = scale if add is not None else None
         return Ending(name, last, _layer(graph, norm), scaled, add, skip, True, late and norm is not None, activated)
 
     while len(readers := graph.readers[current]) == 1:
         node = graph.by_id[readers[0]]
-        layer = graph.layers[node.layer] if node.layer is not None else None
-        if layer is not None and layer.kind == "batch_norm" and norm is None and scale is None:
+        layer = graph.layer_of(node)
+        if layer is not None and layer.rules.has_statistics and norm is None and scale is None:
             norm = end = current = node.id
-        elif layer is None and node.op in ACTIVATIONS and norm is None and scale is None and not late:
+        elif layer is None and node.op in ACTIVATES and norm is None and scale is None and not late:
             late, current = True, node.id  # counts if a norm follows
-        elif late and norm is None and (layer is not None or node.op not in UNCHANGING):
+        elif late and norm is None and (layer is not None or node.op not in MOVES):
             break
-        elif layer is not None and layer.kind == "scale" and scale is None:
-            scale, current = node.layer, node.id
         elif (by := _multiplied_by(graph, node)) and scale is None:
             scale, current = by, node.id
-        elif layer is None and node.op in UNCHANGING:
+        elif layer is None and node.op in MOVES:
             current = node.id
         elif layer is None and node.op == "add" and (skip := _other(graph, node, current)):
             return ending(node.id, skip)
@@ -94,7 +86,7 @@ def _multiplied_by(graph: LayerGraph, node: Node) -> str | None:
     if node.op != "mul" or len(node.inputs) != 2:
         return None
     by = [graph.by_id[source] for source in node.inputs if source not in graph.from_input]
-    while len(by) == 1 and by[0].op in UNCHANGING:
+    while len(by) == 1 and by[0].op in MOVES:
         by = [graph.by_id[source] for source in by[0].inputs]
     return by[0].layer if len(by) == 1 and by[0].op == "parameter" else None
 
@@ -108,12 +100,5 @@ def _other(graph: LayerGraph, node: Node, one: str) -> str | None:
 
 
 def _depth(graph: LayerGraph, name: str) -> int:
-    """How many kernels lie before a layer."""
-    seen: set[str] = {name}
-    stack = [name]
-    while stack:
-        for source in graph.by_id[stack.pop()].inputs:
-            if source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return sum(id in graph.layers and graph.layers[id].is_kernel for id in seen)
+    """How many kernels lie before a layer, itself included."""
+    return sum(node.id in graph.layers and graph.layers[node.id].is_kernel for node in graph.walk([name]))

@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
+from math import prod
 
 from netgraft.architecture.graph import LayerGraph, Node
-from netgraft.plan import numel
-
-SQUASHING = frozenset({"sigmoid", "hardsigmoid", "hardtanh", "clamp", "tanh", "softmax", "_softmax", "_safe_softmax"})
-"""Operations whose result lies between fixed bounds."""
-SELECTING = frozenset({"split", "split_with_sizes", "chunk", "unbind", "slice", "select", "narrow", "getitem"})
-"""Operations that pass on a part of a tensor: what is multiplied with it is not the map the part was taken from."""
+from netgraft.architecture.operations import BOUNDS, SELECTS
 
 
 def without_gates(graph: LayerGraph) -> LayerGraph:
@@ -32,28 +28,27 @@ def without_gates(graph: LayerGraph) -> LayerGraph:
 
 def gate_edges(graph: LayerGraph) -> Iterator[tuple[str, str]]:
     """(gate, multiplication) node ids, in execution order; never all operands of a multiplication."""
-    position = {node.id: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         operands = [id for id in node.inputs if id in graph.from_input]
         if node.op != "mul" or len(operands) < 2:
             continue
         for gate in operands:
-            if any(_is_gate(graph, gate, other, position) for other in operands if other != gate):
+            if any(_is_gate(graph, gate, other) for other in operands if other != gate):
                 yield gate, node.id
                 break
 
 
-def _is_gate(graph: LayerGraph, gate: str, other: str, position: dict[str, int]) -> bool:
+def _is_gate(graph: LayerGraph, gate: str, other: str) -> bool:
     whole = graph.by_id[other]
     squashed, smaller = False, False
     for node in _back(graph, graph.by_id[gate]):
-        squashed = squashed or node.op in SQUASHING
-        smaller = smaller or numel(node.shape) < numel(whole.shape)
+        squashed = squashed or node.op in BOUNDS
+        smaller = smaller or prod(node.shape) < prod(whole.shape)
     if squashed and smaller:
         return True
     return (squashed or smaller) and any(
-        _depends(graph, gate, origin.id, position)
-        for origin in takewhile(lambda node: node.op not in SELECTING, _back(graph, whole))
+        _depends(graph, gate, origin.id)
+        for origin in takewhile(lambda node: node.op not in SELECTS, _back(graph, whole))
     )
 
 
@@ -62,20 +57,12 @@ def _back(graph: LayerGraph, node: Node) -> Iterator[Node]:
     while True:
         yield node
         data = [id for id in node.inputs if id in graph.from_input]
-        if len(data) != 1 or (node.layer is not None and graph.layers[node.layer].is_kernel):
+        if len(data) != 1 or graph.kernel_of(node) is not None:
             return
         node = graph.by_id[data[0]]
 
 
-def _depends(graph: LayerGraph, node: str, origin: str, position: dict[str, int]) -> bool:
+def _depends(graph: LayerGraph, node: str, origin: str) -> bool:
     """Whether ``node`` was computed from ``origin``, another node."""
-    seen = {node}
-    stack = [node]
-    while stack:
-        for other in graph.by_id[stack.pop()].inputs:
-            if other == origin:
-                return True
-            if other not in seen and position[other] > position[origin]:
-                seen.add(other)
-                stack.append(other)
-    return False
+    first = graph.position[origin]
+    return any(each.id == origin for each in graph.walk([node], through=lambda each: graph.position[each.id] > first))

@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from netgraft.architecture.kinds import ChannelRule, Kind, Role, kind_named
+from netgraft.architecture.operations import CONCATENATES
 
 if TYPE_CHECKING:
     import networkx as nx
 
 
 Shape = tuple[int, ...]
-
-CONV_KINDS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
-KERNEL_KINDS = CONV_KINDS | {"linear", "contraction", "conv_dynamic", "rnn", "attention"}
-"""Kinds of layer that count towards a chain: the parametric maps between channel spaces.
-
-A "contraction" is a product with a weight of three axes or more: a bilinear form, the matrices of several experts.
-"""
-NORM_KINDS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "norm"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Layer:
     """One set of tensors that is used together: a convolution, a linear layer, a norm, a raw parameter."""
 
     name: str  # module path; the parameter's key where the module's own code uses the parameter directly
-    kind: str  # one of KERNEL_KINDS, NORM_KINDS, "embedding", "activation", "scale", "parameter", "other"
+    kind: str  # a name in ``architecture.kinds.KINDS``
     shape: Shape  # of the weight: [out, in / groups, *kernel] for kernels, [channels] for norms
     tensors: Mapping[str, Slot] = field(default_factory=dict)  # role ("weight", "bias", "running_mean") -> slot
     groups: int = 1
@@ -63,21 +58,52 @@ class Layer:
     transposed: bool = False  # a linear layer that multiplies with the weight as it is: [in, out]
 
     @property
+    def rules(self) -> Kind:
+        """What is known of its kind."""
+        return kind_named(self.kind)
+
+    @property
     def out_channels(self) -> int:
         """Length of the output-channel axis of the weight, 0 without a weight."""
         if not self.shape:
             return 0
         if self.transposed:
             return self.shape[1]
-        return self.shape[1] * self.groups if self.kind.startswith("conv_transpose") else self.shape[0]
+        return self.shape[1] * self.groups if self.is_conv and self.in_axis == 0 else self.shape[0]
 
     @property
     def is_kernel(self) -> bool:
-        return self.kind in KERNEL_KINDS
+        """Whether it counts towards a chain: a learned map between channel spaces."""
+        return self.rules.role is Role.KERNEL
 
     @property
     def is_norm(self) -> bool:
-        return self.kind in NORM_KINDS
+        return self.rules.role is Role.NORM
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it slides over a feature map: a convolution, transposed or with computed weights included."""
+        return self.rules.convolves
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies the last axis of its input with its weight, a matrix."""
+        return self.rules.channels is ChannelRule.LINEAR
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every output channel has a group of its own: it writes the channels that it reads."""
+        return self.groups > 1 and self.groups == self.out_channels
+
+    @property
+    def out_axis(self) -> int:
+        """The axis of its output along which channels lie: 1 in a feature map, else -1."""
+        return self.rules.out_axis
+
+    @property
+    def in_axis(self) -> int:
+        """The axis of its weight along which it reads channels, of a kernel."""
+        return 0 if self.transposed else self.rules.in_axis
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,13 @@ class Node:
     layer: str | None = None
     shape: Shape = ()
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able arguments that matter, e.g. {"dim": 1}
+
+    @property
+    def adds_data(self) -> bool:
+        """Whether all that an addition or concatenation puts together are other nodes' values: no number, no buffer."""
+        args = self.facts.get("args", ())
+        parts = args[0] if self.op in CONCATENATES else args[:2]
+        return all(isinstance(part, str) and part.startswith("%") for part in parts)
 
 
 @dataclass(frozen=True)
@@ -136,25 +169,46 @@ class LayerGraph:
         return found
 
     @cached_property
+    def position(self) -> dict[str, int]:
+        """For every node id its place in execution order, from 0."""
+        return {node.id: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
     def from_input(self) -> frozenset[str]:
         """Ids of the nodes that depend on the model's input."""
-        return self._reach((n.id for n in self.nodes if n.op == "input"), forwards=True)
+        return frozenset(n.id for n in self.walk((n.id for n in self.nodes if n.op == "input"), forwards=True))
 
     @cached_property
     def to_output(self) -> frozenset[str]:
         """Ids of the nodes the model's output depends on."""
-        return self._reach((n.id for n in self.nodes if n.op == "output"), forwards=False)
+        return frozenset(n.id for n in self.walk(n.id for n in self.nodes if n.op == "output"))
 
-    def _reach(self, starts: Any, *, forwards: bool) -> frozenset[str]:
-        seen: set[str] = set(starts)
-        stack = list(seen)
+    def walk(
+        self, starts: Iterable[str], *, forwards: bool = False, through: Callable[[Node], bool] = lambda _: True
+    ) -> Iterator[Node]:
+        """The nodes with ids ``starts`` and what they were computed from, each once, depth first.
+
+        With ``forwards`` the nodes that read them instead. Nothing is looked for behind a node of which ``through`` is
+        not true; the node itself still comes.
+        """
+        stack = list(dict.fromkeys(starts))
+        seen = set(stack)
         while stack:
-            id = stack.pop()
-            for other in self.readers[id] if forwards else self.by_id[id].inputs:
-                if other not in seen:
-                    seen.add(other)
-                    stack.append(other)
-        return frozenset(seen)
+            node = self.by_id[stack.pop()]
+            yield node
+            if through(node):
+                fresh = [id for id in (self.readers[node.id] if forwards else node.inputs) if id not in seen]
+                seen.update(fresh)
+                stack += dict.fromkeys(fresh)
+
+    def layer_of(self, node: Node) -> Layer | None:
+        """The layer that a node is a call of, or whose tensor it passes on; None for an operation."""
+        return self.layers[node.layer] if node.layer is not None else None
+
+    def kernel_of(self, node: Node) -> Layer | None:
+        """The kernel layer that a node is a call of; None for any other node."""
+        layer = self.layer_of(node) if node.op == "layer" else None
+        return layer if layer is not None and layer.is_kernel else None
 
     def kernels(self) -> list[Layer]:
         """The layers that could stand on a chain, in execution order."""
@@ -180,43 +234,46 @@ class LayerGraph:
         for node in reversed(self.nodes):
             if node.id not in self.to_output:
                 continue
-            kernel = node.op == "layer" and node.layer is not None and self.layers[node.layer].is_kernel
-            if kernel and node.id not in feeds_kernel:
-                found[node.layer or ""] = self.layers[node.layer or ""]
-            if kernel or node.id in feeds_kernel:
+            kernel = self.kernel_of(node)
+            if kernel is not None and node.id not in feeds_kernel:
+                found[kernel.name] = kernel
+            if kernel is not None or node.id in feeds_kernel:
                 feeds_kernel.update(node.inputs)
         return list(found.values())[::-1]
 
+    @cached_property
+    def head_names(self) -> frozenset[str]:
+        """The names of ``heads()``."""
+        return frozenset(layer.name for layer in self.heads())
+
     def fingerprint(self) -> str:
         """sha256 over layers and wiring; equal for equal architectures whatever the tracer's node names."""
-        index = {node.id: i for i, node in enumerate(self.nodes)}
         facts = {
             "layers": [to_jsonable(asdict(layer)) for layer in self.layers.values()],
             "loose": [to_jsonable(asdict(slot)) for slot in self.loose.values()],
-            "nodes": [[n.op, n.layer, [index[i] for i in n.inputs]] for n in self.nodes],
+            "nodes": [[n.op, n.layer, [self.position[i] for i in n.inputs]] for n in self.nodes],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def same_wiring(one: LayerGraph, other: LayerGraph) -> dict[str, str] | None:
-    """Layers of ``other`` by the layer of ``one`` in the same place, if the two graphs have the same wiring.
+def same_wiring(first: LayerGraph, second: LayerGraph) -> dict[str, str] | None:
+    """Layers of ``second`` by the layer of ``first`` in the same place, if the two graphs have the same wiring.
 
     Same wiring: the same kinds of layers and operations, fed by one another in the same order. Names and shapes may
     differ; tensors outside any layer must correspond too.
     """
-    if len(one.nodes) != len(other.nodes) or len(one.loose) != len(other.loose):
+    if len(first.nodes) != len(second.nodes) or len(first.loose) != len(second.loose):
         return None
     layers: dict[str, str] = {}
-    places = [{node.id: i for i, node in enumerate(graph.nodes)} for graph in (one, other)]
-    for a, b in zip(one.nodes, other.nodes, strict=True):
-        if a.op != b.op or [places[0][i] for i in a.inputs] != [places[1][i] for i in b.inputs]:
+    for a, b in zip(first.nodes, second.nodes, strict=True):
+        if a.op != b.op or [first.position[i] for i in a.inputs] != [second.position[i] for i in b.inputs]:
             return None
-        if a.layer is None or b.layer is None:
+        layer, partner = first.layer_of(a), second.layer_of(b)
+        if layer is None or partner is None:
             continue
-        here, there = one.layers[a.layer], other.layers[b.layer]
-        if here.kind != there.kind or here.tensors.keys() != there.tensors.keys():
+        if layer.kind != partner.kind or layer.tensors.keys() != partner.tensors.keys():
             return None
-        if layers.setdefault(a.layer, b.layer) != b.layer:
+        if layers.setdefault(layer.name, partner.name) != partner.name:
             return None
     return layers
 

@@ -11,12 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from netgraft.architecture.endings import UNCHANGING
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot
-from netgraft.channels.stretch import ADDING, adds_data
-
-NORMS = frozenset({"layer_norm", "rms_norm"})
-LINEAR = UNCHANGING | {"mean", "select", "unbind"}
+from netgraft.architecture.operations import ADDS, MOVES, SCALES
 
 
 @dataclass(frozen=True)
@@ -48,13 +44,13 @@ def find_regions(graph: LayerGraph) -> list[Region]:
         if nodes is None:
             continue
         seen |= {each.id for each in nodes}
-        writers = tuple(graph.layers[each.layer] for each in nodes if _is_kernel(graph, each) and each.layer)
-        others = [graph.layers[each.layer] for each in nodes if each.layer]
+        layers = [layer for each in nodes if (layer := graph.layer_of(each))]
+        writers = tuple(layer for layer in layers if _is_linear(layer))
         slots = [
             slot
-            for layer in others
+            for layer in layers
             for role, slot in layer.tensors.items()
-            if layer.kind == "parameter" or (layer.kind in NORMS and role in ("weight", "bias"))
+            if layer.kind == "parameter" or (layer.rules.scale_free and role in ("weight", "bias"))
         ]
         found.append(Region(writers, tuple(slots), any(each.op == "add" for each in nodes)))
     return found
@@ -63,16 +59,15 @@ def find_regions(graph: LayerGraph) -> list[Region]:
 def find_trades(graph: LayerGraph) -> list[Trade]:
     """Every norm of ``graph`` with a gamma that only linear maps read, no head among them, in order."""
     usable = usable_layers(graph)
-    heads = {layer.name for layer in graph.heads()}
     found = []
     for node in graph.nodes:
-        if not _is_norm(graph, node) or node.layer not in usable or "weight" not in graph.layers[node.layer].tensors:
+        norm = graph.layer_of(node)
+        if norm is None or not _is_norm(graph, node) or norm.name not in usable or "weight" not in norm.tensors:
             continue
         readers = list(_through(graph, node))
-        layers = [graph.layers[each.layer] for each in readers if each is not None and each.layer is not None]
-        known = all(each is not None and _is_kernel(graph, each) and each.layer in usable for each in readers)
-        if readers and known and heads.isdisjoint(layer.name for layer in layers):
-            found.append(Trade(graph.layers[node.layer], tuple(layers)))
+        layers = [layer for layer in readers if layer is not None and _is_linear(layer) and layer.name in usable]
+        if 0 < len(layers) == len(readers) and graph.head_names.isdisjoint(layer.name for layer in layers):
+            found.append(Trade(norm, tuple(layers)))
     return found
 
 
@@ -94,12 +89,13 @@ def usable_layers(graph: LayerGraph) -> set[str]:
 
 
 def _is_norm(graph: LayerGraph, node: Node) -> bool:
-    return node.layer is not None and graph.layers[node.layer].kind in NORMS and len(node.inputs) == 1
+    layer = graph.layer_of(node)
+    return layer is not None and layer.rules.scale_free and len(node.inputs) == 1
 
 
-def _is_kernel(graph: LayerGraph, node: Node) -> bool:
-    kind = graph.layers[node.layer].kind if node.layer is not None else ""
-    return kind == "linear" or kind.startswith("conv")
+def _is_linear(layer: Layer) -> bool:
+    """Whether what it puts out is linear in its weight and bias, both times c gives c times as much."""
+    return layer.is_linear or layer.is_conv
 
 
 def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None:
@@ -119,7 +115,7 @@ def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None
             reader = graph.by_id[id]
             if _is_norm(graph, reader):
                 continue
-            if reader.layer is not None and graph.layers[reader.layer].kind != "scale":
+            if reader.layer is not None:
                 return None
             stack.append(id)
     return [node for node in graph.nodes if node.id in found]
@@ -127,16 +123,14 @@ def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None
 
 def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, ...] | None:
     """Which of its inputs must be scaled for a node's value to be; none for what weights make; None: it cannot be."""
-    if node.layer is not None:
-        layer = graph.layers[node.layer]
-        if layer.kind == "scale":
-            return tuple(id for id in node.inputs if id in graph.from_input)
-        affine = layer.kind in NORMS and "weight" in layer.tensors
-        known = layer.kind == "parameter" or affine or _is_kernel(graph, node)
-        return () if known and node.layer in usable else None
-    if node.op in ADDING:
-        return node.inputs if adds_data(node) else None
-    if node.op in LINEAR and len(node.inputs) == 1:
+    layer = graph.layer_of(node)
+    if layer is not None:
+        affine = layer.rules.scale_free and "weight" in layer.tensors
+        known = layer.kind == "parameter" or affine or _is_linear(layer)
+        return () if known and layer.name in usable else None
+    if node.op in ADDS:
+        return node.inputs if node.adds_data else None
+    if node.op in SCALES and len(node.inputs) == 1:
         return node.inputs
     if node.op == "mul" and len(node.inputs) == 2:  # a layer scale
         data = tuple(id for id in node.inputs if id in graph.from_input)
@@ -144,13 +138,13 @@ def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, 
     return None
 
 
-def _through(graph: LayerGraph, node: Node) -> Iterator[Node | None]:
+def _through(graph: LayerGraph, node: Node) -> Iterator[Layer | None]:
     """The layers that read a value, perhaps moved; None for anything else that does."""
     for id in graph.readers[node.id]:
         reader = graph.by_id[id]
         if reader.layer is not None:
-            yield reader
-        elif reader.op in UNCHANGING and len(reader.inputs) == 1:
+            yield graph.layer_of(reader)
+        elif reader.op in MOVES and len(reader.inputs) == 1:
             yield from _through(graph, reader)
         else:
             yield None

@@ -8,27 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.plan import numel
-
-PASSING = frozenset(
-    {"dropout", "native_dropout", "clone", "contiguous", "alias", "view", "_unsafe_view", "reshape"}
-) | {
-    "permute",
-    "transpose",
-    "expand",
-    "slice",
-    "roll",
-    "squeeze",
-    "unsqueeze",
-    "constant_pad_nd",
-}
-"""Operations that only move numbers: what is zero before is zero after."""
-
-
-POOLING = frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "getitem", "mean", "flatten"})
-"""Operations that keep what is not negative so."""
+from netgraft.architecture.operations import KEEPS_SIGN, PASSES, PLAIN_SPLITS
 
 
 @dataclass(frozen=True)
@@ -78,22 +61,21 @@ def _join_plain(graph: LayerGraph, units: list[Unit]) -> Iterator[Unit]:
     while i < len(units):
         unit = units[i]
         i += 1
-        if len(unit.nodes) == 1 and _layer_of(graph, unit.exit, kernel=True):
-            for follows in ("norm", "relu"):
-                if i < len(units) and len(units[i].nodes) == 1 and _is(graph, units[i].exit, follows):
+        if len(unit.nodes) == 1 and graph.kernel_of(unit.exit):
+            for follows in (_is_norm, _is_relu):
+                if i < len(units) and len(units[i].nodes) == 1 and follows(graph, units[i].exit):
                     unit = Unit(unit.entry, unit.nodes + units[i].nodes, unit.layers + units[i].layers)
                     i += 1
         yield unit
 
 
-def _is(graph: LayerGraph, node: Node, what: str) -> bool:
-    return node.op == "relu" if what == "relu" else _layer_of(graph, node, kernel=False) is not None
+def _is_norm(graph: LayerGraph, node: Node) -> bool:
+    layer = graph.layer_of(node)
+    return node.op == "layer" and layer is not None and layer.is_norm
 
 
-def _layer_of(graph: LayerGraph, node: Node, *, kernel: bool) -> Layer | None:
-    """The kernel, or else norm, that the node is a call of."""
-    layer = graph.layers[node.layer] if node.op == "layer" and node.layer is not None else None
-    return layer if layer is not None and (layer.is_kernel if kernel else layer.is_norm) else None
+def _is_relu(graph: LayerGraph, node: Node) -> bool:  # noqa: ARG001
+    return node.op == "relu"
 
 
 def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
@@ -102,10 +84,10 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     A norm after it must be a batch norm, whose statistics can be set. A ReLU at the end leaves what is not negative, so
     the entry must come from a ReLU; without one the step is linear.
     """
-    kernel = _layer_of(graph, unit.nodes[0], kernel=True)
+    kernel = graph.kernel_of(unit.nodes[0])
     if kernel is None or kernel.calls > 1 or unit.entry is None or len(unit.layers) > 2:
         return False
-    if kernel.kind != "linear" and not (kernel.kind in ("conv1d", "conv2d", "conv3d") and kernel.groups == 1):
+    if not kernel.rules.dirac or kernel.groups > 1:
         return False
     if len(kernel.shape) < 2 or kernel.shape[0] != kernel.shape[1] or set(kernel.stride) - {1}:
         return False
@@ -114,10 +96,10 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     sides = zip(kernel.shape[2:], kernel.dilation, kernel.padding, strict=True)
     if not all(size % 2 and padding == dilation * (size - 1) // 2 for size, dilation, padding in sides):
         return False
-    if any(graph.layers[name].kind != "batch_norm" for name in unit.layers[1:]):
+    if any(not graph.layers[name].rules.has_statistics for name in unit.layers[1:]):
         return False
     before = graph.by_id[unit.entry]
-    while before.op in PASSING | POOLING and before.inputs:
+    while before.op in PASSES | KEEPS_SIGN and before.inputs:
         before = graph.by_id[before.inputs[0]]
     return before.op == "relu" if unit.exit.op == "relu" else not unit.layers[1:]
 
@@ -128,7 +110,7 @@ def signature(graph: LayerGraph, unit: Unit) -> Hashable:
     steps = []
     for node in unit.nodes:
         sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
-        layer = graph.layers[node.layer] if node.layer is not None else None
+        layer = graph.layer_of(node)
         steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
     return tuple(steps)
 
@@ -156,10 +138,10 @@ def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:
 
 def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[str]:
     while True:
-        if node.op == "layer" and node.layer is not None:
-            layer = graph.layers[node.layer]
+        layer = graph.layer_of(node)
+        if node.op == "layer" and layer is not None:
             if layer.calls == 1 and (layer.is_norm or layer.is_kernel) and "weight" in layer.tensors:
-                yield node.layer
+                yield layer.name
             return
         sources = [inside[source] for source in node.inputs if source in inside]
         if node.op == "mul":
@@ -171,7 +153,7 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             if not full:
                 return
             node = full[0]
-        elif node.op in PASSING and len(node.inputs) == 1 and sources:
+        elif node.op in PASSES and len(node.inputs) == 1 and sources:
             node = sources[0]
         else:
             return
@@ -190,15 +172,16 @@ def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None
     while current.op != "layer":
         if current.op == "getitem":
             before = graph.by_id[current.inputs[0]]
-            if before.op not in ("unbind", "chunk", "split", "split_with_sizes"):
+            if before.op not in PLAIN_SPLITS:
                 return None
             whole = graph.by_id[before.inputs[0]].shape
-            part, parts = current.facts["args"][1], numel(whole) // numel(current.shape)
+            part, parts = current.facts["args"][1], prod(whole) // prod(current.shape)
             current = before
-        elif current.op not in PASSING or len(current.inputs) != 1:
+        elif current.op not in PASSES or len(current.inputs) != 1:
             return None
         current = graph.by_id[current.inputs[0]]
-    if current.layer is None or graph.layers[current.layer].kind != "linear":
+    layer = graph.layer_of(current)
+    if layer is None or not layer.is_linear:
         return None
-    rows = graph.layers[current.layer].shape[0] // parts
-    return current.layer, part * rows, rows
+    rows = layer.shape[0] // parts
+    return layer.name, part * rows, rows

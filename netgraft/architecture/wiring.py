@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from netgraft.architecture.blocks import Block, Spaces, find_blocks, is_depthwise
+from netgraft.architecture.blocks import Block, Spaces, find_blocks
 from netgraft.architecture.chain import longest_chain
 from netgraft.architecture.gates import without_gates
-from netgraft.architecture.graph import Layer, LayerGraph, Shape
-from netgraft.plan import numel
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.resolution import halvings, input_image, levels
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Wiring:
         self.spaces = Spaces(self.ungated)
         self.blocks = find_blocks(self.ungated)
         self.block_of = {name: block for block in self.blocks for name in block.kernels}
-        self.heads = {layer.name for layer in graph.heads()}
+        self.heads = graph.head_names
         self.resolution = self._resolutions()
         self.fed_by = _fed_by(self.graph)
         on_chain = self.position = {name: i for i, name in enumerate(self.chain)}
@@ -71,7 +71,7 @@ class Wiring:
 
     def _resolutions(self) -> dict[str, float]:
         """The resolution of every layer; empty where all layers of the chain have the same."""
-        level, pooled = levels(self.graph), _halvings(_image(self.graph), 1)
+        level, pooled = levels(self.graph), halvings(input_image(self.graph), 1)
         inner = [level[name] for name in self.chain if name not in self.heads and level[name] < pooled] or [0.0]
         if min(inner) == max(inner):
             return {}
@@ -85,7 +85,7 @@ class Wiring:
         for i, (name, run) in enumerate(zip(names, self._runs(names), strict=True)):
             layer, block = self.graph.layers[name], self.block_of.get(name)
             reads, writes = self.spaces.of(name)
-            to_stream = None if is_depthwise(layer) else self.spaces.is_stream(writes)
+            to_stream = None if layer.is_depthwise else self.spaces.is_stream(writes)
             found.append(
                 Place(
                     layer=layer,
@@ -96,7 +96,7 @@ class Wiring:
                     from_stream=self.spaces.is_stream(reads),
                     to_stream=to_stream,
                     opens=to_stream and not seen.intersection(writes),
-                    depthwise=is_depthwise(layer),
+                    depthwise=layer.is_depthwise,
                     attention=block is not None and block.attention,
                     resolution=self.resolution.get(name),
                     depth=i / max(len(names) - 1, 1),
@@ -151,29 +151,9 @@ class Wiring:
 
 def _sizes(layer: Layer) -> tuple[float, float, float]:
     outputs = max(layer.out_channels, 1)
-    inputs = max(numel(layer.shape[:2]) * layer.groups // outputs, 1)
+    inputs = max(math.prod(layer.shape[:2]) * layer.groups // outputs, 1)
     taps = layer.shape[2:]
-    return math.log(outputs), math.log(inputs), math.log(max(numel(taps), 1)) / max(len(taps), 1)
-
-
-def levels(graph: LayerGraph) -> dict[str, float]:
-    """For every layer how often the side of the input is halved up to its output; 0 where no shapes are recorded."""
-    image = _image(graph)
-    found = dict.fromkeys(graph.layers, 0.0)
-    for name, layer in graph.layers.items():
-        if image and layer.out_shape and layer.out_channels:
-            found[name] = _halvings(image, numel(layer.out_shape) / (layer.out_channels * image[0]))
-    return found
-
-
-def _image(graph: LayerGraph) -> Shape:
-    """The shape of the first input with spatial axes, batch and channels included; empty if there is none."""
-    return next((node.shape for node in graph.nodes if node.op == "input" and len(node.shape) > 2), ())
-
-
-def _halvings(image: Shape, positions: float) -> float:
-    """How often each spatial axis of ``image`` is halved where so many positions are left."""
-    return max(math.log2(numel(image[2:]) / max(positions, 1)) / len(image[2:]), 0.0) if image else 0.0
+    return math.log(outputs), math.log(inputs), math.log(max(math.prod(taps), 1)) / max(len(taps), 1)
 
 
 def _fed_by(graph: LayerGraph) -> dict[str, list[str]]:

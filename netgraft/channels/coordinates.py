@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from netgraft.architecture.endings import UNCHANGING, find_endings
+from netgraft.architecture.attention import Attention, attentions
+from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.resolution import Attention, attentions, grid_of, takes_image
+from netgraft.architecture.operations import MOVES
+from netgraft.architecture.resolution import grid_of, takes_image
 from netgraft.architecture.scaling import usable_layers
 from netgraft.channels.groups.axes import Var, normal, variables
 from netgraft.channels.groups.find import Groups, find_groups
@@ -105,9 +107,9 @@ def _position(graph: LayerGraph, groups: Groups, node: Node) -> tuple[str, Var] 
 def _parameter(graph: LayerGraph, id: str) -> Layer | None:
     """The raw parameter that a node passes on as it is."""
     node = graph.by_id[id]
-    while node.op in UNCHANGING and len(node.inputs) == 1 and node.op != "slice":
+    while node.op in MOVES and len(node.inputs) == 1 and node.op != "slice":
         node = graph.by_id[node.inputs[0]]
-    return graph.layers[node.layer] if node.op == "parameter" and node.layer is not None else None
+    return graph.layer_of(node) if node.op == "parameter" else None
 
 
 def _run(groups: Groups, key: str, axis: int) -> Var | None:
@@ -130,7 +132,7 @@ def _reads(graph: LayerGraph, groups: Groups, usable: Set[str], run: Var, attent
 
 def _is_linear(layer: Layer, usable: Set[str]) -> bool:
     """Whether it is a linear layer with its weight as [out, in]."""
-    return layer.kind == "linear" and not layer.transposed and layer.name in usable
+    return layer.is_linear and not layer.transposed and layer.name in usable
 
 
 def _stream(
@@ -173,13 +175,6 @@ def _touches(groups: Groups, key: str, run: Var) -> bool:
 
 def _joins(graph: LayerGraph, layer: Layer) -> bool:
     """Whether a parameter is put in front of other tokens, or added to them, rather than multiplied with."""
-    stack, seen = [node.id for node in graph.nodes if node.layer == layer.name], set()
-    while stack:
-        for reader in graph.readers[stack.pop()]:
-            node = graph.by_id[reader]
-            if node.op in ("cat", "add"):
-                return True
-            if node.op in UNCHANGING and reader not in seen:
-                seen.add(reader)
-                stack.append(reader)
-    return False
+    starts = [node.id for node in graph.nodes if node.layer == layer.name]
+    reached = graph.walk(starts, forwards=True, through=lambda node: node.op in MOVES or node.id in starts)
+    return any(node.op in ("cat", "add") for node in reached)

@@ -16,9 +16,8 @@ from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
 from netgraft.cli.options import OutputFormat, parse_args, parse_size
 from netgraft.errors import UsageError
-from netgraft.finetune.describe import FOLDER, describe
-from netgraft.finetune.needs import check_needs
-from netgraft.finetune.settings import Settings, read_config
+from netgraft.finetune.needs import FOLDER, check_needs
+from netgraft.finetune.settings import TrainingSettings, read_config
 
 
 class BatchNorm(StrEnum):
@@ -196,7 +195,7 @@ def finetune(
                 continue
             raise UsageError(f"{what} is missing.", hint="netgraft finetune --help ends with examples.")
     chosen = _settings(given)
-    check_needs(chosen, describe(chosen.method))
+    check_needs(chosen, plugins.describe(FOLDER, chosen.method))
     if explain:
         _explain(chosen, format)
         return
@@ -211,7 +210,7 @@ def finetune(
     write_json(result_document(result)) if format is Format.JSON else write_lines(result_lines(result))
 
 
-def _explain(settings: Settings, format: Format) -> None:
+def _explain(settings: TrainingSettings, format: Format) -> None:
     from netgraft.finetune.engine.explain import explain
     from netgraft.report.training import cost_lines
 
@@ -219,7 +218,7 @@ def _explain(settings: Settings, format: Format) -> None:
     write_json(cost.document()) if format is Format.JSON else write_lines(cost_lines(cost))
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(given: dict[str, Any]) -> TrainingSettings:
     """From what was typed. Raises UsageError."""
     given["set"] = parse_args(given.pop("settings"))
     for name in ("source_arg", "target_arg"):
@@ -232,7 +231,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
     given["bn"] = BatchNorm(given["bn"]).value
-    return Settings(**given)
+    return TrainingSettings(**given)
 
 
 @command("netgraft methods", "netgraft methods plain")
@@ -246,12 +245,15 @@ def methods(
 
     With NAME: its equation and reference, what it needs, and its options for --set.
     """
-    from netgraft.report.listing import plugins_document, plugins_text
-    from netgraft.report.training import method_document, method_lines
+    from netgraft.report.listing import plugin_text, plugins_document, plugins_text
+    from netgraft.report.training import method_document, method_notes
 
     if name is None:
         found = plugins.listing(FOLDER)
         write_json(plugins_document(found)) if format is Format.JSON else write_lines(plugins_text(FOLDER, found))
     else:
-        method = describe(name)
-        write_json(method_document(method)) if format is Format.JSON else write_lines(method_lines(method))
+        method = plugins.describe(FOLDER, name)
+        if format is Format.JSON:
+            write_json(method_document(method))
+        else:
+            write_lines(plugin_text(FOLDER, method, method_notes(method)))

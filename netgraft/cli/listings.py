@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import getdoc
 from typing import Annotated
 
 import typer
@@ -45,7 +46,8 @@ def _listing(folder: str, name: str | None, format: Format) -> None:
         write_json(plugins_document(found)) if format is Format.JSON else write_lines(plugins_text(folder, found))
     else:
         cls = plugins.load(folder, name)
-        write_json(plugin_document(name, cls)) if format is Format.JSON else write_lines(plugin_text(folder, name, cls))
+        plugin = plugins.Description(name, getdoc(cls) or "", tuple(plugins.options(cls)))
+        write_json(plugin_document(plugin)) if format is Format.JSON else write_lines(plugin_text(folder, plugin))
 
 
 @command("netgraft recipes", "netgraft recipes hmt")

@@ -13,7 +13,7 @@ from netgraft.cli.app import Format
 from netgraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from netgraft.transfer import Side
+    from netgraft.models.side import Side
 
 SourceRef = Annotated[
     str, typer.Argument(metavar="SOURCE", help="The pretrained model, e.g. resnet18 (see: netgraft models).")
@@ -104,13 +104,13 @@ def parse_sides(
     random_source: bool = False,
     allow_nonfinite: bool = False,
 ) -> tuple[Side, Side]:
-    theirs = parse_args(source_arg), parse_size(source_input_size)  # refused before torch is imported
-    ours = parse_args(target_arg), parse_size(input_size)
-    from netgraft.transfer import Side
+    of_source = parse_args(source_arg), parse_size(source_input_size)  # refused before torch is imported
+    of_target = parse_args(target_arg), parse_size(input_size)
+    from netgraft.models.side import Side
 
     return (
-        Side(source, "source", *theirs, source_weights, random_source, allow_nonfinite),
-        Side(target, "target", *ours),
+        Side(source, "source", *of_source, source_weights, random_source, allow_nonfinite),
+        Side(target, "target", *of_target),
     )
 
 
@@ -222,7 +222,7 @@ def read_given(
         "head": "always" if head else None,
         "labels": read_labels(labels) if labels is not None else None,
         "exact": exact,
-        "maps": tuple(f"{there}={here}" for there, here in parse_maps(map, map_file)),
+        "maps": parse_maps(map, map_file),
         "skip": parse_skips(skip),
         "generator": images,
         "keep_head": keep_head,

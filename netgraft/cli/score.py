@@ -107,10 +107,10 @@ def score(
         data, samples_per_class, seed, seeds, bn, mean, std, data_dir, download, device, batch_size
     )
     args, size = parse_args(target_arg), parse_size(input_size)
+    from netgraft.models.side import Side
     from netgraft.report.score import score_document, score_lines
     from netgraft.score.probe import score as judge
     from netgraft.score.verdict import check_scratch
-    from netgraft.transfer import Side
 
     with progress() as say:
         scores = judge(files, Side(target, "target", args, size), settings, progress=say)

@@ -45,7 +45,7 @@ from netgraft.report.progress import progress
 from netgraft.report.text import safe, size_text
 
 if TYPE_CHECKING:
-    from netgraft.transfer import Planned, Side
+    from netgraft.planning import Planned, TransferRequest
 
 
 @command(
@@ -84,7 +84,7 @@ def transfer(
             metavar="NUMBER", min=0, max=2**32 - 1, help="Seed of what keeps the target's own initialisation."
         ),
     ] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; read no weights, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, as netgraft plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace an existing output.")] = False,
     fail_under: FailUnder = 0.0,
     allow_nonfinite: AllowNonfinite = False,
@@ -120,27 +120,28 @@ def transfer(
     )
     given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
     options = parse_recipe_options(recipe, settings, **given)
-    extra: list[tuple[str, dict[str, object]]] = [(name, {}) for name in passes or []]
+    from netgraft.planning import TransferRequest
+
+    request = TransferRequest(
+        *sides,
+        output,
+        recipe=recipe,
+        options=options,
+        passes=[(name, {}) for name in passes or []],
+        device=device,
+        seed=seed,
+        fail_under=fail_under,
+        force=force,
+        receipt=receipt,
+    )
     if dry_run or output is None:
-        _plan(sides, recipe, options, extra, device, fail_under, every_tensor, format)
+        _show_plan(request, every_tensor, format)
         return
     from netgraft.transfer import transfer as write
 
     with progress() as say:
-        planned = write(
-            *sides,
-            output,
-            recipe=recipe,
-            options=options,
-            seed=seed,
-            force=force,
-            fail_under=fail_under,
-            receipt=receipt,
-            passes=extra,
-            device=device,
-            progress=say,
-        )
-    _show_result(planned, sides[1], output, every_tensor, format)
+        planned = write(request, progress=say)
+    _show_result(planned, output, every_tensor, format)
 
 
 @command(
@@ -164,47 +165,67 @@ def plan(
     head: Head = False,
     labels: Labels = None,
     exact: Exact = False,
+    source_weights: SourceWeights = None,
+    random_source: RandomSource = False,
     source_arg: SourceArg = None,
     target_arg: TargetArg = None,
     input_size: InputSize = None,
     source_input_size: SourceInputSize = None,
     fail_under: FailUnder = 0.0,
+    allow_nonfinite: AllowNonfinite = False,
+    device: Device = "auto",
     every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
     """Show what a transfer would do, and write nothing.
 
-    Weights are neither read nor downloaded: both architectures are only traced.
+    Both architectures are only traced, and nothing is downloaded. Weights are read only if they are given with
+    --source-weights, or random, and the recipe plans by them.
     """
-    sides = parse_sides(source, target, source_arg, target_arg, source_input_size, input_size)
+    sides = parse_sides(
+        source,
+        target,
+        source_arg,
+        target_arg,
+        source_input_size,
+        input_size,
+        source_weights,
+        random_source,
+        allow_nonfinite,
+    )
     given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
     options = parse_recipe_options(recipe, settings, **given)
-    _plan(sides, recipe, options, [(name, {}) for name in passes or []], "auto", fail_under, every_tensor, format)
+    from netgraft.planning import TransferRequest
+
+    request = TransferRequest(
+        *sides,
+        recipe=recipe,
+        options=options,
+        passes=[(name, {}) for name in passes or []],
+        device=device,
+        fail_under=fail_under,
+    )
+    _show_plan(request, every_tensor, format)
 
 
-def _plan(
-    sides: tuple[Side, Side],
-    recipe: str,
-    options: dict[str, object],
-    passes: list[tuple[str, dict[str, object]]],
-    device: str,
-    fail_under: float,
-    every_tensor: bool,
-    format: Format,
-) -> None:
+def _show_plan(request: TransferRequest, every_tensor: bool, format: Format) -> None:
+    from netgraft.planning import check_coverage, make_plan, read_source
     from netgraft.report import ledger
-    from netgraft.transfer import check_coverage, make_plan
 
     with progress() as say:
-        plan = make_plan(*sides, recipe=recipe, options=options, passes=passes, device=device, progress=say).plan
+        planned = make_plan(request, progress=say)
+        given = request.source.random or request.source.weights or planned.source.reference.weights
+        if given and planned.reads_weights:
+            planned = planned.with_weights(read_source(planned, say).tensors)
+    plan = planned.plan
     if format is Format.JSON:
         write_json({"plan": plan.to_json(), "coverage": plan.coverage()})
     else:
         write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
-    check_coverage(plan, fail_under)
+    check_coverage(plan, request.fail_under)
 
 
-def _show_result(planned: Planned, target: Side, output: Path, every_tensor: bool, format: Format) -> None:
+def _show_result(planned: Planned, output: Path, every_tensor: bool, format: Format) -> None:
     from netgraft.files.checkpoint import file_sha256, read_provenance
     from netgraft.report import ledger
     from netgraft.report.receipt import receipt_lines
@@ -220,7 +241,7 @@ def _show_result(planned: Planned, target: Side, output: Path, every_tensor: boo
     size = size_text(output.stat().st_size)
     write_lines(["", safe(f"wrote {output} ({size}); its ledger: netgraft show {shlex.quote(str(output))}")])
     write_lines([*receipt_lines(provenance), ""])
-    write_lines(ledger.how_to_load(str(output), planned.target.reference, target.args))
+    write_lines(ledger.how_to_load(str(output), planned.target.reference, planned.request.target.args))
 
 
 @command("netgraft show init.safetensors", "netgraft show init.safetensors --every-tensor")

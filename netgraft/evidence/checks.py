@@ -27,8 +27,8 @@ from netgraft.graft import graft
 from netgraft.models.construct import brief
 from netgraft.models.fit import nonfinite
 from netgraft.models.model import Model, PretrainedWeights, hash_tensors, read_weights
+from netgraft.models.side import own_weights
 from netgraft.plan import Plan
-from netgraft.transfer import own_weights
 
 SLACK = 0.05
 """How far, relatively, a receipt measured on another machine may be from the recorded one."""

@@ -53,7 +53,7 @@ def make_receipt(
         "parameters": parameters,
         "derived": derived,
         "multiply_adds": costs,
-        "exact": {"claimed": claims_exactness(plan), "tolerance": TOLERANCE, "holds": None},
+        "exact": {"claimed": plan.claims_exactness, "tolerance": TOLERANCE, "holds": None},
         "warnings": [],
     }
     skipped = "" if wanted else _why_not(source, target, total) if wanted is None else "not asked for (--no-receipt)"
@@ -88,11 +88,6 @@ def derived_share(plan: Plan, target: LayerGraph) -> tuple[int, int]:
     derived = (EXACT, STACKED, INTERPOLATED, REFITTED, DISTILLED)
     moved = {key for key, fate in plan.fates.items() if fate in derived}
     return sum(count for key, count in parameters.items() if key in moved), sum(parameters.values())
-
-
-def claims_exactness(plan: Plan) -> bool:
-    """Whether the recipe is one that notes what is not exact (it has the option ``exact``), and noted nothing."""
-    return "exact" in plan.options and not plan.pairing.notes
 
 
 def _why_not(source: Party, target: Party, total: int) -> str:

@@ -1,11 +1,16 @@
-"""Refusing what a method cannot do without, before any work. No torch."""
+"""What a method says that it needs, read without running it, and refusing where it is missing. No torch."""
 
 from __future__ import annotations
 
+import ast
+
 from netgraft.errors import UsageError
-from netgraft.finetune.describe import Described
 from netgraft.finetune.protocol import Need
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
+from netgraft.plugins import Description
+
+FOLDER = "finetune.methods"
+"""Where methods are, for ``netgraft.plugins``."""
 
 _WHY = {
     Need.START: "an initialisation to start from and stay near",
@@ -18,7 +23,23 @@ _WHY = {
 }
 
 
-def check_needs(settings: Settings, method: Described) -> None:
+def needs_of(method: Description) -> tuple[Need, ...]:
+    """Those in its class variable ``needs``, in the order of their declaration."""
+    names = {node.attr for node in ast.walk(_variable(method, "needs")) if isinstance(node, ast.Attribute)}
+    return tuple(need for need in Need if need.name in names)
+
+
+def rule_of(method: Description) -> str:
+    """The combine rule that it has where the user names none."""
+    rule = _variable(method, "combine")
+    return str(rule.value) if isinstance(rule, ast.Constant) and rule.value else "total"
+
+
+def _variable(method: Description, name: str) -> ast.expr:
+    return ast.parse(method.variables.get(name, "") or "None", mode="eval").body
+
+
+def check_needs(settings: TrainingSettings, method: Description) -> None:
     """Raise UsageError naming everything that the method needs and the user has not given."""
     given = {
         Need.START: settings.init is not None or "=" in settings.target,
@@ -29,7 +50,7 @@ def check_needs(settings: Settings, method: Described) -> None:
         Need.SAME_CLASSES: settings.source is not None,
         Need.UNLABELLED: settings.unlabelled is not None,
     }
-    missing = [need for need in Need if need in method.needs and not given[need]]
+    missing = [need for need in needs_of(method) if not given[need]]
     if missing:
         what = f"The method {method.name} needs {' and '.join(_WHY[need] for need in missing)}."
         add = " ".join(dict.fromkeys(need.value.partition(" (")[0].partition(" whose")[0] for need in missing))

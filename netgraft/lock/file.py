@@ -73,7 +73,7 @@ def entry(graph: LayerGraph, chain: Chain, settings: LockSettings) -> LockEntry:
 def facts(layer: Layer) -> dict[str, Any]:
     """What a lock records of a layer."""
     found: dict[str, Any] = {"kind": layer.kind, "shape": list(layer.shape)}
-    if layer.kind.startswith("conv"):
+    if layer.is_conv:
         found |= {name: list(getattr(layer, name)) for name in ("stride", "padding", "dilation")}
         found["groups"] = layer.groups
     if layer.calls > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 
 from netgraft.architecture.wiring import Place
-from netgraft.plan import numel
 
 Units = tuple[list[Place], list[tuple[Place, ...]]]
 
@@ -40,7 +40,7 @@ def join_separable(places: Sequence[Place], others: Sequence[Place]) -> Units:
 
 def _pointwise(place: Place) -> bool:
     layer = place.layer
-    return layer.kind.startswith("conv") and layer.groups == 1 and numel(layer.shape[2:]) == 1
+    return layer.is_conv and layer.groups == 1 and prod(layer.shape[2:]) == 1
 
 
 def _whole(group: tuple[Place, ...]) -> Place:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from netgraft.architecture.chain import longest_chain
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.wiring import levels
+from netgraft.architecture.resolution import levels
 from netgraft.matchers.longest_chain import pair_along
 from netgraft.plan import Pairing
 
@@ -40,7 +40,7 @@ class Proportional:
 
 
 def _places(graph: LayerGraph, chain: Sequence[str]) -> list[Place]:
-    level, heads = levels(graph), {layer.name for layer in graph.heads()}
+    level, heads = levels(graph), graph.head_names
     return [(graph.layers[name].kind, name in heads, round(level[name], 1)) for name in chain]
 
 

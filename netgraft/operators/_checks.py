@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.channels.index_map import Runs, indices
 from netgraft.errors import PlanError
 
@@ -16,6 +17,12 @@ def axis(operator: str, weight: Tensor, dim: int) -> int:
     return dim % weight.ndim
 
 
+def positive(size: tuple[int, ...]) -> None:
+    """Raise ValueError for a kernel size that is none."""
+    if not size or min(size) < 1:
+        raise ValueError(f"size must be one or more positive lengths: {size}")
+
+
 def kernel_start(operator: str, weight: Tensor, axes: int) -> int:
     """Where the last ``axes`` axes begin. Raises PlanError if there are fewer, or one of them is empty."""
     shape, first = tuple(weight.shape), weight.ndim - axes
@@ -24,6 +31,19 @@ def kernel_start(operator: str, weight: Tensor, axes: int) -> int:
     if 0 in shape[first:]:
         raise PlanError(f"{operator}: the kernel {shape[first:]} of {shape} is empty.")
     return first
+
+
+def resized_kernel(operator: str, weight: Tensor, size: tuple[int, ...]) -> int | None:
+    """Where the kernel begins that is to become ``size``; None if it has that size. Raises as ``kernel_start``."""
+    first = weight.ndim - len(size)
+    if first >= 0 and tuple(weight.shape[first:]) == size:
+        return None
+    return kernel_start(operator, weight, len(size))
+
+
+def kernel_words(operator: str, before: Shape, size: tuple[int, ...]) -> str:
+    """How a resized kernel is told in a ledger: "centre 3x3 to 5x5"."""
+    return f"{operator} {'x'.join(map(str, before[2:]))} to {'x'.join(map(str, size))}"
 
 
 def computable(operator: str, weight: Tensor) -> Tensor:

@@ -1,10 +1,4 @@
-"""Operators that turn one weight tensor into another of the wanted shape: one operator per file.
-
-An operator is a frozen dataclass whose fields are the options of a ``Step``; called with a tensor it returns one. Every
-operator is deterministic, keeps dtype and device, never writes to its argument, and returns the same values where there
-is nothing to resize. A tensor that a step does not fit raises PlanError. An operator with a class variable ``reads``
-gets a second argument: for "own" the target's own initial tensor, for "source" all tensors of the source by key.
-"""
+"""Carries out the steps of a move."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ from torch import Tensor
 
 from netgraft import plugins
 from netgraft.errors import PlanError
+from netgraft.operators.protocol import ReadsBeside
 from netgraft.plan import Step
 
 
@@ -29,11 +24,10 @@ def apply_steps(
     result = tensor.detach()
     for step in steps:
         operator = plugins.create("operators", step.operator, step.options)
-        reads = getattr(operator, "reads", None)
-        if reads is None:
+        if not isinstance(operator, ReadsBeside):
             result = operator(result)
             continue
-        beside = own if reads == "own" else source
+        beside = own if operator.reads == "own" else source
         if beside is None:
             raise PlanError(f"{step.operator}: there is nothing to read beside the tensor itself.")
         result = operator(result, beside)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.operators._checks import computable, kernel_start
+from netgraft.architecture.graph import Shape
+from netgraft.operators._checks import computable, kernel_words, positive, resized_kernel
 from netgraft.operators._taps import cubic, resample
 
 
@@ -19,18 +21,21 @@ class Bicubic:
     Types below float32 are computed in float32 and rounded once. Keys 1981.
     """
 
+    fate: ClassVar[str] = "interpolated"
+
     size: tuple[int, ...] = field(metadata={"help": "kernel size of the result, such as 5,5"})
     antialias: bool = field(default=False, metadata={"help": "smooth before reducing"})
 
     def __post_init__(self) -> None:
-        if not self.size or min(self.size) < 1:
-            raise ValueError(f"size must be one or more positive lengths: {self.size}")
+        positive(self.size)
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return kernel_words("bicubic", before, self.size)
 
     def __call__(self, weight: Tensor) -> Tensor:
-        first = weight.ndim - len(self.size)
-        if first >= 0 and tuple(weight.shape[first:]) == self.size:
+        first = resized_kernel("bicubic", weight, self.size)
+        if first is None:
             return weight
-        first = kernel_start("bicubic", weight, len(self.size))
         lengths = zip(weight.shape[first:], self.size, strict=True)
         matrices = [cubic(old, new, self.antialias) if old != new else None for old, new in lengths]
         return resample(computable("bicubic", weight), first, matrices).to(weight.dtype)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from netgraft.errors import PlanError
+from netgraft.architecture.graph import Shape
+from netgraft.operators._checks import computable, kernel_words, positive, resized_kernel
 
 
 @dataclass(frozen=True)
@@ -20,31 +22,27 @@ class Bilinear:
     computed in float32 and rounded once. HMT 2.3.2, which names bilinear interpolation (Figure 3) and nothing more.
     """
 
+    fate: ClassVar[str] = "interpolated"
+
     size: tuple[int, ...] = field(metadata={"help": "kernel size of the result, such as 5,5"})
 
     def __post_init__(self) -> None:
-        if not self.size or min(self.size) < 1:
-            raise ValueError(f"size must be one or more positive lengths: {self.size}")
+        positive(self.size)
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return kernel_words("bilinear", before, self.size)
 
     def __call__(self, weight: Tensor) -> Tensor:
-        shape, first = tuple(weight.shape), weight.ndim - len(self.size)
-        if first < 0:
-            raise PlanError(
-                f"bilinear: a tensor of shape {shape} does not have the {len(self.size)} axes of {self.size}."
-            )
-        if shape[first:] == self.size:
+        first = resized_kernel("bilinear", weight, self.size)
+        if first is None:
             return weight
-        if 0 in shape[first:]:
-            raise PlanError(f"bilinear: the kernel {shape[first:]} of {shape} is empty.")
-        if not weight.is_floating_point():
-            raise PlanError(f"bilinear: cannot interpolate a tensor of {weight.dtype}.", where=f"shape {shape}")
-        exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-        result = exact.permute(*range(first, len(shape)), *range(first)).contiguous()  # [*kernel, ...]: fast to index
+        exact = computable("bilinear", weight)
+        result = exact.permute(*range(first, weight.ndim), *range(first)).contiguous()  # [*kernel, ...]: fast to index
         for dim, length in enumerate(self.size):
             if result.shape[dim] != length:
                 result = _along(result, dim, length)
         axes = len(self.size)
-        return result.to(weight.dtype).permute(*range(axes, len(shape)), *range(axes)).contiguous()
+        return result.to(weight.dtype).permute(*range(axes, weight.ndim), *range(axes)).contiguous()
 
 
 def _along(weight: Tensor, dim: int, length: int) -> Tensor:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from netgraft.operators._checks import add_up, computable, kernel_start
+from netgraft.operators._checks import add_up, computable, positive, resized_kernel
 from netgraft.operators.bilinear import Bilinear
 
 
@@ -23,20 +23,20 @@ class BilinearGain:
     constant term is left out and the sum kept only on average.
     """
 
+    fate: ClassVar[str] = "interpolated"
+
     size: tuple[int, ...] = field(metadata={"help": "kernel size of the result, such as 5,5"})
     preserve: Literal["sum", "energy"] = field(default="sum", metadata={"help": "what each kernel keeps"})
 
     def __post_init__(self) -> None:
-        if not self.size or min(self.size) < 1:
-            raise ValueError(f"size must be one or more positive lengths: {self.size}")
+        positive(self.size)
         if self.preserve not in ("sum", "energy"):
             raise ValueError(f"preserve must be sum or energy: {self.preserve}")
 
     def __call__(self, weight: Tensor) -> Tensor:
-        first = weight.ndim - len(self.size)
-        if first >= 0 and tuple(weight.shape[first:]) == self.size:
+        first = resized_kernel("bilinear-gain", weight, self.size)
+        if first is None:
             return weight
-        first = kernel_start("bilinear-gain", weight, len(self.size))
         before = computable("bilinear-gain", weight)
         after = Bilinear(self.size)(before)
         if self.preserve == "energy":

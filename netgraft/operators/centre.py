@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.operators._checks import kernel_start
+from netgraft.architecture.graph import Shape
+from netgraft.operators._checks import kernel_words, positive, resized_kernel
 
 
 @dataclass(frozen=True)
@@ -20,24 +22,27 @@ class Centre:
     OPERATORS D4 (i) and (ii): zero padding is exact, the crop is that of Once-for-all (arXiv:1908.09791) with M = I.
     """
 
+    fate: ClassVar[str] = "interpolated"
+
     size: tuple[int, ...] = field(metadata={"help": "kernel size of the result, such as 5,5"})
 
     def __post_init__(self) -> None:
-        if not self.size or min(self.size) < 1:
-            raise ValueError(f"size must be one or more positive lengths: {self.size}")
+        positive(self.size)
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return kernel_words("centre", before, self.size)
 
     def __call__(self, weight: Tensor) -> Tensor:
-        start = weight.ndim - len(self.size)
-        if start >= 0 and tuple(weight.shape[start:]) == self.size:
+        start = resized_kernel("centre", weight, self.size)
+        if start is None:
             return weight
-        start = kernel_start("centre", weight, len(self.size))
         result = weight.new_zeros((*weight.shape[:start], *self.size))
-        there, here = result, weight
+        goal, origin = result, weight
         for dim, new in enumerate(self.size, start):
             old = weight.shape[dim]
             shift = (new - 1) // 2 - (old - 1) // 2
             first, last = max(0, shift), min(new, old + shift)
-            there = there.narrow(dim, first, last - first)
-            here = here.narrow(dim, first - shift, last - first)
-        there.copy_(here)
+            goal = goal.narrow(dim, first, last - first)
+            origin = origin.narrow(dim, first - shift, last - first)
+        goal.copy_(origin)
         return result

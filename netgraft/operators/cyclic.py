@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ class Cyclic:
     ``out[..., j, ...] = weight[..., j mod n, ...]`` along ``dim``, whose length is n before and ``size`` after:
     [a, b, c] becomes [a, b, c, a, b] for size 5 and [a, b] for size 2. Any dtype. HMT 2.3.2, Figure 4 (b).
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis to resize; negative counts from the end"})
     size: int = field(metadata={"help": "length of that axis in the result"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ class Deflate:
     [out, in, T, h, w] becomes [out, in, h, w] with ``dim=2``: the same answer to inputs constant along that axis (a
     still video; away from zero padding along it). Summed in float64 and rounded once. Undoes ``inflate``.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(default=2, metadata={"help": "axis to drop; negative counts from the end"})
 

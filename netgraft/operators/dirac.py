@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ class Dirac:
     matrix. Channels beyond the narrower side get zeros. The centre of a kernel of size k is tap (k - 1) // 2. Net2Net's
     deeper nets (arXiv:1511.05641, section 2.3); OPERATORS D7.
     """
+
+    fate: ClassVar[str] = "set"
 
     def __call__(self, weight: Tensor) -> Tensor:
         if weight.ndim < 2:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ class Fill:
     Same shape and dtype; a constant that an integer type cannot hold is refused. OPERATORS D7: a residual block whose
     last affine is zero is the identity.
     """
+
+    fate: ClassVar[str] = "set"
 
     value: float = field(metadata={"help": "what every value becomes"})
 

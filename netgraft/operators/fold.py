@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class Fold:
     its shares. Exact where the merged channels carry equal activations. Types below float32 are computed in float32
     and rounded once. OPERATORS D2.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis to merge along; negative counts from the end"})
     index: tuple[tuple[int, int], ...] = field(metadata={"help": "runs (start, count) of result entries"})

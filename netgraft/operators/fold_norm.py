@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.errors import PlanError
 from netgraft.operators._checks import along, computable
 
@@ -19,12 +20,17 @@ class FoldNorm:
     3.2; OPERATORS part 2, 2.
     """
 
+    fate: ClassVar[str] = "stacked"
+
     variance: str = field(metadata={"help": "key of the norm's running variance in the source"})
     gamma: str | None = field(default=None, metadata={"help": "key of the norm's weight; none: 1"})
     mean: str | None = field(default=None, metadata={"help": "key of its running mean: makes a bias of beta"})
     bias: str | None = field(default=None, metadata={"help": "key of the bias of the layer before it; none: 0"})
     eps: float = field(default=1e-5, metadata={"help": "the norm's eps, which no state_dict holds"})
-    reads: ClassVar[str] = "source"
+    reads: ClassVar[Literal["own", "source"]] = "source"
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return "norm folded in"
 
     def __call__(self, weight: Tensor, source: Mapping[str, Tensor]) -> Tensor:
         keys = [key for key in (self.variance, self.gamma, self.mean, self.bias) if key is not None]

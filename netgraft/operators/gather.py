@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class Gather:
     a convolution or linear layer, biases, all four tensors of a batch norm, and depthwise kernels. Any dtype.
     OPERATORS D1 (W'[p] = W[g(p)], b'[p] = b[g(p)]); Net2WiderNet (arXiv:1511.05641) Eq. 3.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis to read along; negative counts from the end"})
     index: tuple[tuple[int, int], ...] = field(metadata={"help": "runs (start, count) of source entries"})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class HeadDim:
     and per-head norms are not kept by a change of width. Types below float32 are computed in float32 and rounded
     once. OPERATORS D5 (B).
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis of the heads; negative counts from the end"})
     heads: int = field(metadata={"help": "number of head blocks along that axis, of queries, keys and values together"})

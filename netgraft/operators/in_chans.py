@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class InChans:
     response to equal channels: exactly where ``size`` is a multiple of c_s, on average else. Types below float32 are
     computed in float32 (the sum in float64) and rounded once. timm's ``adapt_input_conv``; OPERATORS D9.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     size: int = field(metadata={"help": "number of input channels of the target"})
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class Inflate:
     (T - 1) // 2 is w and the others zero, exact frame by frame with ``padding="same"``, any dtype. ``mean`` computes
     types below float32 in float32 and rounds once. I3D (arXiv:1705.07750) section 2.4; OPERATORS D9.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     size: int = field(metadata={"help": "length of the new axis"})
     dim: int = field(default=2, metadata={"help": "place of the new axis in the result; negative counts from the end"})

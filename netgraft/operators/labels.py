@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Labels:
     runs (-1, count)) gets zeros, or the mean of all source rows, taken in float64 and rounded once. Labels that both
     classifiers know keep their logits exactly. Any dtype but for ``mean``. OPERATORS D9.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     index: tuple[tuple[int, int], ...] = field(metadata={"help": "runs (start, count) of source labels; -1: none"})
     fill: Literal["zero", "mean"] = field(default="zero", metadata={"help": "what a label without a source gets"})

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.channels.index_map import NEW, check, identity, runs
 from netgraft.errors import PlanError
 from netgraft.operators._checks import computable, entries
@@ -24,17 +25,28 @@ class Overlay:
     norm that the target's own values have there, for layers that a norm follows (OPERATORS part 2, 2).
     """
 
+    fate: ClassVar[str] = "stacked"
+
     rows: Runs = field(metadata={"help": "runs (start, count) of source entries along axis 0; start -1 for new ones"})
     columns: Runs | None = field(default=None, metadata={"help": "the same along axis 1; none: that axis is kept"})
     norm: str = field(default="source", metadata={"help": "scale of the transferred rows: source or own"})
     rest: str = field(default="zero", metadata={"help": "new columns of transferred rows: zero or own"})
-    reads: ClassVar[str] = "own"
+    reads: ClassVar[Literal["own", "source"]] = "own"
 
     def __post_init__(self) -> None:
         check(self.rows)
         check(self.columns or ())
         if self.norm not in ("source", "own") or self.rest not in ("zero", "own"):
             raise ValueError(f"norm is source or own, rest is zero or own: {self.norm}, {self.rest}")
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        """How many channels have a source: "32 of 40 out, 16 of 24 in"."""
+        words = []
+        for side, index in (("out", self.rows), ("in", self.columns)):
+            if index:
+                total, new = sum(count for _, count in index), sum(count for start, count in index if start < 0)
+                words.append(f"{total - new} of {total} {side}" if new else f"{total} {side}")
+        return ", ".join(words) + (", scale of the initialisation" if self.norm == "own" else "")
 
     def __call__(self, weight: Tensor, own: Tensor) -> Tensor:
         if weight.ndim < 1 + (self.columns is not None):
@@ -53,25 +65,25 @@ class Overlay:
             return weight
         values = computable("overlay", weight) if weight.is_floating_point() else weight  # rounded once, at the end
         result = own.to(values.dtype, copy=True)
-        here, there = _pairs(read, weight.device)
+        filled, taken = _pairs(read, weight.device)
         if columns is None:
-            result[here] = values[there]
+            result[filled] = values[taken]
         else:
-            across_here, across_there = _pairs(columns, weight.device)
-            rows = result[here]
+            filled_across, taken_across = _pairs(columns, weight.device)
+            rows = result[filled]
             if self.rest == "zero":
                 rows.zero_()
-            rows[:, across_here] = values[there][:, across_there]
-            result[here] = rows
+            rows[:, filled_across] = values[taken][:, taken_across]
+            result[filled] = rows
         if self.norm == "own" and weight.is_floating_point():
-            length = result[here].norm()
+            length = result[filled].norm()
             if length > 0:
-                result[here] *= own[here].to(values.dtype).norm() / length
+                result[filled] *= own[filled].to(values.dtype).norm() / length
         return result.to(weight.dtype)
 
 
 def _pairs(read: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """The target entries that have a source, and their sources."""
     of = torch.tensor(read, dtype=torch.long, device=device)
-    here = (of != NEW).nonzero().flatten()
-    return here, of[here]
+    filled = (of != NEW).nonzero().flatten()
+    return filled, of[filled]

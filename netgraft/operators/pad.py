@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class Pad:
     and the new part is free to be initialised. Any dtype. Composable function-preserving expansions (arXiv:2308.06103);
     OPERATORS D5 (C).
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis to lengthen; negative counts from the end"})
     size: int = field(metadata={"help": "length of that axis in the result"})

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from netgraft.operators._checks import computable, kernel_start
+from netgraft.architecture.graph import Shape
+from netgraft.operators._checks import computable, kernel_words, positive, resized_kernel
 from netgraft.operators._taps import cubic, dual, linear, resample
 
 
@@ -21,6 +22,8 @@ class PiResize:
     float32 are computed in float32 and rounded once. FlexiViT (arXiv:2212.08013) section 3.4; OPERATORS D4 (v).
     """
 
+    fate: ClassVar[str] = "interpolated"
+
     size: tuple[int, ...] = field(metadata={"help": "patch size of the result, such as 32,32"})
     interpolation: Literal["bicubic", "bilinear"] = field(
         default="bicubic", metadata={"help": "how the patch is thought to be resized"}
@@ -28,16 +31,17 @@ class PiResize:
     antialias: bool = field(default=True, metadata={"help": "whether the patch is smoothed when it shrinks"})
 
     def __post_init__(self) -> None:
-        if not self.size or min(self.size) < 1:
-            raise ValueError(f"size must be one or more positive lengths: {self.size}")
+        positive(self.size)
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be bicubic or bilinear: {self.interpolation}")
 
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return kernel_words("pi-resize", before, self.size)
+
     def __call__(self, weight: Tensor) -> Tensor:
-        first = weight.ndim - len(self.size)
-        if first >= 0 and tuple(weight.shape[first:]) == self.size:
+        first = resized_kernel("pi-resize", weight, self.size)
+        if first is None:
             return weight
-        first = kernel_start("pi-resize", weight, len(self.size))
         build = cubic if self.interpolation == "bicubic" else linear
         lengths = zip(weight.shape[first:], self.size, strict=True)
         matrices = [dual(build(old, new, self.antialias)) if old != new else None for old, new in lengths]

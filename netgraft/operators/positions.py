@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Positions:
     cubically with antialiasing. One axis, two or more. Types below float32 are computed in float32 and rounded once.
     timm's ``resample_abs_pos_embed``; OPERATORS D9.
     """
+
+    fate: ClassVar[str] = "interpolated"
 
     size_from: tuple[int, ...] = field(metadata={"help": "grid of the source, such as 14,14"})
     size_to: tuple[int, ...] = field(metadata={"help": "grid of the result, such as 16,16"})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class RankOne:
     u_c v_c': "spatial" gives the filters v_c, [in, 1, *kernel] of norm 1, "channel" the mixing weights u_c,
     [out, in, 1, ...]. The sign is such that no filter's sum is negative. OPERATORS part 2, 6.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     part: Literal["spatial", "channel"] = field(metadata={"help": "spatial: depthwise filters; channel: their mixing"})
 

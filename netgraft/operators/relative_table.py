@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isqrt, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class RelativeTable:
     OPERATORS D9. Departs from BEiT's resize (timm's ``resize_rel_pos_bias_table``), which spaces the offsets
     geometrically, dense at 0, to extrapolate.
     """
+
+    fate: ClassVar[str] = "interpolated"
 
     size: tuple[int, ...] = field(metadata={"help": "attention window of the result, such as 7,7"})
     size_from: tuple[int, ...] | None = field(default=None, metadata={"help": "window of the source; none: square"})

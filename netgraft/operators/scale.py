@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class Scale:
     more, a = 1/2 keeps the variance of independent inputs (Kaiming, arXiv:1502.01852); for copies ``share`` already
     holds the a = 1. OPERATORS D3.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     factor: float = field(metadata={"help": "what every value is multiplied by"})
 

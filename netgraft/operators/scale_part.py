@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class ScalePart:
     Entries ``start`` to ``start + count - 1`` of axis ``dim`` are multiplied, the others keep their bits. Types below
     float32 are computed in float32 and rounded once.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis of the range; negative counts from the end"})
     start: int = field(metadata={"help": "first entry to multiply"})

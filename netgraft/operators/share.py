@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Share:
     seed's own generator: as exact, and the copies get different gradients, so that they do not stay copies (LEMON,
     arXiv:2310.07999). Types below float32 are computed in float32 and rounded once. OPERATORS D1.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis to widen; negative counts from the end"})
     index: tuple[tuple[int, int], ...] = field(metadata={"help": "runs (start, count) of source entries"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class StretchColumns:
     (equally, or drawn with ``seed``), and the remaining size - k d_s entries, whose normalised input is zero, are zero.
     LEMON (arXiv:2310.07999); OPERATORS D6.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis of the stream; negative counts from the end"})
     size: int = field(metadata={"help": "length of that axis in the result"})

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class StretchNorm:
     eps (1 / eta^2 - 1) / (2 Var). LEMON (arXiv:2310.07999); OPERATORS D6. Types below float32 are computed in float32
     and rounded once.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     size: int = field(metadata={"help": "length of the axis in the result"})
     role: Literal["weight", "bias"] = field(default="weight", metadata={"help": "which tensor of the norm this is"})

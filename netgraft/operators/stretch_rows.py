@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class StretchRows:
     depthwise convolution does, has no exact rest. LEMON (arXiv:2310.07999); OPERATORS D6. The mean is taken in float64
     and rounded once; otherwise any dtype.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     dim: int = field(metadata={"help": "axis of the stream; negative counts from the end"})
     size: int = field(metadata={"help": "length of that axis in the result"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ class TapSum:
     [..., *kernel] becomes [..., 1, ..., 1] with the last ``axes`` axes summed in float64 and rounded once: the layer's
     response to constant inputs stays, which the centre tap alone would not keep. OPERATORS D4 (iv).
     """
+
+    fate: ClassVar[str] = "interpolated"
 
     axes: int = field(default=2, metadata={"help": "number of kernel axes, counted from the end"})
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class ToDense:
     A transposed convolution's [in, out/g, *kernel] becomes [in, out, *kernel] the same way. Any dtype. Undone by
     ``to-grouped``.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     groups: int = field(metadata={"help": "number of groups of the source layer"})
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class ToGrouped:
     [out, in, *kernel] becomes [out, in/g, *kernel]: output group i keeps what it reads from input group i. Exact where
     the dropped blocks are zero, so the left inverse of ``to-dense``. Any dtype.
     """
+
+    fate: ClassVar[str] = "stacked"
 
     groups: int = field(metadata={"help": "number of groups of the target layer"})
 

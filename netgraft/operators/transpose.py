@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class Transpose:
     (The adjoint of a convolution, by contrast, is the transposed convolution with the very same tensor.) Any dtype; the
     result is a view where nothing is flipped. Undone by itself.
     """
+
+    fate: ClassVar[str] = "exact"
 
     dim0: int = field(default=0, metadata={"help": "one axis; negative counts from the end"})
     dim1: int = field(default=1, metadata={"help": "the axis it changes places with"})

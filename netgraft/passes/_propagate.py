@@ -7,31 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
+from netgraft.architecture.kinds import MomentRule
+from netgraft.architecture.operations import DROPS_OUT, ELEMENTWISE, PICKS, POOLS
 from netgraft.errors import TraceError
 from netgraft.models.batch_norm import batch_norms
 from netgraft.passes import _gaussian
 from netgraft.passes._gaussian import Moments, Stop
 from netgraft.passes.protocol import Network
-from netgraft.trace.details import UNARY
 from netgraft.trace.functional import operation_name
 from netgraft.trace.replay import Replay
-
-MOVES = frozenset(
-    {"view", "_unsafe_view", "reshape", "_reshape_copy", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "t"}
-    | {"expand", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "clone", "contiguous", "detach"}
-    | {"alias", "_to_copy", "roll", "flip", "upsample_nearest2d", "narrow", "movedim"}
-)
-"""Operations that move entries about; a copy to another type changes no moments."""
-SAME = frozenset({"dropout", "native_dropout", "feature_dropout", "_to_copy"})
-POOLS = frozenset(
-    {"max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d"}
-)
 
 
 @dataclass
@@ -139,18 +129,23 @@ class _Walk:
     def layer(self, node: fx.Node, given: Moments) -> Moments:
         name, shape = str(node.target), node.meta["shape"]
         module = self.module.get_submodule(name)
-        facts = self.replay.graph.by_id[self.replay.ids[node]].facts
-        kind = self.replay.graph.layers[self.replay.graph.by_id[self.replay.ids[node]].layer or ""].kind
-        if facts.get("prepared") or facts.get("others"):
+        called = self.replay.graph.by_id[self.replay.ids[node]]
+        layer = self.replay.graph.layers[called.layer or ""]
+        if called.facts.get("prepared") or called.facts.get("others"):
             raise Stop("a layer that does more than its kind")
-        if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
-            return _gaussian.through_conv(given, module.weight, module.bias, module.groups, shape)
-        if isinstance(module, nn.Linear):
-            return _gaussian.through_linear(given, module.weight, module.bias, shape)
-        if kind == "activation":
-            mean, cov = given.along(1)
-            return _gaussian.elementwise(_gaussian.spread(mean, cov, shape, 1), lambda x: module(x.float()).double())
-        raise Stop(f"no rule for a {kind}")
+        match layer.rules.moments:
+            case MomentRule.CONV if isinstance(module, _ConvNd):
+                return _gaussian.through_conv(given, module.weight, module.bias, module.groups, shape)
+            case MomentRule.LINEAR if isinstance(module, nn.Linear):
+                return _gaussian.through_linear(given, module.weight, module.bias, shape)
+            case MomentRule.ELEMENTWISE:
+                mean, cov = given.along(1)
+                moments = _gaussian.spread(mean, cov, shape, 1)
+                return _gaussian.elementwise(moments, lambda x: module(x.float()).double())
+            case MomentRule.CONV | MomentRule.LINEAR | MomentRule.UNKNOWN:  # the first two: of somebody's own class
+                raise Stop(f"no rule for a {layer.kind}")
+            case never:
+                assert_never(never)
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -168,11 +163,11 @@ class _Walk:
             return self._arithmetic(name, first, args[1], float(alpha))
         if not isinstance(first, Moments) or any(isinstance(arg, Moments) for arg in args[1:]):
             raise Stop("no rule for it")
-        if name in SAME:
+        if name in DROPS_OUT or name == "_to_copy":
             return first if name != "native_dropout" else [first, None]
-        if name in MOVES and name != "_to_copy":
+        if name in PICKS:
             return _gaussian.moved(first, rest)
-        if name in UNARY:
+        if name in ELEMENTWISE:
             return _gaussian.elementwise(first, rest)
         if name == "mean" and len(args) > 1:
             dims = [args[1]] if isinstance(args[1], int) else args[1]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,7 +57,7 @@ class Distil:
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
         """Everything that the forward pass uses, but for the head, unless that is kept, and what the user skips."""
-        spared = set() if self.head == "keep" else {layer.name for layer in target.heads()}
+        spared = () if self.head == "keep" else target.head_names
         keys: dict[str, None] = {}
         for layer in target.layers.values():
             for slot in layer.tensors.values():
@@ -98,6 +98,16 @@ class Distil:
             "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
             "head": learner.what,
         }
+
+    @staticmethod
+    def lines(report: Mapping[str, Any]) -> Iterator[str]:
+        """How often the target agrees with the source on images it has not seen."""
+        agreement = report["agreement"]
+        before, after = (100 * agreement[when] for when in ("before", "after"))
+        yield (
+            f"distil: {report['steps']} steps on {report['images']} images; agrees with the source on "
+            f"{after:.0f} % of {agreement['images']} others ({before:.0f} % before)"
+        )
 
     def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> list[float]:
         skipped = {
@@ -239,27 +249,27 @@ class _Learner:
         if not all("weight" in layer.tensors for layer in (heads[0], self.layer)):  # reparametrised
             return
         tensors = dict(self.stage.source.module.state_dict())
-        theirs = tensors[heads[0].tensors["weight"].key]
-        if theirs.dim() != weight.dim():
-            theirs = theirs.reshape(*theirs.shape[:2], *[1] * (weight.dim() - 2))
+        source_weight = tensors[heads[0].tensors["weight"].key]
+        if source_weight.dim() != weight.dim():
+            source_weight = source_weight.reshape(*source_weight.shape[:2], *[1] * (weight.dim() - 2))
         index = self._features(heads[0])
-        if index is None or theirs.dim() != weight.dim() or max(index, default=NEW) >= theirs.shape[1]:
+        if index is None or source_weight.dim() != weight.dim() or max(index, default=NEW) >= source_weight.shape[1]:
             return
         columns = torch.tensor([i for i, source in enumerate(index) if source != NEW], device=weight.device)
         sources = torch.tensor([source for source in index if source != NEW], device=weight.device)
-        weight[:, columns] = theirs[:, sources].to(weight)
+        weight[:, columns] = source_weight[:, sources].to(weight)
         bias = heads[0].tensors.get("bias")
         if bias is not None and head.bias is not None:
             head.bias.copy_(tensors[bias.key])
 
-    def _features(self, there: Layer) -> list[int] | None:
+    def _features(self, source_layer: Layer) -> list[int] | None:
         """For each feature the target's head reads, the source's behind it."""
         stage = self.stage
         pairs = [
             (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
         ]
         maps = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms).maps
-        theirs, ours = there.tensors["weight"], self.layer.tensors["weight"]
-        a, b = axes_of(maps.theirs, theirs)[1], axes_of(maps.ours, ours)[1]
+        source_weight, target_weight = source_layer.tensors["weight"], self.layer.tensors["weight"]
+        a, b = axes_of(maps.theirs, source_weight)[1], axes_of(maps.ours, target_weight)[1]
         index = maps.index(a, b)
-        return index if index is not None and len(index) == ours.shape[1] else None
+        return index if index is not None and len(index) == target_weight.shape[1] else None

@@ -51,18 +51,19 @@ class MomentPropagation:
         """
         stage.progress(f"propagating moments through {stage.target.model.name}")
         wanted = bool(batch_norms(stage.target.module))
-        theirs = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Seen()
-        worker = _Settle(stage, theirs)
+        source_seen = propagate(stage.source) if wanted and batch_norms(stage.source.module) else Seen()
+        worker = _Settle(stage, source_seen)
         before = {name: statistics(norm) for name, norm in worker.norms.items()}
-        ours = propagate(stage.target, worker) if wanted else Seen()
+        target_seen = propagate(stage.target, worker) if wanted else Seen()
         changes = [change(before[name], statistics(worker.norms[name])) for name in worker.done] or [(0.0, 0.0)]
         mean, std = (sum(each) / len(changes) for each in zip(*changes, strict=True))
-        gates = theirs.gates + ours.gates
+        gates = source_seen.gates + target_seen.gates
         return {
             "norms": len(worker.done),
             "compared": sum(worker.done.values()),
-            "left": ours.lost | worker.left,
-            "stops": [f"source: {stop}" for stop in theirs.stops] + [f"target: {stop}" for stop in ours.stops],
+            "left": target_seen.lost | worker.left,
+            "stops": [f"source: {stop}" for stop in source_seen.stops]
+            + [f"target: {stop}" for stop in target_seen.stops],
             "approximated": [f"{gates} gates, taken as independent of what they scale"] if gates else [],
             "mean_change": mean,
             "std_change": std,
@@ -72,10 +73,10 @@ class MomentPropagation:
 class _Settle:
     """Sets the statistics of one norm of the target after the other, as they are reached."""
 
-    def __init__(self, stage: Stage, theirs: Seen) -> None:
+    def __init__(self, stage: Stage, source_seen: Seen) -> None:
         self.norms: dict[str, Any] = dict(batch_norms(stage.target.module))
         self.partners: dict[str, Any] = dict(batch_norms(stage.source.module))
-        self.theirs = theirs
+        self.source_seen = source_seen
         self.origins = _origins(stage)
         self.done: dict[str, bool] = {}  # whether there was something to compare with
         self.left: dict[str, str] = {}
@@ -83,14 +84,14 @@ class _Settle:
     def __call__(self, name: str, mean: Tensor, variance: Tensor) -> None:
         norm = self.norms[name]
         partner, steps = self.origins.get(name, ("", ()))
-        if partner in self.theirs.lost:
-            self.left[name] = f"{partner} of the source: {self.theirs.lost[partner]}"
+        if partner in self.source_seen.lost:
+            self.left[name] = f"{partner} of the source: {self.source_seen.lost[partner]}"
             return
         self.done[name] = False
-        if partner in self.theirs.moments:
+        if partner in self.source_seen.moments:
             known = (self.partners[partner].running_mean, self.partners[partner].running_var)
             try:
-                read = [_read(each, steps, mean) for each in (*known, *self.theirs.moments[partner])]
+                read = [_read(each, steps, mean) for each in (*known, *self.source_seen.moments[partner])]
             except PlanError:  # made in a way that no statistic can follow
                 read = []
             if read:
@@ -126,7 +127,7 @@ def _origins(stage: Stage) -> dict[str, tuple[str, tuple[Step, ...]]]:
     }
     found = {}
     for layer in stage.target.graph.layers.values():
-        for role in ("bias", "weight", "running_mean") if layer.kind == "batch_norm" else ():
+        for role in ("bias", "weight", "running_mean") if layer.rules.has_statistics else ():
             move = moves.get(layer.tensors[role].key) if role in layer.tensors else None
             if move is not None and owners.get(move.source_key, ("", ""))[1] == role:
                 found[layer.name] = (owners[move.source_key][0], move.steps)

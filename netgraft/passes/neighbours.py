@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from netgraft.architecture.attention import Attention
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.architecture.resolution import Attention
 from netgraft.channels.coordinates import Stream, find_streams
 from netgraft.passes.protocol import Stage
 from netgraft.passes.refitting.heads import Heads, find_heads

@@ -4,20 +4,21 @@ A plan says what weights can become by themselves. A pass goes on from there wit
 layers, distils the source's answers, or re-estimates statistics. A pass is a frozen dataclass whose fields are its
 options, with
 
-- ``fate``, what becomes of the tensors it touches: "refitted", "distilled" or "recalibrated";
+- ``fate``, what becomes of the tensors it touches: "refitted", "distilled", "recalibrated" or "set"; empty where the
+  numbers come from where they did;
 - ``touches(source, target, pairing)``, the keys of the target's state_dict it may change, known before it runs;
 - ``__call__(stage)``, which changes the weights of ``stage.target`` in place and returns what it has to report, as
   JSON-able data.
 
-Passes are deterministic on a CPU: the same stage gives the same bytes.
+The smallest one is ``examples/own_pass.py``. Passes are deterministic on a CPU: the same stage gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,6 @@ from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
 from netgraft.passes.refitting.values import Prepared
 from netgraft.plan import Pairing, Plan
-
-__all__ = ["Network", "Pass", "Pictures", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ class Stage:
     pictures: Pictures
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    budget: float | None = None  # seconds a pass may take; None: as long as its defaults take
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
     prepared: Prepared = field(default_factory=Prepared)  # what passes have set, for a refit
@@ -109,6 +107,7 @@ class Stage:
         return network.normalisation.fitted(channels)(images)
 
 
+@runtime_checkable
 class Pass(Protocol):
     """See the module's text."""
 
@@ -120,3 +119,18 @@ class Pass(Protocol):
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Change the target's weights; what there is to report."""
+
+
+Row = tuple[str, ...]
+
+
+@runtime_checkable
+class ReportsLines(Protocol):
+    """A pass with words of its own for its report; of others the facts are listed."""
+
+    @staticmethod
+    def lines(report: Mapping[str, Any]) -> Iterator[str | Row]:
+        """Lines of text; rows that follow one another are set as a table, the first of them its header.
+
+        ``report`` is what the pass returned, read from a ledger that anyone may have written.
+        """

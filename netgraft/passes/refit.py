@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import LayerGraph
 from netgraft.channels.coordinates import find_streams
 from netgraft.errors import UsageError
-from netgraft.passes.protocol import Stage
+from netgraft.passes.protocol import Row, Stage
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
 from netgraft.passes.refitting.walk import MOST_ROWS, refit
@@ -49,11 +50,11 @@ class Refit:
         """Kernels that have a pair, the norms after them, and layer scales at the end of their branches."""
         endings = find_endings(target)
         keys: dict[str, None] = {}
-        for _, here in self._pairs(source, target, pairing):
-            ending = endings.get(here)
-            if ending is None or target.layers[here].kind not in ("conv2d", "linear"):
+        for _, kernel in self._pairs(source, target, pairing):
+            ending = endings.get(kernel)
+            if ending is None or not target.layers[kernel].rules.refits:
                 continue
-            names = [name for name in (here, ending.norm, ending.scale) if name is not None]
+            names = [name for name in (kernel, ending.norm, ending.scale) if name is not None]
             for name in names:
                 for slot in target.layers[name].tensors.values():
                     keys.update(dict.fromkeys(slot.keys))
@@ -95,13 +96,28 @@ class Refit:
             "left": left,
         }
 
+    @staticmethod
+    def lines(report: Mapping[str, Any]) -> Iterator[str | Row]:
+        """The spread of R^2, each layer, and what was left as it was."""
+        layers, left = report["layers"], report["left"]
+        known = [layer["r2"] for layer in layers if layer["r2"] is not None]
+        spread = f": R^2 from {min(known):.2f} to {max(known):.2f}" if known else ""
+        yield f"refit: {len(layers)} layers on {report['images']} images{spread}"
+        yield ("follows", "target layer", "R^2", "how")
+        for layer in layers:
+            r2 = "" if layer["r2"] is None else f"{layer['r2']:.2f}"
+            yield (layer["source"], layer["layer"], r2, layer["how"])
+        for why in dict.fromkeys(left.values()):
+            names = [name for name, reason in left.items() if reason == why]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield f"  {', '.join(names[:3])}{more}: {why}"
+
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
         """(source layer, target layer); what the user mapped or skipped counts first."""
         if self.pairs == "stages":
-            chosen = {here: there for there, here in follow(source, target)}
+            chosen = {name: partner for partner, name in follow(source, target)}
         else:
-            heads = {layer.name for layer in target.heads()}
-            chosen = {p.target: p.source for p in pairing.pairs if p.target not in heads}
+            chosen = {p.target: p.source for p in pairing.pairs if p.target not in target.head_names}
         chosen |= pairing.mapped
         kernels = (layer.name for layer in target.kernels())
         return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]

@@ -91,15 +91,15 @@ def _pairs(source: LayerGraph, target: LayerGraph, pairing: Pairing) -> dict[str
     """The target's convolutions that have a source, and how that goes on; none where the target has norms."""
     if has_norms(target) or not (takes_image(source) and takes_image(target)):
         return {}
-    heads = {layer.name for layer in target.heads()}
-    there, here = find_endings(source), find_endings(target)
+    source_endings, target_endings = find_endings(source), find_endings(target)
     found = {}
     for pair in pairing.pairs:
         layer = target.layers[pair.target]
-        known = pair.target in here and pair.source in there and pair.target not in heads
+        followed = pair.target in target_endings and pair.source in source_endings
+        known = followed and pair.target not in target.head_names
         plain = layer.kind == "conv2d" and layer.tensors["weight"].shape == layer.shape
         if known and plain and not target.by_id[layer.name].facts.get("prepared"):
-            found[pair.target] = there[pair.source]
+            found[pair.target] = source_endings[pair.source]
     return found
 
 

@@ -128,7 +128,7 @@ def _normed(graph: LayerGraph) -> list[tuple[Layer, Layer]]:
     for name, ending in find_endings(graph).items():
         layer = graph.layers[name]
         norm = graph.layers[ending.norm] if ending.norm is not None else None
-        if norm is None or norm.calls != 1 or not layer.kind.startswith("conv"):
+        if norm is None or norm.calls != 1 or not layer.is_conv:
             continue
         if _homogeneous(graph, ending) and name in usable:
             found.append((layer, norm))

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph
+from netgraft.errors import UsageError
 from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
 from netgraft.models.normalisation import normalisation_for, normalisation_of
 from netgraft.models.running import find_device
-from netgraft.passes.protocol import Network, Pictures, Stage
-from netgraft.plan import Pairing, Plan, PlannedPass, WantedPass
+from netgraft.passes.protocol import Network, Pass, Pictures, Stage
+from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
 
 
@@ -26,6 +27,9 @@ def plan_passes(
     found = []
     for name, options in wanted:
         each = plugins.create("passes", name, options)
+        if not isinstance(each, Pass) or each.fate not in OF_PASSES:
+            what = f"The pass {name} lacks touches(source, target, pairing), a call with a stage, or a fate."
+            raise UsageError(what, hint="See netgraft.passes.protocol and examples/own_pass.py.")
         settings = {option.name: getattr(each, option.name) for option in plugins.options(type(each))}
         found.append(PlannedPass(name, settings, each.fate, each.touches(source, target, pairing)))
     return tuple(found)

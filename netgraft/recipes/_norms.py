@@ -14,13 +14,13 @@ def with_norms(pairing: Pairing, source: LayerGraph, target: LayerGraph, left_ou
 
     With ``left_out``, the reason for it, no norm is added and those of the target get this reason.
     """
-    theirs, ours = (_followers(longest_chain(graph)) for graph in (source, target))
+    source_followers, target_followers = (_followers(longest_chain(graph)) for graph in (source, target))
     taken = {pair.target for pair in pairing.pairs}
     pairs, unpaired = [], dict(pairing.unpaired)
     for pair in pairing.pairs:
         pairs.append(pair)
-        followers = theirs.get(pair.source, ())
-        for i, name in enumerate(ours.get(pair.target, ())):
+        followers = source_followers.get(pair.source, ())
+        for i, name in enumerate(target_followers.get(pair.target, ())):
             if name in taken:
                 continue
             if left_out:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from netgraft.architecture.graph import LayerGraph, same_wiring
-from netgraft.plan import Kept, Move, Pair, Pairing, keep_rest, moves_to
+from netgraft.plan import Move, Pair, Pairing, moves_to
+from netgraft.recipes.protocol import Draft, Task
 
 
 def same_backbone(source: LayerGraph, target: LayerGraph, left_out: str = "") -> Pairing | None:
@@ -15,40 +18,41 @@ def same_backbone(source: LayerGraph, target: LayerGraph, left_out: str = "") ->
     if same is None:
         return None
     heads = {layer.name for layer in target.heads()}
-    for ours, theirs in same.items():
+    for target_name, source_name in same.items():
         shapes = [
             {role: slot.shape for role, slot in layer.tensors.items()}
-            for layer in (target.layers[ours], source.layers[theirs])
+            for layer in (target.layers[target_name], source.layers[source_name])
         ]
-        if shapes[0] != shapes[1] and ours not in heads:
+        if shapes[0] != shapes[1] and target_name not in heads:
             return None
-    norms = [ours for ours in same if left_out and target.layers[ours].is_norm]
-    pairs = (Pair(theirs, ours, "same architecture") for ours, theirs in same.items() if ours not in norms)
+    norms = [name for name in same if left_out and target.layers[name].is_norm]
+    pairs = (Pair(partner, name, "same architecture") for name, partner in same.items() if name not in norms)
     return Pairing(tuple(pairs), dict.fromkeys(norms, left_out))
 
 
-def copy_all(
-    pairing: Pairing, source: LayerGraph, target: LayerGraph, head: str
-) -> tuple[Pairing, list[Move], list[Kept]]:
+def copy_all(task: Task, head: str) -> Draft:
     """Every tensor of a pairing from ``same_backbone``; those of a head only where its size is equal."""
-    heads = {layer.name for layer in target.heads()}
-    moves: dict[str, Move] = {}
+    heads = {layer.name for layer in task.target.heads()}
+    moves: list[Move] = []
     reasons: dict[str, str] = {}
-    for pair in pairing.pairs:
-        there, here = source.layers[pair.source], target.layers[pair.target]
-        if pair.target in heads and (head == "never" or there.out_channels != here.out_channels):
-            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
-            why = "head=never" if head == "never" else sizes
-            reasons[pair.target] = f"the head keeps its own initialisation: {why}"
+    for pair in task.pairing.pairs:
+        source_layer, target_layer = task.source.layers[pair.source], task.target.layers[pair.target]
+        if pair.target in heads and head == "never":
             continue
-        for role, slot in here.tensors.items():
-            partner = there.tensors[role]
+        if pair.target in heads and source_layer.out_channels != target_layer.out_channels:
+            sizes = f"{source_layer.out_channels} outputs in the source, {target_layer.out_channels} in the target"
+            reasons[pair.target] = f"the head keeps its own initialisation: {sizes}"
+            continue
+        for role, slot in target_layer.tensors.items():
+            partner = source_layer.tensors[role]
             if partner.shape == slot.shape:
-                for move in moves_to(slot, partner.key, partner.shape, (), pair.why):
-                    moves.setdefault(move.key, move)
-    for theirs, ours in zip(source.loose.values(), target.loose.values(), strict=True):
-        if theirs.shape == ours.shape:
-            for move in moves_to(ours, theirs.key, theirs.shape, (), "same architecture"):
-                moves.setdefault(move.key, move)
-    found = list(moves.values())
-    return pairing, found, keep_rest(target, found, reasons, "follows no transferred layer on the chain")
+                moves += moves_to(slot, partner.key, partner.shape, (), pair.why)
+    moves += loose_moves(task.source, task.target, "same architecture")
+    return Draft(moves, reasons, "follows no transferred layer on the chain")
+
+
+def loose_moves(source: LayerGraph, target: LayerGraph, why: str) -> Iterator[Move]:
+    """Copies of the tensors outside any layer, for two of the same wiring: those of others do not correspond."""
+    for partner, slot in zip(source.loose.values(), target.loose.values(), strict=True):
+        if partner.shape == slot.shape:
+            yield from moves_to(slot, partner.key, partner.shape, (), why)

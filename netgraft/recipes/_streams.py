@@ -38,7 +38,7 @@ def _mixing(graph: LayerGraph, group: Group) -> set[str]:
 
 
 def stretch_step(
-    norm: str, here: Layer, slot: Slot, dim: int, size: int, *, reads: bool, seed: Mapping[str, int]
+    norm: str, target_layer: Layer, slot: Slot, dim: int, size: int, *, reads: bool, seed: Mapping[str, int]
 ) -> Step:
     """How axis ``dim`` of a tensor of ``here`` takes part in such a stream: writes it, normalises it or reads it.
 
@@ -47,7 +47,7 @@ def stretch_step(
     """
     if reads:
         return Step("stretch-columns", {"dim": dim, "size": size, **seed})
-    if here.kind == norm:
-        role = "bias" if slot is here.tensors.get("bias") else "weight"
+    if target_layer.kind == norm:
+        role = "bias" if slot is target_layer.tensors.get("bias") else "weight"
         return Step("stretch-norm", {"size": size, "role": role, "dim": dim})
     return Step("stretch-rows", {"dim": dim, "size": size, "rest": "mean" if norm == "layer_norm" else "zero"})

@@ -20,17 +20,19 @@ class Resized(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def resize(source: LayerGraph, target: LayerGraph, there: Layer, here: Layer, partner: Slot, slot: Slot) -> Resized:
+def resize(
+    source: LayerGraph, target: LayerGraph, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot
+) -> Resized:
     """What to do about the axes of a tensor that hold positions; nothing where they agree."""
-    if here.kind == "parameter":
+    if target_layer.kind == "parameter":
         return _positions(partner, slot)
-    if not here.kind.startswith("conv") or slot.shape != here.shape:
+    if not target_layer.kind.startswith("conv") or slot.shape != target_layer.shape:
         return Resized()
     steps: list[Step] = []
     dims: tuple[int, ...] = ()
     notes: list[str] = []
     if partner.shape[2:] != slot.shape[2:]:
-        patches = here.stride == here.shape[2:] and there.stride == there.shape[2:]
+        patches = target_layer.stride == target_layer.shape[2:] and source_layer.stride == source_layer.shape[2:]
         if patches:
             steps.append(Step("pi-resize", {"size": list(slot.shape[2:])}))
         elif all(size == 1 for size in slot.shape[2:]):  # one tap for all: their sum answers a constant as they did
@@ -39,14 +41,14 @@ def resize(source: LayerGraph, target: LayerGraph, there: Layer, here: Layer, pa
             steps.append(Step("centre", {"size": list(slot.shape[2:])}))
         if patches:
             notes.append(f"{slot.key}: patches of {list(partner.shape[2:])} become patches of {list(slot.shape[2:])}")
-        elif not _padding_grows(there, here):
-            sizes = f"from {list(there.shape[2:])} to {list(here.shape[2:])}"
-            notes.append(f"{here.name}: the padding does not grow with the kernel {sizes}")
+        elif not _padding_grows(source_layer, target_layer):
+            sizes = f"from {list(source_layer.shape[2:])} to {list(target_layer.shape[2:])}"
+            notes.append(f"{target_layer.name}: the padding does not grow with the kernel {sizes}")
     if (
-        here.groups == 1
+        target_layer.groups == 1
         and partner.shape[1] != slot.shape[1]
-        and _reads_input(target, here)
-        and _reads_input(source, there)
+        and _reads_input(target, target_layer)
+        and _reads_input(source, source_layer)
     ):
         steps.append(Step("in-chans", {"size": slot.shape[1]}))
         notes.append(f"{slot.key}: images of {partner.shape[1]} channels become images of {slot.shape[1]}")
@@ -84,10 +86,19 @@ def _positions(partner: Slot, slot: Slot) -> Resized:
     return Resized()
 
 
-def _padding_grows(there: Layer, here: Layer) -> bool:
+def _padding_grows(source_layer: Layer, target_layer: Layer) -> bool:
     """Whether a kernel padded with zeros reads the same pixels: its padding grows by dilation * (k_t - k_s) / 2."""
-    sides = zip(here.padding, there.padding, here.dilation, there.shape[2:], here.shape[2:], strict=True)
-    return there.dilation == here.dilation and all(2 * (new - old) == d * (b - a) for new, old, d, a, b in sides)
+    sides = zip(
+        target_layer.padding,
+        source_layer.padding,
+        target_layer.dilation,
+        source_layer.shape[2:],
+        target_layer.shape[2:],
+        strict=True,
+    )
+    return source_layer.dilation == target_layer.dilation and all(
+        2 * (new - old) == d * (b - a) for new, old, d, a, b in sides
+    )
 
 
 def _reads_input(graph: LayerGraph, layer: Layer) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from netgraft import plugins
 from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.resolution import takes_image
-from netgraft.channels.correspondence import Norms
-from netgraft.plan import Kept, Move, Pairing
+from netgraft.plan import Move
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
+from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
+from netgraft.recipes.run import run_recipe
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -28,12 +28,8 @@ COPIED = 0.9
 """Where this share of what the source has can be copied as it is, the copy is the plan."""
 
 
-Choice = tuple[str, Any, str]
-"""A recipe's name, the recipe, and why it was taken."""
-
-
 @dataclass(frozen=True)
-class Auto:
+class Auto(LayerOptions):
     """A copy where there is one, else exact growth, else ``distil``, ``refit`` or ``graft``, as the budget allows.
 
     There is a copy where nine tenths of the tensors that the source has for the target, its head apart, can be taken as
@@ -47,16 +43,7 @@ class Auto:
     generator: str = field(
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
@@ -101,14 +88,10 @@ class Auto:
         )
         return _choice(*second, why)
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """As the recipe that is chosen on a CPU."""
-        _, recipe, _ = self.choose(source, target, "cpu")
-        arguments = (source, target, norms) if getattr(recipe, "reads_weights", False) else (source, target)
-        planned: tuple[Pairing, list[Move], list[Kept]] = recipe.plan(*arguments)
-        return planned
+    def fallback(self, why: str) -> Choice:
+        """Weights alone, where the networks cannot be run for a refit or for distillation."""
+        options = {"head": self.head, "maps": self.maps, "skip": self.skip, "repair": False}
+        return _choice("graft", options, f"only weights can be used: {why}")
 
     def _copies(self, source: LayerGraph, target: LayerGraph, common: Mapping[str, object]) -> Choice | None:
         """Growth or the copy by name, whichever fills more of the target; None where neither copies enough as it is."""
@@ -119,7 +102,7 @@ class Auto:
         best: Choice | None = None
         most = 0
         for name, head in ways:
-            pairing, moves, kept = plugins.create("recipes", name, {"head": head}).plan(source, target)
+            pairing, moves, kept = run_recipe(plugins.create("recipes", name, {"head": head}), source, target)
             if head != self.head and any(move.steps for move in moves if move.key in last):
                 continue  # it would make a classifier of other classes
             filled = sum(bool(move.source_key) for move in moves)
@@ -132,8 +115,7 @@ class Auto:
         return best
 
     def _grows(self, source: LayerGraph, target: LayerGraph) -> bool:
-        grow = plugins.create("recipes", "grow", {"head": self.head})
-        pairing, moves, kept = grow.plan(source, target)
+        pairing, moves, kept = run_recipe(plugins.create("recipes", "grow", {"head": self.head}), source, target)
         heads = {slot.key for layer in target.heads() for slot in layer.tensors.values()}
         return bool(moves) and not pairing.notes and all(fate.key in heads for fate in kept)
 
@@ -141,20 +123,20 @@ class Auto:
         """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
         kind = "cuda" if device.startswith("cuda") else "cpu"
         refit, distil = (plugins.create("recipes", name, {}) for name in ("refit", "distil"))
-        theirs, ours = (multiply_adds(graph, 1) for graph in (source, target))
+        source_cost, target_cost = (multiply_adds(graph, 1) for graph in (source, target))
         layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
         size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
         images, batch = distil_images(size[1:], distil.images), distil.batch
         fitting = [
-            4 * refit_images(source, target, each.refit_images) * (theirs + ours) / SPEED[kind]
+            4 * refit_images(source, target, each.refit_images) * (source_cost + target_cost) / SPEED[kind]
             + 0.1 * len(target.kernels())
             for each in (refit, distil)
         ]
         return {
             "refit": fitting[0],
             "first": fitting[1],
-            "answer": images * theirs / SPEED[kind] + images / batch * layers[0],
-            "step": 3 * batch * ours / SPEED[kind] + 5 * layers[1],
+            "answer": images * source_cost / SPEED[kind] + images / batch * layers[0],
+            "step": 3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
         }
 
 
@@ -183,7 +165,7 @@ def _keys(layers: Iterable[Layer]) -> set[str]:
 
 
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:
-    return name, plugins.create("recipes", name, dict(options)), why
+    return Choice(name, plugins.create("recipes", name, dict(options)), why)
 
 
 def _unteachable(source: LayerGraph, target: LayerGraph) -> str:

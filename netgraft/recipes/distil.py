@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.resolution import is_transformer
-from netgraft.channels.correspondence import Norms
-from netgraft.plan import Kept, Move, Pairing, WantedPass, keep_rest
+from netgraft.plan import WantedPass
 from netgraft.recipes._scale import scaled
-from netgraft.recipes.refit import Refit, worth_refitting
+from netgraft.recipes.protocol import Draft, Task
+from netgraft.recipes.refit import GraftAndRefit, worth_refitting
 
 STEPS, LR, PATIENCE = 600, 2e-3, 4
 REFIT_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class Distil(Refit):
+class RefitAndDistil(GraftAndRefit):
     """The refit, then a few hundred steps on the source's answers to synthetic images: no data, no labels.
 
     The largest gain there is without data (OPERATORS part 4). It needs a source with a classifier, and a target with
@@ -66,14 +66,10 @@ class Distil(Refit):
             first = (("repair", {}),) if self.repair else ()
         return (*first, ("distil", options), scaled(self.gain))
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
+    def plan(self, task: Task) -> Draft:
         """As ``graft``; nothing moves where the start is scratch."""
-        pairing, moves, kept = super().plan(source, target, norms)
-        if self.start == "scratch":
-            return pairing, [], keep_rest(target, [], {}, "start=scratch")
-        return pairing, moves, kept
+        draft = super().plan(task)
+        return draft if self.start != "scratch" else Draft((), dict.fromkeys(task.target.layers, "start=scratch"))
 
 
 def steps_for(target: LayerGraph) -> int:

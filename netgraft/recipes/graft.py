@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Literal
 
@@ -11,22 +11,21 @@ from netgraft import plugins
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Norms, axes_of
+from netgraft.channels.correspondence import Correspondence, axes_of
 from netgraft.channels.groups.axes import normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.index_map import NEW
-from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
+from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
-from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
 from netgraft.recipes._same import copy_all, same_backbone
 from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import growing_streams, stretch_step
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 
 @dataclass(frozen=True)
-class Graft:
+class Graft(LayerOptions):
     """Weights only: what training needs of a source, rather than what the source computed (OPERATORS part 2).
 
     Layers are paired along the wiring. Coupled channels share one map: the source's most important channels where the
@@ -47,15 +46,6 @@ class Graft:
     scale: Literal["own", "source"] = field(
         default="own", metadata={"help": "norm of kernels before a batch norm: the target's initialisation, or as is"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
     repair: bool = field(
         default=True,
         metadata={"help": "settle a target without norms by running it once, where nothing is refitted"},
@@ -72,120 +62,123 @@ class Graft:
         return self.shrink == "importance"
 
     def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        """Which layer goes to which, norms included."""
+        """All layers one to one where the backbones are the same, else what the matcher says, with norms."""
+        if (same := self._same(source, target)) is not None:
+            return same
         options = {"reuse": self.reuse} if self.matcher == "wired" else {}
-        pairing = with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
-        return overridden(pairing, source, target, self.maps, self.skip)
+        return with_norms(plugins.create("matchers", self.matcher, options)(source, target), source, target)
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
-        if not (self.maps or self.skip) and (same := same_backbone(source, target)) is not None:
-            return copy_all(same, source, target, self.head)
-        return _Planner(self, source, target, self.pair(source, target), norms).run()
+    def plan(self, task: Task) -> Draft:
+        """Copies of one and the same backbone, else moves by which training gets the most."""
+        if self._same(task.source, task.target) is not None:
+            return copy_all(task, self.head)
+        return _Planner(self, task).run()
+
+    def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
+        return None if self.maps or self.skip else same_backbone(source, target)
 
 
 class _Planner:
-    def __init__(
-        self, options: Graft, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
-    ) -> None:
-        self.options, self.source, self.target, self.pairing = options, source, target, pairing
-        self.pairs = [(pair, source.layers[pair.source], target.layers[pair.target]) for pair in pairing.pairs]
+    def __init__(self, options: Graft, task: Task) -> None:
+        source, target = self.source, self.target = task.source, task.target
+        self.options, self.stays, norms = options, task.stays, task.norms
+        self.pairs = [(pair, source.layers[pair.source], target.layers[pair.target]) for pair in task.pairing.pairs]
         # Dense kernels that become depthwise ones say nothing about channels: what they stand for is decided around.
-        plain = [(there, here) for _, there, here in self.pairs if not _split(there, here)]
-        self.maps = Correspondence(find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True)
+        plain = [
+            (source_layer, target_layer)
+            for _, source_layer, target_layer in self.pairs
+            if not _split(source_layer, target_layer)
+        ]
+        self.channels = Correspondence(
+            find_groups(source), find_groups(target), plain, options.shrink, norms, fresh=True
+        )
         self.endings = find_endings(source), find_endings(target)
         self.places = {key: place for place, key in enumerate(target.slots)}
-        self.stretched = growing_streams(target, self.maps)
+        self.stretched = growing_streams(target, self.channels)
         self.notes: list[str] = []
-        depthwise: set[str] = {there.name for _, there, here in self.pairs if _split(there, here)}
+        depthwise: set[str] = {
+            source_layer.name for _, source_layer, target_layer in self.pairs if _split(source_layer, target_layer)
+        }
         self.halved = {
-            here.name
-            for _, there, here in self.pairs
-            if there.name in depthwise
-            and here.groups == 1
-            and not set(here.shape[2:]) - {1}
-            and set(there.shape[2:]) - {1}
+            target_layer.name
+            for _, source_layer, target_layer in self.pairs
+            if source_layer.name in depthwise
+            and target_layer.groups == 1
+            and not set(target_layer.shape[2:]) - {1}
+            and set(source_layer.shape[2:]) - {1}
         }
 
-    def run(self) -> tuple[Pairing, list[Move], list[Kept]]:
-        heads = {layer.name for layer in self.target.heads()}
-        source_heads = {layer.name for layer in self.source.heads()}
+    def run(self) -> Draft:
         moves: dict[str, Move] = {}  # a tied tensor stands in several layers: its first move decides
-        reasons: dict[str, str] = dict(self.pairing.unpaired)
-        for pair, there, here in self.pairs:
-            if here.name in heads and (
-                reason := head_stays(self.options.head, there, here, from_head=there.name in source_heads)
-            ):
-                reasons[here.name] = reason
+        reasons: dict[str, str] = {}
+        for pair, source_layer, target_layer in self.pairs:
+            if target_layer.name in self.stays:
                 continue
             refused = ""
-            for role, slot in here.tensors.items():
-                found = refused or self._move(there, here, role, slot)
+            for role, slot in target_layer.tensors.items():
+                found = refused or self._move(source_layer, target_layer, role, slot)
                 if isinstance(found, str):
                     reasons[slot.key] = found
-                    if here.is_kernel and role == "weight":
+                    if target_layer.is_kernel and role == "weight":
                         refused = f"{slot.key} keeps its initialisation"  # and a bias says nothing without its weight
                     continue
                 key, shape, steps = found
                 for move in moves_to(slot, key, shape, steps, pair.why):
                     moves.setdefault(move.key, move)
-        found_moves = list((moves | {move.key: move for move in self._open()}).values())
-        kept = keep_rest(self.target, found_moves, reasons, "no counterpart in the source")
-        return replace(self.pairing, notes=tuple(dict.fromkeys(self.notes))), found_moves, kept
+        moves |= {move.key: move for move in self._open()}
+        return Draft(moves.values(), reasons, notes=self.notes)
 
     def _move(
-        self, there: Layer, here: Layer, role: str, slot: Slot
+        self, source_layer: Layer, target_layer: Layer, role: str, slot: Slot
     ) -> tuple[str, tuple[int, ...], tuple[Step, ...]] | str:
         """(source key, its shape, steps) for one tensor, or why it is kept."""
-        folded = self._folded(there, here)
-        if role == "bias" and folded is not None and here.is_kernel:
+        folded = self._folded(source_layer, target_layer)
+        if role == "bias" and folded is not None and target_layer.is_kernel:
             norm = self.source.layers[folded]
             beta, mean, var, gamma = (norm.tensors.get(r) for r in ("bias", "running_mean", "running_var", "weight"))
             if beta is not None and mean is not None and var is not None:
-                bias = there.tensors.get("bias")
+                bias = source_layer.tensors.get("bias")
                 names = {"mean": mean.key, "variance": var.key}
                 names |= {"gamma": gamma.key} if gamma else {}
                 names |= {"bias": bias.key} if bias else {}
-                rows = self._index(there.tensors["weight"], here.tensors["weight"], 0)
+                rows = self._index(source_layer.tensors["weight"], target_layer.tensors["weight"], 0)
                 if rows is not None:
                     return beta.key, beta.shape, (Step("fold-norm", names), _overlay(rows, None))
-        partner = there.tensors.get(role)
+        partner = source_layer.tensors.get(role)
         if partner is None:
-            return f"{there.name} in the source has no {role}"
-        if here.is_kernel and _patches(there) != _patches(here):
-            return f"{there.name} in the source and it do not both read patches that do not overlap"
-        if here.is_norm and slot.buffer and self.options.scale == "own":
+            return f"{source_layer.name} in the source has no {role}"
+        if target_layer.is_kernel and _patches(source_layer) != _patches(target_layer):
+            return f"{source_layer.name} in the source and it do not both read patches that do not overlap"
+        if target_layer.is_norm and slot.buffer and self.options.scale == "own":
             return "statistics of inputs that have another scale now"
-        steps = self._steps(there, here, partner, slot)
+        steps = self._steps(source_layer, target_layer, partner, slot)
         if steps is None:
             return f"no operator makes it of {partner.key} {list(partner.shape)}"
         return partner.key, partner.shape, steps
 
-    def _steps(self, there: Layer, here: Layer, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
+    def _steps(self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
         """From the partner's tensor to the target's; None if no operator does it."""
         if len(partner.shape) != len(slot.shape):
             return None
         if not slot.shape:
             return ()
-        kernel = here.kind.startswith("conv") and slot.shape == here.shape
+        kernel = target_layer.kind.startswith("conv") and slot.shape == target_layer.shape
         steps: list[Step] = []
-        if kernel and (folded := self._folded(there, here)) is not None:
+        if kernel and (folded := self._folded(source_layer, target_layer)) is not None:
             tensors = self.source.layers[folded].tensors
             if "running_var" in tensors:
                 gamma = {"gamma": tensors["weight"].key} if "weight" in tensors else {}
                 steps.append(Step("fold-norm", {"variance": tensors["running_var"].key} | gamma))
-        if kernel and _split(there, here):
+        if kernel and _split(source_layer, target_layer):
             steps += [Step("rank-one", {"part": "spatial"}), *self._kernel_size(partner, slot)]
             return (*steps, _overlay(self._split_rows(partner, slot), None, norm="own"))
-        resized = _tables.resize(self.source, self.target, there, here, partner, slot)
-        if kernel and here.name in self.halved:
+        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
+        if kernel and target_layer.name in self.halved:
             steps.append(Step("rank-one", {"part": "channel"}))
         else:
             steps += resized.steps
         self.notes += resized.notes
-        found = {dim: self._stretch(here, partner, slot, dim) for dim in range(len(slot.shape))}
+        found = {dim: self._stretch(target_layer, partner, slot, dim) for dim in range(len(slot.shape))}
         done = {dim: step for dim, step in found.items() if step is not None}
         steps += done.values()
         rows = range(slot.shape[0]) if 0 in done else self._index(partner, slot, 0)
@@ -200,40 +193,45 @@ class _Planner:
             settled = kernel or dim in done or dim in resized.dims
             if not settled and partner.shape[dim] != slot.shape[dim]:
                 return None
-        if here.is_kernel and columns is not None and NEW not in columns and len(columns) < partner.shape[1]:
+        if target_layer.is_kernel and columns is not None and NEW not in columns and len(columns) < partner.shape[1]:
             steps.append(Step("scale", {"factor": sqrt(partner.shape[1] / len(columns))}))
-        norm = "own" if self._normed(here) and here.is_kernel and len(slot.shape) > 1 else "source"
+        norm = "own" if self._normed(target_layer) and target_layer.is_kernel and len(slot.shape) > 1 else "source"
         if norm == "own" and self.options.scale == "source":
             norm = "source"
         return (*steps, _overlay(rows, columns, norm))
 
     def _open(self) -> Iterator[Move]:
         """Norms between the depthwise and the pointwise half of a dense kernel, opened so that signs pass the ReLU."""
-        for _, there, here in self.pairs:
-            ending = self.endings[1].get(here.name)
-            if not _split(there, here) or ending is None or ending.norm is None or not ending.activated:
+        for _, source_layer, target_layer in self.pairs:
+            ending = self.endings[1].get(target_layer.name)
+            if not _split(source_layer, target_layer) or ending is None or ending.norm is None or not ending.activated:
                 continue
-            why = f"lets what {here.name} gives through the activation, as half of {there.name}"
+            why = f"lets what {target_layer.name} gives through the activation, as half of {source_layer.name}"
             for role, slot in self.target.layers[ending.norm].tensors.items():
                 if role in ("weight", "bias"):
                     yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": 1.0}),), why)
 
-    def _stretch(self, here: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
+    def _stretch(self, target_layer: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
         """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
-        theirs, ours = normal(axes_of(self.maps.theirs, partner)[dim]), normal(axes_of(self.maps.ours, slot)[dim])
-        norm = self.stretched.get(id(ours))
-        if norm is None or self.maps.runs[id(ours)][1] is not theirs:
+        source_run, target_run = (
+            normal(axes_of(self.channels.theirs, partner)[dim]),
+            normal(axes_of(self.channels.ours, slot)[dim]),
+        )
+        norm = self.stretched.get(id(target_run))
+        if norm is None or self.channels.runs[id(target_run)][1] is not source_run:
             return None
-        reads, seed = (slot.key, dim) in self.maps.ours.reads, {"seed": self.places[slot.key]}
-        return stretch_step(norm, here, slot, dim, ours.size, reads=reads, seed=seed)
+        reads, seed = (slot.key, dim) in self.channels.ours.reads, {"seed": self.places[slot.key]}
+        return stretch_step(norm, target_layer, slot, dim, target_run.size, reads=reads, seed=seed)
 
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
         return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []
 
     def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
         """The source position of each position along an axis, -1 for new ones."""
-        a, b = (axes_of(groups, each)[dim] for groups, each in ((self.maps.theirs, partner), (self.maps.ours, slot)))
-        index = self.maps.index(a, b)
+        a, b = (
+            axes_of(groups, each)[dim] for groups, each in ((self.channels.theirs, partner), (self.channels.ours, slot))
+        )
+        index = self.channels.index(a, b)
         if index is not None and len(index) == slot.shape[dim]:
             return index
         if dim > 1 or len(slot.shape) < 2:
@@ -242,28 +240,35 @@ class _Planner:
 
     def _split_rows(self, partner: Slot, slot: Slot) -> list[int]:
         """Filters stand for the source's input channels."""
-        a, b = axes_of(self.maps.theirs, partner)[1], axes_of(self.maps.ours, slot)[0]
-        index = self.maps.index(a, b)
+        a, b = axes_of(self.channels.theirs, partner)[1], axes_of(self.channels.ours, slot)[0]
+        index = self.channels.index(a, b)
         return index if index is not None and len(index) == slot.shape[0] else _first(partner.shape[1], slot.shape[0])
 
-    def _normed(self, here: Layer) -> bool:
-        ending = self.endings[1].get(here.name)
+    def _normed(self, target_layer: Layer) -> bool:
+        ending = self.endings[1].get(target_layer.name)
         return ending is not None and ending.norm is not None
 
-    def _folded(self, there: Layer, here: Layer) -> str | None:
+    def _folded(self, source_layer: Layer, target_layer: Layer) -> str | None:
         """The source's batch norm, where the target has none in this place."""
-        ending = self.endings[0].get(there.name)
-        if not here.is_kernel or ending is None or ending.norm is None or self._normed(here):
+        ending = self.endings[0].get(source_layer.name)
+        if not target_layer.is_kernel or ending is None or ending.norm is None or self._normed(target_layer):
             return None
-        if ending.late or there.transposed or _split(there, here):  # an activation between, or outputs not on axis 0
+        if (
+            ending.late or source_layer.transposed or _split(source_layer, target_layer)
+        ):  # an activation between, or outputs not on axis 0
             return None
         return ending.norm
 
 
-def _split(there: Layer, here: Layer) -> bool:
+def _split(source_layer: Layer, target_layer: Layer) -> bool:
     """Whether a dense kernel is to become a depthwise one."""
-    depthwise = here.kind.startswith("conv") and here.groups > 1 and here.shape[1:2] == (1,)
-    return depthwise and there.kind == here.kind and there.groups == 1 and len(there.shape) > 2
+    depthwise = target_layer.kind.startswith("conv") and target_layer.groups > 1 and target_layer.shape[1:2] == (1,)
+    return (
+        depthwise
+        and source_layer.kind == target_layer.kind
+        and source_layer.groups == 1
+        and len(source_layer.shape) > 2
+    )
 
 
 def _patches(layer: Layer) -> bool:

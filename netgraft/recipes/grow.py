@@ -11,25 +11,25 @@ from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
 from netgraft.architecture.spine import query_rows
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Norms, Shrink, axes_of, outermost
+from netgraft.channels.correspondence import Correspondence, Shrink, axes_of, outermost
 from netgraft.channels.groups.axes import Axis, Var, normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.stretch import stretch
 from netgraft.errors import CheckFailed
-from netgraft.plan import Kept, Move, Pairing, Step, WantedPass, keep_rest, moves_to
+from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
-from netgraft.recipes._heads import head_stays
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
+from netgraft.recipes._same import loose_moves
 from netgraft.recipes._scale import scaled
 from netgraft.recipes._streams import stretch_step
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 BATCH_NORM_EPS = 1e-5
 """PyTorch's default. No state_dict holds eps; with another one an inserted norm is off by half the difference."""
 
 
 @dataclass(frozen=True)
-class Grow:
+class Grow(LayerOptions):
     """Function-preserving growth in width, depth, kernel size and heads (Net2Net, LEMON; OPERATORS D1-D7).
 
     Channels that an addition, a depthwise convolution or a concatenation couples share one index map: the source's
@@ -49,17 +49,8 @@ class Grow:
             "help": "where the target is narrower: channels spread out, the first, those of large weights, or means"
         },
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
     labels: tuple[int, ...] | None = field(
         default=None, metadata={"help": "source class of each target class, -1 for a new one: moves the head"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
     )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
     gain: float | None = field(
@@ -76,25 +67,32 @@ class Grow:
         """Whether ``plan`` wants the ``norms`` of the source's weights."""
         return self.shrink == "importance"
 
-    def plan(
-        self, source: LayerGraph, target: LayerGraph, norms: Norms | None = None
-    ) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys, one fate for every key of ``target``; ``Pairing.notes`` says what is lossy.
-
-        Raises CheckFailed if anything is, and ``exact`` was asked for; UsageError for labels that do not fit.
-        """
-        pairing = plugins.create("matchers", self.matcher, {})(source, target)
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """What the matcher says; chain by chain where the target does not contain the source."""
+        pairing: Pairing = plugins.create("matchers", self.matcher, {})(source, target)
         if self.matcher == "contained" and _found(pairing, source) < 0.5:
             chain: Pairing = plugins.create("matchers", "longest-chain", {})(source, target)
             note = "the target does not contain the source: layers are paired along the longest chains"
             pairing = replace(with_norms(chain, source, target), notes=(note,))
-        pairing = overridden(pairing, source, target, self.maps, self.skip)
-        planner = _Planner(self, source, target, pairing, norms)
-        moves, kept = planner.run()
-        notes = tuple(dict.fromkeys((*pairing.notes, *planner.notes)))
+        return pairing
+
+    def plan(self, task: Task) -> Draft:
+        """Moves, and as notes what is lossy about them.
+
+        Raises CheckFailed if anything is, and ``exact`` was asked for; UsageError for labels that do not fit.
+        """
+        planner = _Planner(self, task)
+        draft = planner.run()
+        notes = tuple(dict.fromkeys((*task.pairing.notes, *planner.notes)))
         if self.exact and notes:
             raise CheckFailed("The target cannot compute exactly what the source does.", where="\n".join(notes))
-        return replace(pairing, notes=notes), moves, kept
+        return draft._replace(notes=notes)
+
+    def head_stays(self, source: Layer, target: Layer, *, from_head: bool) -> str:
+        """As elsewhere, but that a map of labels moves the head."""
+        if self.labels is not None and from_head:
+            return ""
+        return super().head_stays(source, target, from_head=from_head)
 
 
 def _found(pairing: Pairing, source: LayerGraph) -> float:
@@ -104,50 +102,51 @@ def _found(pairing: Pairing, source: LayerGraph) -> float:
 
 
 class _Planner:
-    def __init__(
-        self, options: Grow, source: LayerGraph, target: LayerGraph, pairing: Pairing, norms: Norms | None
-    ) -> None:
+    def __init__(self, options: Grow, task: Task) -> None:
         self.options = options
-        self.source, self.target, self.pairing = source, target, pairing
+        source, target, pairing = self.source, self.target, self.pairing = task.source, task.target, task.pairing
+        self.stays = task.stays
         self.notes: list[str] = []
         self.inserted = set(pairing.inserted)
         self.pairs = [(p, source.layers[p.source], target.layers[p.target]) for p in pairing.pairs]
         # What runs through an inserted block takes the maps of its surroundings, so the others come first.
         ordered = sorted(self.pairs, key=lambda pair: pair[2].name in self.inserted)
-        self.maps = Correspondence(
+        self.channels = Correspondence(
             find_groups(source),
             find_groups(target),
-            [(there, here) for _, there, here in ordered],
+            [(source_layer, target_layer) for _, source_layer, target_layer in ordered],
             options.shrink,
-            norms,
+            task.norms,
         )
         self.places = {key: place for place, key in enumerate(target.slots)}
         owners = {slot.key: layer.name for layer in target.layers.values() for slot in layer.tensors.values()}
         self.inner = {  # runs of channels that belong to inserted blocks alone
-            id(self.maps.ours.variables[group.name])
-            for group in self.maps.ours.groups
+            id(self.channels.ours.variables[group.name])
+            for group in self.channels.ours.groups
             if all(owners[key] in self.inserted for key, _ in group.members)
         }
         self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
         self.queries: dict[str, Step] = {}  # layers whose query rows need another scale
 
-    def run(self) -> tuple[list[Move], list[Kept]]:
-        paired = {here.name for _, _, here in self.pairs}
+    def run(self) -> Draft:
+        paired = {target_layer.name for _, _, target_layer in self.pairs}
         cancelled = {name for name in self.pairing.zeroed if name in paired and self._mirror(name)}
         self._check_mixing()
         heads = {layer.name for layer in self.target.heads()}
-        source_heads = {layer.name for layer in self.source.heads()}
         moves: list[Move] = []
-        reasons: dict[str, str] = dict(self.pairing.unpaired)
-        for pair, there, here in self.pairs:
-            if here.name in heads and (reason := self._head_stays(there, here, there.name in source_heads)):
-                reasons[here.name] = reason
+        reasons: dict[str, str] = {}
+        for pair, source_layer, target_layer in self.pairs:
+            if target_layer.name in self.stays:
                 continue
-            for role, slot in here.tensors.items():
-                partner = there.tensors.get(role)
-                steps = None if partner is None else self._steps(there, here, partner, slot, here.name in heads)
+            for role, slot in target_layer.tensors.items():
+                partner = source_layer.tensors.get(role)
+                steps = (
+                    None
+                    if partner is None
+                    else self._steps(source_layer, target_layer, partner, slot, target_layer.name in heads)
+                )
                 if partner is None or steps is None:
-                    missing = f"{there.name} in the source has no {role}"
+                    missing = f"{source_layer.name} in the source has no {role}"
                     misfit = "" if partner is None else f"no operator makes it of {partner.key} {list(partner.shape)}"
                     reasons[slot.key] = misfit or missing
                     self._note(f"{slot.key} keeps its own initialisation: {reasons[slot.key]}")
@@ -158,25 +157,25 @@ class _Planner:
             zeroed += self._zero(name, why, ("bias",) if name in cancelled else ("weight", "bias", "value"))
         for name in self.pairing.diracs:
             zeroed += self._pass_through(name)
-        zeroed += self._loose()
+        if same_wiring(self.target, self.source) is not None:
+            zeroed += loose_moves(self.source, self.target, "same place outside any layer")
         # A tied tensor stands in several layers: its first move decides.
         fates = {move.key: move for move in (*moves[::-1], *zeroed)}
-        moves = list(fates.values())
-        return moves, keep_rest(self.target, moves, reasons, "no counterpart in the source")
+        return Draft(fates.values(), reasons)
 
     # -- what copies cannot do -----------------------------------------------------------------------------------
 
     def _check_mixing(self) -> None:
         """Note the runs whose copies change what an operation without weights computes, and rescale queries."""
-        for group in self.maps.ours.groups:
-            run = self.maps.ours.variables[group.name]
-            before = self.maps.source_size(run)
+        for group in self.channels.ours.groups:
+            run = self.channels.ours.variables[group.name]
+            before = self.channels.source_size(run)
             if before is None or run.size == before or id(run) in self.inner:
                 continue
             if run.size < before:
                 self._note(f"{group.name}: {run.size} channels cannot hold the source's {before}")
                 continue
-            if run.size % before and (norm := stretch(self.target, self.maps.ours, run)) is not None:
+            if run.size % before and (norm := stretch(self.target, self.channels.ours, run)) is not None:
                 self.stretched[id(run)] = norm
                 eps = "eps is not in a state_dict: the target keeps its own, an error of about eps over the variance"
                 self._note(f"{group.name}: {before} channels grow to {run.size} under {norm}, whose {eps}")
@@ -212,58 +211,67 @@ class _Planner:
         slot = layer.tensors.get("weight")
         if slot is None or not layer.is_kernel or layer.groups > 1 or layer.kind.startswith("conv_transpose"):
             return False
-        run = outermost(axes_of(self.maps.ours, slot)[1])
-        if not isinstance(run, Var) or run.size % 2 or id(run) not in self.inner or self.maps.source_size(run) is None:
+        run = outermost(axes_of(self.channels.ours, slot)[1])
+        if (
+            not isinstance(run, Var)
+            or run.size % 2
+            or id(run) not in self.inner
+            or self.channels.source_size(run) is None
+        ):
             return False
-        self.maps.mirrored.add(id(run))
+        self.channels.mirrored.add(id(run))
         return True
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _steps(self, there: Layer, here: Layer, partner: Slot, slot: Slot, is_head: bool) -> tuple[Step, ...] | None:
+    def _steps(
+        self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot, is_head: bool
+    ) -> tuple[Step, ...] | None:
         """From the partner's tensor to the target's; None if no operator does it."""
         if len(partner.shape) != len(slot.shape):
             return None
-        theirs, ours = axes_of(self.maps.theirs, partner), axes_of(self.maps.ours, slot)
-        kernel = here.kind.startswith("conv") and slot.shape == here.shape
-        resized = _tables.resize(self.source, self.target, there, here, partner, slot)
+        source_axes, target_axes = axes_of(self.channels.theirs, partner), axes_of(self.channels.ours, slot)
+        kernel = target_layer.kind.startswith("conv") and slot.shape == target_layer.shape
+        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
         steps = list(resized.steps)
         self.notes += resized.notes
-        for dim, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+        for dim, (a, b) in enumerate(zip(source_axes, target_axes, strict=True)):
             if dim in resized.dims or (kernel and dim >= 2):
                 continue
             if dim == 0 and is_head and self.options.labels is not None:
                 steps.append(_tables.labels(self.options.labels, partner, slot))
                 continue
-            index = self.maps.index(a, b)
+            index = self.channels.index(a, b)
             if index is None:
                 if a.size == b.size:
                     continue  # positions with a meaning of their own, as many as in the source
-                if a.size < 2 or not (here.is_kernel or here.is_norm) or dim > 1:
+                if a.size < 2 or not (target_layer.is_kernel or target_layer.is_norm) or dim > 1:
                     return None
                 index = index_map.indices(index_map.cyclic(a.size, b.size))
-                if here.name not in self.inserted:
+                if target_layer.name not in self.inserted:
                     self._note(f"{slot.key}: axis {dim} is built in another way than {partner.key}'s")
             elif index == list(range(a.size)):
                 continue
-            steps += self._along(here, slot, dim, index, a, b)
-        if here.name in self.queries and slot.shape[:1] == here.shape[:1]:
-            steps.append(self.queries[here.name])
+            steps += self._along(target_layer, slot, dim, index, a, b)
+        if target_layer.name in self.queries and slot.shape[:1] == target_layer.shape[:1]:
+            steps.append(self.queries[target_layer.name])
         return tuple(steps)
 
-    def _along(self, here: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis) -> Iterator[Step]:
+    def _along(
+        self, target_layer: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis
+    ) -> Iterator[Step]:
         """Resize one channel axis: copied where the tensor produces the channels, shared where it reads them."""
-        reads = (slot.key, dim) in self.maps.ours.reads
-        clusters = self.maps.clusters(a, b) if self.options.shrink == "fold" and len(index) < a.size else None
+        reads = (slot.key, dim) in self.channels.ours.reads
+        clusters = self.channels.clusters(a, b) if self.options.shrink == "fold" and len(index) < a.size else None
         runs = [list(run) for run in index_map.runs(index if clusters is None else clusters)]
         if id(normal(b)) in self.stretched:
             norm = self.stretched[id(normal(b))]
-            yield stretch_step(norm, here, slot, dim, len(index), reads=reads, seed=self._seed(slot))
+            yield stretch_step(norm, target_layer, slot, dim, len(index), reads=reads, seed=self._seed(slot))
         elif clusters is not None:
             yield Step("fold", {"dim": dim, "index": runs, "reduce": "sum" if reads else "mean"})
         elif not reads:
             yield Step("gather", {"dim": dim, "index": runs})
-        elif id(outermost(b)) in self.maps.mirrored:
+        elif id(outermost(b)) in self.channels.mirrored:
             half = len(index) // 2
             yield Step("gather", {"dim": dim, "index": runs})
             yield Step("scale-part", {"dim": dim, "start": half, "count": half, "factor": -1.0})
@@ -300,18 +308,6 @@ class _Planner:
             else:
                 continue
             yield from moves_to(slot, "", slot.shape, (step,), why)
-
-    def _loose(self) -> Iterator[Move]:
-        """Tensors outside any layer, where the architectures are the same: between others they do not correspond."""
-        if same_wiring(self.target, self.source) is not None:
-            for theirs, ours in zip(self.source.loose.values(), self.target.loose.values(), strict=True):
-                if theirs.shape == ours.shape:
-                    yield from moves_to(ours, theirs.key, theirs.shape, (), "same place outside any layer")
-
-    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.options.labels is not None and from_head:
-            return ""
-        return head_stays(self.options.head, there, here, from_head=from_head)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

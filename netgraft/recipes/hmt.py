@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
-from netgraft.plan import Kept, Move, Pairing, Step, keep_rest, moves_to
+from netgraft.architecture.graph import Layer, LayerGraph, Shape
+from netgraft.matchers.protocol import Ablation
+from netgraft.plan import Move, Pairing, Step, moves_to
 from netgraft.recipes._norms import with_norms
-from netgraft.recipes._overrides import overridden
-from netgraft.recipes._same import same_backbone
+from netgraft.recipes._same import loose_moves, same_backbone
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 NORMS_LEFT_OUT = "norms are left out (norms=none)"
 
 
 @dataclass(frozen=True)
-class Hmt:
+class Hmt(LayerOptions):
     """The paper's HMT: longest chain to longest chain, kernels interpolated, channels stacked cyclically.
 
     Source: HMT 2.3. Layers off the chain keep the target's own initialisation (the paper discards them).
@@ -34,95 +35,77 @@ class Hmt:
     norms: Literal["all", "affine", "none"] = field(
         default="all", metadata={"help": "norms that follow a transferred layer: with statistics, affine only, or kept"}
     )
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "when the classifier's weights move"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever the matcher says"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
 
-    def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """All layers one to one where the backbones are the same, else what the matcher says, with norms."""
+        if (same := self._same(source, target)) is not None:
+            return same
         matcher = plugins.create("matchers", self.matcher, {})
-        pairing = (
-            None
-            if getattr(matcher, "ablation", False)
-            else same_backbone(source, target, NORMS_LEFT_OUT if self.norms == "none" else "")
-        )
-        reasons: dict[str, str] = {}
-        loose: list[tuple[Slot, Slot]] = []
-        if pairing is not None:
-            loose = list(zip(source.loose.values(), target.loose.values(), strict=True))
-        else:
-            pairing = with_norms(
-                matcher(source, target), source, target, NORMS_LEFT_OUT if self.norms == "none" else ""
-            )
-            pairing = overridden(pairing, source, target, self.maps, self.skip)
-        heads = {layer.name for layer in target.heads()}
-        source_heads = {layer.name for layer in source.heads()}
+        return with_norms(matcher(source, target), source, target, self._left_out)
+
+    def plan(self, task: Task) -> Draft:
+        """Moves of every pair, and why the tensors that no operator fits are kept."""
         moves: list[Move] = []
+        reasons: dict[str, str] = {}
         decided: set[str] = set()  # a tensor that two layers share moves with the first of them
-        for pair in pairing.pairs:
-            there, here = source.layers[pair.source], target.layers[pair.target]
-            if pair.target in heads and (reason := self._head_stays(there, here, pair.source in source_heads)):
-                reasons[pair.target] = reason
-                continue
-            for role, slot in here.tensors.items():
+        for pair in task.pairing.pairs:
+            source_layer, target_layer = task.source.layers[pair.source], task.target.layers[pair.target]
+            for role, slot in target_layer.tensors.items() if pair.target not in task.stays else ():
                 if slot.key in decided:
                     continue
-                steps = self._steps(there, here, role)
+                steps = self._steps(source_layer, target_layer, role)
                 if isinstance(steps, str):
                     reasons[slot.key] = steps
                 else:
                     decided.add(slot.key)
-                    moves += moves_to(slot, there.tensors[role].key, there.tensors[role].shape, steps, pair.why)
-        for theirs, ours in loose:
-            if theirs.shape == ours.shape:
-                moves += moves_to(ours, theirs.key, theirs.shape, (), "same architecture")
-        reasons |= {name: reason for name, reason in pairing.unpaired.items() if name in target.layers}
-        return pairing, moves, keep_rest(target, moves, reasons, "follows no transferred layer on the chain")
+                    partner = source_layer.tensors[role]
+                    moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
+        if self._same(task.source, task.target) is not None:
+            moves += loose_moves(task.source, task.target, "same architecture")
+        return Draft(moves, reasons, "follows no transferred layer on the chain")
 
-    def _head_stays(self, there: Layer, here: Layer, from_head: bool) -> str:
-        if self.head == "always":
-            return ""
-        if self.head == "never":
-            return "the head keeps its own initialisation (head=never)"
-        if not from_head:
-            return f"the head keeps its own initialisation: its partner {there.name} is not the source's head"
-        if there.out_channels != here.out_channels:
-            sizes = f"{there.out_channels} outputs in the source, {here.out_channels} in the target"
-            return f"the head keeps its own initialisation: {sizes} (--head moves it anyway)"
-        return ""
+    @property
+    def _left_out(self) -> str:
+        return NORMS_LEFT_OUT if self.norms == "none" else ""
 
-    def _steps(self, there: Layer, here: Layer, role: str) -> tuple[Step, ...] | str:
+    def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
+        """The pairs of one and the same backbone; None for others, and where the chain's order is what is tried out."""
+        matcher = plugins.create("matchers", self.matcher, {})
+        if isinstance(matcher, Ablation) and matcher.ablation:
+            return None
+        return same_backbone(source, target, self._left_out)
+
+    def _steps(self, source_layer: Layer, target_layer: Layer, role: str) -> tuple[Step, ...] | str:
         """How the tensor in this role is made from its partner, or why it is kept."""
-        slot, partner = here.tensors[role], there.tensors.get(role)
+        slot, partner = target_layer.tensors[role], source_layer.tensors.get(role)
         if partner is None:
-            return f"{there.name} in the source has no {role}"
-        if here.is_norm and self.norms == "affine" and slot.buffer:
+            return f"{source_layer.name} in the source has no {role}"
+        if target_layer.is_norm and self.norms == "affine" and slot.buffer:
             return "only the affine part of norms is carried along (norms=affine)"
-        steps = resize_steps(partner.shape, slot.shape, there, here)
+        steps = resize_steps(partner.shape, slot.shape, source_layer, target_layer)
         return (
             f"{partner.key} of shape {list(partner.shape)} cannot become {list(slot.shape)}" if steps is None else steps
         )
 
 
-def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tuple[Step, ...] | None:
+def resize_steps(source: Shape, target: Shape, source_layer: Layer, target_layer: Layer) -> tuple[Step, ...] | None:
     """HMT 2.3.2 for one tensor: interpolate the kernel axes (2 and on), then stack the channel axes (0 and 1).
 
     None where the ranks differ, or where a tensor without kernel axes has more than two axes.
     """
-    folded = there.flattened and here.flattened and len(target) == 2 and there.flattened != here.flattened
+    folded = (
+        source_layer.flattened
+        and target_layer.flattened
+        and len(target) == 2
+        and source_layer.flattened != target_layer.flattened
+    )
     if source == target and not folded:
         return ()
     if len(source) != len(target) or not source:
         return None
-    if here.kind == "linear" and len(target) == 2 and (there.flattened or here.flattened):
-        return _flattened_steps(source, target, there.flattened, here.flattened)
-    if len(target) > 2 and not here.kind.startswith("conv"):
+    if target_layer.kind == "linear" and len(target) == 2 and (source_layer.flattened or target_layer.flattened):
+        return _flattened_steps(source, target, source_layer.flattened, target_layer.flattened)
+    if len(target) > 2 and not target_layer.kind.startswith("conv"):
         return None
     steps = []
     if source[2:] != target[2:]:
@@ -133,16 +116,20 @@ def resize_steps(source: Shape, target: Shape, there: Layer, here: Layer) -> tup
     return tuple(steps)
 
 
-def _flattened_steps(source: Shape, target: Shape, there: Shape, here: Shape) -> tuple[Step, ...]:
+def _flattened_steps(source: Shape, target: Shape, source_layer: Shape, target_layer: Shape) -> tuple[Step, ...]:
     """A linear layer on C * H * W features is a kernel of size H x W on C channels."""
-    spatial = max(len(there), len(here)) - 1
-    there, here = ((folded or (shape[1],)) for folded, shape in ((there, source), (here, target)))
-    there, here = ((*folded, *(1,) * (spatial + 1 - len(folded))) for folded in (there, here))
-    steps = [Step("unflatten", {"dim": 1, "shape": list(there)})]
-    if there[1:] != here[1:]:
-        steps.append(Step("bilinear", {"size": list(here[1:])}))
+    spatial = max(len(source_layer), len(target_layer)) - 1
+    source_layer, target_layer = (
+        (folded or (shape[1],)) for folded, shape in ((source_layer, source), (target_layer, target))
+    )
+    source_layer, target_layer = (
+        (*folded, *(1,) * (spatial + 1 - len(folded))) for folded in (source_layer, target_layer)
+    )
+    steps = [Step("unflatten", {"dim": 1, "shape": list(source_layer)})]
+    if source_layer[1:] != target_layer[1:]:
+        steps.append(Step("bilinear", {"size": list(target_layer[1:])}))
     if source[0] != target[0]:
         steps.append(Step("cyclic", {"dim": 0, "size": target[0]}))
-    if there[0] != here[0]:
-        steps.append(Step("cyclic", {"dim": 1, "size": here[0]}))
+    if source_layer[0] != target_layer[0]:
+        steps.append(Step("cyclic", {"dim": 1, "size": target_layer[0]}))
     return (*steps, Step("flatten", {"dim": 1, "ndim": spatial + 1}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.resolution import is_transformer
 from netgraft.channels.coordinates import find_streams
 from netgraft.plan import WantedPass
 from netgraft.recipes._scale import scaled
@@ -14,7 +14,7 @@ from netgraft.recipes.graft import Graft
 
 
 @dataclass(frozen=True)
-class Refit(Graft):
+class GraftAndRefit(Graft):
     """The weights of ``graft``, then a closed-form refit of each layer on synthetic images: no data, no labels.
 
     Each target layer is regressed, in execution order, onto what its source layer makes of the same images (OPERATORS

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
 
-from netgraft.architecture.graph import LayerGraph
-from netgraft.plan import Kept, Move, Pair, Pairing, keep_rest, moves_to
-from netgraft.recipes._overrides import overridden
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.plan import Move, Pair, Pairing, moves_to
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 WHY = "equal name and shape"
 NOTE = "tensors were copied by name and shape: that the target computes the same with them was not looked at"
 
 
 @dataclass(frozen=True)
-class SameNames:
+class SameNames(LayerOptions):
     """Tensors of equal name and shape, bit for bit; all others keep the target's own initialisation.
 
     Where one network stands inside the other, as an encoder in a U-Net, names are compared without the path to it:
     ``encoder.conv1.weight`` is ``conv1.weight``. Of all such paths the one under which most tensors agree is taken.
     """
 
-    head: Literal["same-size", "always", "never"] = field(
-        default="same-size", metadata={"help": "never: the classifier keeps its own initialisation, whatever its size"}
-    )
-    maps: tuple[str, ...] = field(
-        default=(), metadata={"help": "SOURCE=TARGET layers to pair, whatever their names; equal shapes are copied"}
-    )
-    skip: tuple[str, ...] = field(
-        default=(), metadata={"help": "globs of target layers that keep their initialisation"}
-    )
-
-    def plan(self, source: LayerGraph, target: LayerGraph) -> tuple[Pairing, list[Move], list[Kept]]:
-        """Pairs, moves and kept keys; every key of ``target`` gets exactly one fate."""
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """Layers that have a tensor of equal name and shape."""
         names = equal_names(source, target)
         owners = {key: name for name, layer in source.layers.items() for s in layer.tensors.values() for key in s.keys}
         found = {
@@ -42,22 +31,26 @@ class SameNames:
             for slot in layer.tensors.values()
             if names.get(slot.key) in owners
         }
-        pairing = overridden(Pairing(tuple(found.values())), source, target, self.maps, self.skip)
-        stays = {layer.name for layer in target.heads()} if self.head == "never" else set()
-        reasons = dict(pairing.unpaired) | dict.fromkeys(stays, "the head keeps its own initialisation (head=never)")
-        moves: dict[str, Move] = {}
-        for pair in pairing.pairs:
-            for role, slot in target.layers[pair.target].tensors.items() if pair.target not in stays else ():
-                partner = source.layers[pair.source].tensors.get(role)
+        return Pairing(tuple(found.values()))
+
+    def plan(self, task: Task) -> Draft:
+        """Copies of what fits in each pair, and of tensors outside any layer by name."""
+        moves: list[Move] = []
+        for pair in task.pairing.pairs:
+            for role, slot in task.target.layers[pair.target].tensors.items() if pair.target not in task.stays else ():
+                partner = task.source.layers[pair.source].tensors.get(role)
                 if partner is not None and partner.shape == slot.shape:
-                    for move in moves_to(slot, partner.key, partner.shape, (), pair.why):
-                        moves.setdefault(move.key, move)
-        for slot in target.loose.values():
+                    moves += moves_to(slot, partner.key, partner.shape, (), pair.why)
+        names = equal_names(task.source, task.target)
+        for slot in task.target.loose.values():
             if slot.key in names:
-                partner = source.slots[names[slot.key]]
-                moves |= {move.key: move for move in moves_to(slot, partner.key, partner.shape, (), WHY)}
-        kept = keep_rest(target, moves.values(), reasons, "no tensor of equal name and shape in the source")
-        return replace(pairing, notes=(NOTE,)), list(moves.values()), kept
+                partner = task.source.slots[names[slot.key]]
+                moves += moves_to(slot, partner.key, partner.shape, (), WHY)
+        return Draft(moves, {}, "no tensor of equal name and shape in the source", (NOTE,))
+
+    def head_stays(self, source: Layer, target: Layer, *, from_head: bool) -> str:
+        """Only where it is to stay in any case: equal names and shapes say enough."""
+        return super().head_stays(source, target, from_head=from_head) if self.head == "never" else ""
 
 
 def equal_names(source: LayerGraph, target: LayerGraph) -> Mapping[str, str]:
@@ -69,7 +62,7 @@ def equal_names(source: LayerGraph, target: LayerGraph) -> Mapping[str, str]:
             continue  # a part of the source, not the network
         for outer in _paths(shapes[1]):
             names = {outer + key.removeprefix(inner): key for key in shapes[0] if key.startswith(inner)}
-            found = {ours: theirs for ours, theirs in names.items() if shapes[1].get(ours) == shapes[0][theirs]}
+            found = {key: partner for key, partner in names.items() if shapes[1].get(key) == shapes[0][partner]}
             if len(found) > len(best):
                 best = found
     return best

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netgraft.errors import CorruptFile
+from netgraft import plugins
+from netgraft.architecture.graph import Shape
+from netgraft.errors import CorruptFile, UsageError
+from netgraft.operators.protocol import InWords, LaysOutAnew
 from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, Move, Plan, Step, numel
 from netgraft.report.text import percent, safe, shape_text, some, table
 
@@ -112,9 +116,10 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
 
 def _options(plan: Plan) -> str:
     """The options that say something: switched off and absent ones do not."""
-    return "".join(
-        f", {name} {value}" for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])
-    )
+    told = {name: value for name, value in sorted(plan.options.items()) if value not in (None, False, (), [])}
+    if "maps" in told:  # pairs; older ledgers hold them as text
+        told["maps"] = ["=".join(pair) if isinstance(pair, (list, tuple)) else pair for pair in told["maps"]]
+    return "".join(f", {name} {value}" for name, value in told.items())
 
 
 def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
@@ -130,44 +135,36 @@ def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
 
 
 def _how(move: Move) -> str:
-    return (
-        ", ".join(_step(step, move) for step in move.steps if step.operator not in ("flatten", "unflatten")) or "copied"
-    )
+    words, before = [], move.source_shape
+    for step in move.steps:
+        operator = _operator(step)
+        if isinstance(operator, LaysOutAnew):
+            before = operator.laid_out(before)
+        elif isinstance(operator, InWords):
+            words.append(operator.in_words(before, move.shape))
+        else:
+            words.append(_in_words(step, before, move.shape))
+    return ", ".join(words) or "copied"
 
 
-def _step(step: Step, move: Move) -> str:
-    """A step in a few words; sizes are those of the whole tensor, before and after."""
-    options = dict(step.options)
-    if step.operator == "overlay":
-        return _overlaid(options)
-    if step.operator == "fold-norm":
-        return "norm folded in"
-    unflattened = [s.options["shape"] for s in move.steps if s.operator == "unflatten"]
-    folded = unflattened[0] if unflattened else move.source_shape[1:]  # channels and kernel of the input side
-    if step.operator in ("bilinear", "bicubic", "centre", "pi-resize") and "size" in options:
-        return f"{step.operator} {shape_text(tuple(folded[1:]))} to {shape_text(tuple(options['size']))}"
-    if isinstance(options.get("dim"), int):
-        dim = options["dim"]
-        axis = {0: "out", 1: "in"}.get(dim, f"axis {dim}") if len(move.shape) != 1 else ""
-        before = folded[0] if dim == 1 else move.source_shape[dim]
-        after = options.get("size") if isinstance(options.get("size"), int) else move.shape[dim]
-        words = [step.operator, axis, "" if before == after else f"{before} to {after}"]
-        return " ".join(filter(None, words))
-    return " ".join([step.operator, *(f"{k}={v}" for k, v in options.items())])
+def _operator(step: Step) -> object:
+    """The operator of a step; None if it cannot be had without running a file that has not run."""
+    if plugins.known("operators", step.operator) is None:
+        return None
+    try:
+        return plugins.create("operators", step.operator, step.options)
+    except UsageError:
+        return None
 
 
-def _overlaid(options: Mapping[str, Any]) -> str:
-    """How many channels have a source: "32 of 40 out, 16 of 24 in"."""
-    words = []
-    for side, runs in (("out", options["rows"]), ("in", options.get("columns"))):
-        if runs:
-            total, new = sum(count for _, count in runs), sum(count for start, count in runs if start < 0)
-            words.append(f"{total - new} of {total} {side}" if new else f"{total} {side}")
-    return ", ".join(words) + (", scale of the initialisation" if options.get("norm") == "own" else "")
-
-
-def _origin(move: Move) -> str:
-    return f"{move.source_key} {shape_text(move.source_shape)}" if move.source_key else "its own initial values"
+def _in_words(step: Step, before: Shape, after: Shape) -> str:
+    """A step by its name and its sizes, which are those of the whole tensor, before and after."""
+    dim, size = step.options.get("dim"), step.options.get("size")
+    if not isinstance(dim, int):
+        return " ".join([step.operator, *(f"{name}={value}" for name, value in step.options.items())])
+    axis = {0: "out", 1: "in"}.get(dim, f"axis {dim}") if len(after) != 1 else ""
+    goal = size if isinstance(size, int) else after[dim]
+    return " ".join(filter(None, [step.operator, axis, "" if before[dim] == goal else f"{before[dim]} to {goal}"]))
 
 
 def _arrow(move: Move) -> str:
@@ -191,28 +188,26 @@ def _passes(plan: Plan) -> Iterator[str]:
 
 def pass_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
     """What the passes of a written checkpoint reported; nothing for a file without any."""
-    for report in provenance.get("passes", ()):
-        name = report["name"]
-        if name == "refit":
-            known = [layer["r2"] for layer in report["layers"] if layer["r2"] is not None]
-            spread = f": R^2 from {min(known):.2f} to {max(known):.2f}" if known else ""
-            yield f"refit: {len(report['layers'])} layers on {report['images']} images{spread}"
-            rows = [
-                (layer["source"], layer["layer"], "" if layer["r2"] is None else f"{layer['r2']:.2f}", layer["how"])
-                for layer in report["layers"]
-            ]
-            yield from table(("follows", "target layer", "R^2", "how"), rows, indent="  ")
-            for why in dict.fromkeys(report["left"].values()):
-                yield safe(f"  {some([name for name, w in report['left'].items() if w == why])}: {why}")
-        elif name == "distil":
-            before, after = (100 * report["agreement"][when] for when in ("before", "after"))
-            yield (
-                f"distil: {report['steps']} steps on {report['images']} images; agrees with the source on "
-                f"{after:.0f} % of {report['agreement']['images']} others ({before:.0f} % before)"
-            )
+    if not (reports := provenance.get("passes", ())):
+        return
+    from netgraft.passes.protocol import ReportsLines
+
+    for report in reports:
+        each = plugins.known("passes", report["name"])
+        if isinstance(each, ReportsLines):
+            yield from _set(each.lines(report))
         else:
             facts = ", ".join(f"{key} {_brief(value)}" for key, value in report.items() if key != "name")
-            yield safe(f"{name}: {facts}")
+            yield safe(f"{report['name']}: {facts}")
+
+
+def _set(lines: Iterable[str | tuple[str, ...]]) -> Iterator[str]:
+    for is_table, group in groupby(lines, key=lambda line: isinstance(line, tuple)):
+        if is_table:
+            header, *rows = group
+            yield from table(header, rows, indent="  ")
+        else:
+            yield from (safe(str(line)) for line in group)
 
 
 def _brief(value: object) -> str:
@@ -223,7 +218,7 @@ def _brief(value: object) -> str:
 
 def _exactness(plan: Plan, receipt: Mapping[str, Any] | None) -> Iterator[str]:
     """Whether the target computes what the source computes: what the plan says of it, and what was measured."""
-    notes, planned = plan.pairing.notes, plan.recipe == "grow" and not plan.pairing.notes
+    notes, planned = plan.pairing.notes, plan.claims_exactness
     output = receipt["output"] if receipt and "skipped" not in receipt else {}
     measured = f"relative error {output['error']:.2g} of the {output['compared']}" if "error" in output else ""
     holds = bool(receipt and measured and receipt["exact"]["holds"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from inspect import getdoc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from netgraft import plugins
 from netgraft.report.text import safe, table
+
+SETTABLE = ("recipes", "finetune.methods")
+"""Folders of plug-ins whose options are given with --set."""
 
 
 def plugins_text(folder: str, found: Mapping[str, plugins.Plugin]) -> Iterator[str]:
@@ -25,32 +27,36 @@ def plugins_document(found: Mapping[str, plugins.Plugin]) -> list[dict[str, str]
     return [{"name": name, "summary": plugin.summary} for name, plugin in found.items()]
 
 
-def plugin_text(folder: str, name: str, cls: type[Any]) -> Iterator[str]:
-    """A plug-in's docstring and options."""
-    yield f"{plugins.noun(folder)} {safe(name)}"
+def plugin_text(folder: str, plugin: plugins.Description, notes: Sequence[str] = ()) -> Iterator[str]:
+    """A plug-in's docstring, ``notes`` about it, and its options."""
+    yield f"{plugins.noun(folder)} {safe(plugin.name)}"
     yield ""
-    yield from (safe(_plain(line)) for line in (getdoc(cls) or "").splitlines())
+    yield from (safe(_plain(line)) for line in plugin.doc.splitlines())
     yield ""
-    options = plugins.options(cls)
-    if not options:
+    if notes:
+        yield from notes
+        yield ""
+    if not plugin.options:
         yield "It has no options."
-    else:
-        rows = [
-            (o.name, o.type, "required" if o.default is plugins.REQUIRED else str(o.default), o.doc) for o in options
-        ]
-        yield from table(("option", "values", "default", ""), rows)
-        if folder == "recipes":
-            yield ""
-            yield f"Set one with --set, for example --set {options[0].name}={rows[0][2]}."
+        return
+    rows = [(o.name, o.type, _default(o), o.doc) for o in plugin.options]
+    yield from table(("option", "values", "default", ""), rows)
+    if folder in SETTABLE:
+        yield ""
+        yield f"Set one with --set, for example --set {rows[0][0]}={rows[0][2]}."
 
 
-def plugin_document(name: str, cls: type[Any]) -> dict[str, Any]:
+def _default(option: plugins.Option) -> str:
+    return "required" if option.default is plugins.REQUIRED else str(option.default)
+
+
+def plugin_document(plugin: plugins.Description) -> dict[str, Any]:
     options = [
         {"name": o.name, "type": o.type, "doc": o.doc}
         | ({} if o.default is plugins.REQUIRED else {"default": o.default})
-        for o in plugins.options(cls)
+        for o in plugin.options
     ]
-    return {"name": name, "doc": getdoc(cls), "options": options}
+    return {"name": plugin.name, "doc": plugin.doc, "options": options}
 
 
 def models_text(found: Mapping[str, Any], pattern: str | None) -> Iterator[str]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from netgraft import plugins
 from netgraft.report.text import safe, size_text, table
 
 if TYPE_CHECKING:
-    from netgraft.finetune.describe import Described
     from netgraft.finetune.engine.explain import Cost
     from netgraft.finetune.engine.loop import Result
     from netgraft.finetune.engine.meters import Meters
-    from netgraft.finetune.engine.prepare import Prepared
+    from netgraft.finetune.engine.prepare import PreparedTraining
+    from netgraft.plugins import Description
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
 
@@ -25,7 +24,7 @@ REFRESH = 0.5  # seconds between two looks at the losses, which wait for the dev
 class Lines:
     """One line per epoch, for files and pipes."""
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None:  # noqa: ARG002
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None:  # noqa: ARG002
         self.quiet = not prepared.processes.first
 
     def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None:
@@ -59,7 +58,7 @@ class Bar(Lines):
         self.task: Any = None
         self.looked, self.images, self.began = 0.0, 0, time.monotonic()
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None:
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None:
         super().begin(prepared, step, batches)
         if not self.quiet:
             self.task = self.progress.add_task("", total=prepared.run.steps, completed=step)
@@ -125,34 +124,23 @@ def result_document(result: Result) -> dict[str, Any]:
     return {"out": str(result.folder), "best": result.best, "epochs": result.history}
 
 
-def method_lines(method: Described) -> Iterator[str]:
-    """Docstring, needs, rule and options of a method."""
-    yield f"method {safe(method.name)}"
-    yield ""
-    yield from (safe(line.replace("``", "")) for line in method.doc.splitlines())
-    yield ""
-    needs = [need.value for need in type_order(method)]
-    yield f"It needs {' and '.join(needs)}." if needs else "It needs nothing but data."
-    if method.combine != "total":
-        yield f"Its losses are combined by {method.combine} unless --combine says otherwise."
-    yield ""
-    if not method.options:
-        yield "It has no options."
-        return
-    rows = [(o.name, o.type, _default(o), o.doc) for o in method.options]
-    yield from table(("option", "values", "default", ""), rows)
-    yield ""
-    yield f"Set one with --set, for example --set {method.options[0].name}={rows[0][2]}."
+def method_notes(method: Description) -> list[str]:
+    """What a method needs, and how its losses are combined."""
+    from netgraft.finetune.needs import needs_of, rule_of
+
+    needs, rule = [need.value for need in needs_of(method)], rule_of(method)
+    notes = [f"It needs {' and '.join(needs)}." if needs else "It needs nothing but data."]
+    if rule != "total":
+        notes.append(f"Its losses are combined by {rule} unless --combine says otherwise.")
+    return notes
 
 
-def method_document(method: Described) -> dict[str, Any]:
-    options: Sequence[dict[str, object]] = [
-        {"name": o.name, "type": o.type, "doc": o.doc}
-        | ({} if o.default is plugins.REQUIRED else {"default": o.default})
-        for o in method.options
-    ]
-    needs = [need.name for need in type_order(method)]
-    return {"name": method.name, "doc": method.doc, "needs": needs, "combine": method.combine, "options": options}
+def method_document(method: Description) -> dict[str, Any]:
+    from netgraft.finetune.needs import needs_of, rule_of
+    from netgraft.report.listing import plugin_document
+
+    needs = [need.name for need in needs_of(method)]
+    return {**plugin_document(method), "needs": needs, "combine": rule_of(method)}
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:
@@ -167,14 +155,3 @@ def cost_lines(cost: Cost) -> Iterator[str]:
     if cost.cached is not None:
         yield f"a full cache has {size_text(cost.cache_bytes)}"
     yield from cost.remarks
-
-
-def type_order(method: Described) -> list[Any]:
-    """The needs in the order of their declaration."""
-    from netgraft.finetune.protocol import Need
-
-    return [need for need in Need if need in method.needs]
-
-
-def _default(option: plugins.Option) -> str:
-    return "required" if option.default is plugins.REQUIRED else str(option.default)

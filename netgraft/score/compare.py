@@ -8,10 +8,12 @@ from pathlib import Path
 
 from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
 from netgraft.score.probe import Bench, Progress
 from netgraft.score.settings import ScoreSettings
 from netgraft.score.verdict import Scores
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 
 def compare(
@@ -43,7 +45,7 @@ def compare(
             file = Path(folder, f"{number}.safetensors")
             progress(f"making the initialisation {name}")
             try:
-                transfer(source, target, file, recipe=name, receipt=False, progress=progress)
+                transfer(TransferRequest(source, target, file, recipe=name, receipt=False), progress=progress)
             except NetgraftError as error:
                 refused[name] = error.what
                 errors.append(error)

@@ -86,7 +86,7 @@ class FrozenNetwork:
 
 def pooled(given: Tensor, layer: Layer) -> Tensor:  # [n, p]
     """One vector per image: the mean over all axes but the batch's and the channels'."""
-    axis = 1 if layer.kind.startswith("conv") else -1
+    axis = layer.out_axis
     if given.dim() < 2:
         return given.reshape(len(given), -1) if given.dim() else given.reshape(1, 1)
     given = given.movedim(axis, -1)

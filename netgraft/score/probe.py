@@ -25,13 +25,13 @@ from netgraft.evidence.recorded import choose_normalisation
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.model import load_model, read_weights
 from netgraft.models.running import find_device
+from netgraft.models.side import Side, own_weights
 from netgraft.score.features import FrozenNetwork
 from netgraft.score.interval import paired_difference
 from netgraft.score.ridge import fit_ridge
 from netgraft.score.settings import ScoreSettings
 from netgraft.score.verdict import Probe, Scored, Scores
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 Progress = Callable[[str], None]
 

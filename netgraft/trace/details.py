@@ -13,52 +13,18 @@ from typing import Any
 
 from torch import fx
 
-from netgraft.trace.classify import EMBEDDING, LINEAR, NORMS, REDUCTIONS, Operand, Operation
+from netgraft.architecture.kinds import Kind, Role, kind_named, normalising
+from netgraft.architecture.operations import (
+    COMBINES,
+    ELEMENTWISE,
+    GROUP_NORMS,
+    KEEPS_ORDER,
+    KERNEL_CALLS,
+    PERMUTES,
+    REDUCES,
+)
+from netgraft.trace.classify import Operand, Operation
 from netgraft.trace.functional import operation_name
-
-PLACING = frozenset(
-    {"view", "_unsafe_view", "reshape", "alias", "detach", "_to_copy", "clone", "contiguous", "squeeze", "unsqueeze"}
-    | {"expand", "lift_fresh", "flatten"}
-)
-"""Operations that leave every number where it is, in row-major order."""
-SWAPPING = frozenset({"t", "transpose", "permute"})
-UNARY = frozenset(
-    [
-        "relu",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "sigmoid",
-        "tanh",
-        "dropout",
-        "native_dropout",
-        "mish",
-        "softplus",
-        "hardsigmoid",
-        "exp",
-        "log",
-        "neg",
-        "abs",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "reciprocal",
-        "pow",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "relu6",
-        "softsign",
-        "erf",
-        "celu",
-        "selu",
-    ]
-)
-BINARY = frozenset({"add", "sub", "mul", "div", "rsub", "maximum", "minimum", "addcmul", "lerp"})
-KERNELS = LINEAR | EMBEDDING | {"convolution", "prelu", "_prelu_kernel"}
 
 
 def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
@@ -69,20 +35,20 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     may treat channels unlike one another.
     """
     operations: Sequence[Operation] = node.meta.get("operations", ())
-    if kind in ("rnn", "instance_norm"):  # judged by the class, so it does what the class does
+    rules = kind_named(kind)
+    if rules.by_class:
         return {}
     if not any(_is_data(o, own) for op in operations for o in op.operands):  # fed by a constant
         operations = [replace(op, operands=tuple(replace(o, constant=False) for o in op.operands)) for op in operations]
     shape = tuple(node.meta.get("in_shape", ()))
-    norm = kind.endswith("norm")
     found: dict[str, Any] = {}
-    if prepared := [*_prepared(operations, own, kind), *_prepared_outside(node, own)]:
+    if prepared := [*_prepared(operations, own, rules), *_prepared_outside(node, own)]:
         found["prepared"] = prepared
-    if norm and kind != "batch_norm":
+    if rules.role is Role.NORM and not rules.has_statistics:
         groups, axis = _norm(operations, own, shape)
         found |= {"groups": groups} if groups > 1 else {}
         found |= {"axis": axis} if axis is not None else {}
-    if others := list(dict.fromkeys(_others(operations, own, kind, shape))):
+    if others := list(dict.fromkeys(_others(operations, own, rules, shape))):
         found["others"] = others
     return found
 
@@ -95,20 +61,20 @@ def _is_data(operand: Operand, own: frozenset[str]) -> bool:
     return not operand.constant and not _is_weight(operand, own)
 
 
-def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: str) -> Iterator[str]:
+def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: Kind) -> Iterator[str]:
     """Names of the operations on nothing but weights and constants; "constant" for one that is no single number."""
-    if any(op.name in KERNELS for op in operations):
-        operations = list(takewhile(lambda op: op.name not in KERNELS, operations))
+    if any(op.name in KERNEL_CALLS for op in operations):
+        operations = list(takewhile(lambda op: op.name not in KERNEL_CALLS, operations))
     known = {o.shape for op in operations for o in op.operands if _is_weight(o, own) and not o.inside}
     arithmetic = []
     for op in operations:
         if any(_is_data(o, own) for o in op.operands) or not any(_is_weight(o, own) for o in op.operands):
             continue
-        if op.name in PLACING:
+        if op.name in KEEPS_ORDER:
             whole = max((s for s in known), key=len, default=())
             if op.shape not in known and whole[:1] not in (op.shape[:1], op.shape[1:2]) and len(op.shape) > 1:
                 arithmetic.append("reshape")
-        elif op.name not in SWAPPING or kind.startswith("conv"):
+        elif op.name not in PERMUTES or kind.convolves:
             yield op.name
             arithmetic.append("")
             if any(o.constant and max(o.shape, default=1) > 1 for o in op.operands):
@@ -130,34 +96,33 @@ def _prepared_outside(node: fx.Node, own: frozenset[str]) -> Iterator[str]:
         seen.add(current)
         if current.op == "call_function":
             name = operation_name(current)
-            if name not in PLACING | SWAPPING | {"getitem"}:
+            if name not in KEEPS_ORDER | PERMUTES | {"getitem"}:
                 yield name
             stack += current.all_input_nodes
             if any(n.op == "get_attr" and not n.meta["params"] for n in current.all_input_nodes):
                 yield "constant"
 
 
-def _others(operations: Sequence[Operation], own: frozenset[str], kind: str, shape: tuple[int, ...]) -> Iterator[str]:
-    norm, kernels = kind.endswith("norm"), 0
+def _others(operations: Sequence[Operation], own: frozenset[str], kind: Kind, shape: tuple[int, ...]) -> Iterator[str]:
+    norm, kernels, norms = kind.role is Role.NORM, 0, normalising()
     for op in operations:
         data = [o for o in op.operands if _is_data(o, own)]
         if not data:
             continue
-        if op.name in KERNELS or (op.name in NORMS and norm):
+        if op.name in KERNEL_CALLS or (op.name in norms and norm):
             kernels += 1
-            folded = kind in ("linear", "layer_norm", "rms_norm", "norm")
-            if kernels > 1 or (op.name in NORMS and not folded and data[0].shape != shape):
+            if kernels > 1 or (op.name in norms and kind.out_axis == 1 and data[0].shape != shape):
                 yield op.name
-        elif op.name in PLACING:
+        elif op.name in KEEPS_ORDER:
             same_end = op.shape[-1:] == data[0].shape[-1:]
             if not (same_end or norm or op.shape == data[0].shape):
                 yield op.name
-        elif op.name in UNARY or (op.name in BINARY and (norm or len(data) == 1)):
+        elif op.name in ELEMENTWISE or (op.name in COMBINES and (norm or len(data) == 1)):
             if any(o.constant and max(o.shape, default=1) > 1 for o in op.operands):
                 yield op.name
-        elif op.name == "constant_pad_nd" and kind.startswith("conv") and len(op.args[1]) <= 2 * (len(shape) - 2):
+        elif op.name == "constant_pad_nd" and kind.convolves and len(op.args[1]) <= 2 * (len(shape) - 2):
             continue
-        elif not (norm and op.name in SWAPPING | REDUCTIONS):
+        elif not (norm and op.name in PERMUTES | REDUCES):
             yield op.name
 
 
@@ -172,18 +137,18 @@ def _norm(operations: Sequence[Operation], own: frozenset[str], shape: tuple[int
             continue
         if op.name in ("permute", "transpose") and order and axis is None and len(op.shape) == len(order):
             order = _swapped(order, op)
-        elif op.name in ("native_group_norm", "group_norm"):
+        elif op.name in GROUP_NORMS:
             return op.args[6 if op.name == "native_group_norm" else 1], 1
-        elif op.name in NORMS:
+        elif op.name in normalising():
             same = order is not None and data[0].shape == tuple(shape[d] for d in order)
             axis = order[-1] if same and order else len(shape) - 1 if shape and data[0].shape[-1] == shape[-1] else None
             return 1, axis
-        elif op.name in PLACING and op.shape != data[0].shape and op.name not in ("expand", "unsqueeze", "squeeze"):
+        elif op.name in KEEPS_ORDER and op.shape != data[0].shape and op.name not in ("expand", "unsqueeze", "squeeze"):
             if data[0].shape == shape and len(op.shape) == len(shape) + 1 and op.shape[1] * op.shape[2] == shape[1]:
                 groups = op.shape[1]  # [batch, groups, channels of a group, ...]
             elif op.shape != shape:
                 order = None
-        elif op.name in BINARY and weights and axis is None:
+        elif op.name in COMBINES and weights and axis is None:
             for place, size in enumerate(reversed(weights[0].shape), start=1):
                 if size > 1 and order is not None and place <= len(order):
                     axis = order[-place]

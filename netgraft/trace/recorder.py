@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from netgraft.architecture.operations import SHAPE_ONLY
 from netgraft.trace import shortcuts
 from netgraft.trace.classify import Operand, Operation, classify
 from netgraft.trace.flow import Flow, Producer, Value
@@ -39,15 +40,6 @@ GROUPED_FUNCTIONS = (
 
 MATRIX_PRODUCTS = ((torch, "matmul"), (Tensor, "matmul"), (Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
 """Functions recorded as one node where a parameter is multiplied with something that is none."""
-
-SHAPE_ONLY = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
-        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
-    )
-)
-"""Operations whose result does not depend on the values of their argument."""
 
 PLAIN = (int, float, bool, str, complex, slice, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
@@ -242,7 +234,8 @@ class Recorder(TorchDispatchMode):
             return
         flow, group = self.flow, self.group
         deps = [(tensor, value, flow.writers(tensor, value)) for tensor, value in event.inputs]
-        if schema.name in SHAPE_ONLY or not any(v.producer or v.params or writers for _, v, writers in deps):
+        known = any(v.producer or v.params or writers for _, v, writers in deps)
+        if not known or schema.name.removeprefix("aten::") in SHAPE_ONLY:
             flow.track(outputs, Value(None, time=event.time), [])
             return
         several = False
@@ -254,8 +247,8 @@ class Recorder(TorchDispatchMode):
                         group.inputs[self._node(tensor, origin)] = None
             group.operations.append(self._describe(event, deps))
         else:
-            known = {id(tensor): value for tensor, value in event.inputs}
-            args, kwargs = self._arguments(event.args, known), self._arguments(event.kwargs, known)
+            before = {id(tensor): value for tensor, value in event.inputs}
+            args, kwargs = self._arguments(event.args, before), self._arguments(event.kwargs, before)
             node = self.graph.create_node("call_function", event.func, args, kwargs)
             writing = {w.producer.node: None for _, _, ws in deps for w in ws if w.producer and w.producer.node}
             operation = self._describe(event, deps)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import fx, nn
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape, Slot
+from netgraft.architecture.operations import COPIES, ELEMENTWISE, PLAIN_RESHAPES
 from netgraft.trace.classify import Verdict, classify
-from netgraft.trace.details import UNARY, details
-from netgraft.trace.functional import RESHAPES, FunctionalLayers, is_position_table, operation_name
-from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
+from netgraft.trace.details import details
+from netgraft.trace.functional import FunctionalLayers, is_position_table, operation_name
+from netgraft.trace.slots import own_keys, state_slots, weight_shape
 from netgraft.trace.uniform import uniform_buffers
-
-ELEMENTWISE = UNARY | {"clone", "contiguous", "detach", "_to_copy", "alias"}
 
 
 def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
@@ -171,10 +171,10 @@ class _Reducer:
             operations = current.meta.get("operations", ())
             name = operations[0].name if current.op == "call_function" and len(operations) == 1 else ""
             before, after = current.meta.get("in_shape", ()), current.meta.get("shape", ())
-            if name in RESHAPES and len(before) > 2 and len(after) == 2:
+            if name in PLAIN_RESHAPES and len(before) > 2 and len(after) == 2:
                 folded = tuple(before[1:])
-                return folded if product(folded) == features and product(folded[1:]) > 1 else ()
-            if name not in ELEMENTWISE and name not in RESHAPES:
+                return folded if prod(folded) == features and prod(folded[1:]) > 1 else ()
+            if name not in ELEMENTWISE | COPIES | PLAIN_RESHAPES:
                 return ()
             data = list(current.all_input_nodes)
         return ()
@@ -227,8 +227,8 @@ def orient(shape: Shape, verdict: Verdict) -> tuple[str, bool]:
     if verdict.kind != "linear" or not shape:
         return verdict.kind, False
     inp, out = verdict.matrix
-    usual = (shape[0] == out and product(shape[1:]) == inp) or (len(shape) == 2 and shape[1] == inp)
-    swapped = (shape[0] == inp and product(shape[1:]) == out) or (len(shape) == 2 and shape[0] == inp)
+    usual = (shape[0] == out and prod(shape[1:]) == inp) or (len(shape) == 2 and shape[1] == inp)
+    swapped = (shape[0] == inp and prod(shape[1:]) == out) or (len(shape) == 2 and shape[0] == inp)
     if not (usual or swapped):
         return "contraction", False
     return "linear", swapped and (not usual or verdict.in_first)

@@ -8,28 +8,13 @@ import pytest
 from hypothesis import given, settings
 from support.drawn import ZOO, Drawing, figure4, graphs, is_kernel, plain, renamed, residual, shared, tied
 
-from netgraft.architecture.graph import (
-    CONV_KINDS,
-    KERNEL_KINDS,
-    NORM_KINDS,
-    Layer,
-    LayerGraph,
-    Slot,
-    same_wiring,
-    to_jsonable,
-)
+from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot, same_wiring, to_jsonable
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 zoo = pytest.mark.parametrize("graph", ZOO.values(), ids=ZOO)
 
 
 # ----------------------------------------------------------------------------------------------------------- layers
-
-
-def test_kinds_do_not_overlap():
-    assert {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"} < KERNEL_KINDS
-    assert not KERNEL_KINDS & NORM_KINDS
-    assert len(CONV_KINDS) == 6
 
 
 @pytest.mark.parametrize(
@@ -48,6 +33,30 @@ def test_out_channels(kind, shape, groups, channels):
     assert Layer("a", kind, shape, groups=groups).out_channels == channels
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "groups", "axes", "depthwise"),
+    [
+        ("conv2d", (8, 3, 5, 5), 1, (1, 1), False),
+        ("conv1d", (8, 1, 5), 8, (1, 1), True),
+        ("conv2d", (8, 2, 5, 5), 4, (1, 1), False),
+        ("conv2d", (16, 1, 5, 5), 8, (1, 1), False),  # two outputs for each input
+        ("conv_transpose2d", (8, 1, 2, 2), 8, (1, 0), True),
+        ("conv_dynamic", (8, 24), 1, (1, 1), False),
+        ("linear", (10, 64), 1, (-1, 1), False),
+        ("linear", (1, 64), 1, (-1, 1), False),
+    ],
+)
+def test_where_the_channels_are(kind, shape, groups, axes, depthwise):
+    layer = Layer("a", kind, shape, groups=groups)
+    assert (layer.out_axis, layer.in_axis) == axes
+    assert layer.is_depthwise == depthwise
+    assert layer.is_conv == (kind != "linear")
+
+
+def test_a_transposed_matrix_reads_along_its_first_axis():
+    assert Layer("a", "linear", (64, 10), transposed=True).in_axis == 0
+
+
 # --------------------------------------------------------------------------------------------------------- data flow
 
 
@@ -60,6 +69,58 @@ def test_reach_agrees_with_networkx(graph):
     ):
         starts = {node.id for node in graph.nodes if node.op == op}
         assert found == starts.union(*(reach(graph.dag, start) for start in starts))
+
+
+@thorough
+@given(graphs())
+def test_a_walk_goes_on_only_where_it_may(graph):
+    """Against reachability in the graph without the edges that leave what stops the walk."""
+    for forwards in (True, False):
+        cut = nx.DiGraph(graph.dag if forwards else graph.dag.reverse())
+        cut.remove_edges_from([edge for edge in cut.edges if graph.by_id[edge[0]].op == "add"])
+        for start in graph.by_id:
+            found = [n.id for n in graph.walk([start], forwards=forwards, through=lambda n: n.op != "add")]
+            assert len(found) == len(set(found))
+            assert set(found) == nx.descendants(cut, start) | {start}
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "found"),
+    [
+        ("add", ["%a", "%b"], True),
+        ("add", ["%a", 1], False),
+        ("sub", [{"constant": [2]}, "%b"], False),
+        ("cat", [["%a", "%b"], 1], True),
+        ("cat", [["%a", {"constant": [2]}], 1], False),
+    ],
+)
+def test_an_addition_of_data_alone(op, args, found):
+    assert Node("n", op, facts={"args": args}).adds_data is found
+
+
+def test_a_walk_from_several_nodes_comes_to_each_once():
+    graph = figure4()
+    everything = [node.id for node in graph.nodes]
+    assert sorted(node.id for node in graph.walk([*everything, *everything])) == sorted(everything)
+
+
+@zoo
+def test_position_is_the_order_of_execution(graph):
+    assert [node.id for node in graph.nodes] == sorted(graph.by_id, key=graph.position.__getitem__)
+
+
+def test_the_layer_of_a_node():
+    d = Drawing()
+    parameter = d.parameter()
+    x = d.conv(d.norm(d.input()))
+    d.output(d.add(x, parameter))
+    graph = d.graph()
+    by_op = {node.id: (graph.layer_of(node), graph.kernel_of(node)) for node in graph.nodes}
+    layers = graph.layers
+    assert by_op[parameter] == (layers["L1"], None)
+    assert by_op["L2"] == (layers["L2"], None)  # a norm is no kernel
+    assert by_op["L3"] == (layers["L3"], layers["L3"])
+    assert [by_op[node.id] for node in graph.nodes if node.layer is None] == [(None, None)] * 3
 
 
 @thorough
@@ -99,6 +160,7 @@ def test_heads():
     d.conv(heads[0], name="dead")  # reads a head, but nothing reads it
     d.output(*heads)
     assert [layer.name for layer in d.graph().heads()] == ["classes", "boxes"]
+    assert d.graph().head_names == {"classes", "boxes"}
 
 
 # ---------------------------------------------------------------------------------------------------------- tensors

@@ -18,15 +18,22 @@ from transfer_quality.command import main
 from transfer_quality.domains import DOMAINS, FAMILIES, TARGETS
 from transfer_quality.initialisations import Source, make, parse
 
+from netgraft import plugins
+
 RESNET20, VGG11 = "resnet20-embedded", "vgg11-embedded"
 SEED, SAMPLES = 0, 10
 
 HELPS = [
-    # (initialisation, source, target): its probe must beat the mean of three random ones by LEAD at least.
-    # Recipes that promise to help belong here, each with a pair or two; plain hmt makes no such promise.
-    ("hmt", VGG11, "plainnet5"),
+    # (initialisation, source, target, lead): its probe must beat the mean of three random ones by the lead at least,
+    # about two thirds of what was measured. Options only make it cheap: few images, few steps.
+    ("graft", VGG11, "wide5x5", 0.18),
+    ("refit:refit_images=256", VGG11, "plainnet5", 0.2),  # graft alone is 0.12 ahead
+    ("distil:steps=60,images=512,refit_images=256", RESNET20, "resnet8", 0.17),
+    ("grow", RESNET20, "resnet26", 0.3),
+    ("auto", RESNET20, "resnet26", 0.3),
 ]
-LEAD = 0.05
+NO_PROMISE = {"hmt"}
+"""The paper's recipe as printed: it can be worse than training from scratch."""
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +57,22 @@ def tuned(cache, target, tensors, epochs):
     return net, finetune.accuracy(net, *task.test)
 
 
-@pytest.mark.parametrize(("init", "source", "target"), HELPS)
-def test_a_recipe_that_helps_is_ahead_of_scratch_without_training(cache, init, source, target):
+def test_every_recipe_that_promises_to_help_is_held_to_it():
+    assert {parse(init).recipe for init, *_ in HELPS} == set(plugins.listing("recipes")) - NO_PROMISE
+
+
+@pytest.mark.parametrize(("init", "source", "target", "lead"), HELPS)
+def test_a_recipe_that_helps_is_ahead_of_scratch_without_training(cache, init, source, target, lead):
     scratch = sum(probe(cache, target, {}, seed) for seed in range(3)) / 3
-    assert probe(cache, target, initialisation(cache, init, source, target).tensors) > scratch + LEAD
+    assert probe(cache, target, initialisation(cache, init, source, target).tensors) > scratch + lead
 
 
-@pytest.mark.parametrize(("init", "source", "target"), HELPS)
-def test_a_recipe_that_helps_is_ahead_of_its_control(cache, init, source, target):
+@pytest.mark.parametrize(("init", "source", "target", "lead"), HELPS)
+def test_a_recipe_that_helps_is_ahead_of_its_control(cache, init, source, target, lead):
+    """The same transfer from shuffled weights, by as much."""
     made, control = (initialisation(cache, text, source, target) for text in (init, f"{init}@shuffled"))
     assert made.sha256 != control.sha256
-    assert probe(cache, target, made.tensors) > probe(cache, target, control.tensors)
+    assert probe(cache, target, made.tensors) > probe(cache, target, control.tensors) + lead
 
 
 def test_training_is_reproducible(cache):

@@ -16,6 +16,7 @@ from netgraft import plugins
 from netgraft.graft import graft
 from netgraft.models.model import load_model
 from netgraft.plan import Plan
+from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
 
 PAIRS = [
@@ -39,7 +40,7 @@ def measure(source, target, recipe):
     built = time.process_time()
     graphs = [trace(model) for model in models]
     traced = time.process_time()
-    pairing, moves, kept = recipe.plan(*graphs)
+    pairing, moves, kept = run_recipe(recipe, *graphs)
     plan = Plan(source, target, "", "", "", {}, pairing, tuple(moves), tuple(kept))
     planned = time.process_time()
     graft(plan, *states)

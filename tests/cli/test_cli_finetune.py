@@ -1,13 +1,17 @@
 """The commands finetune and methods, as people type them."""
 
 import json
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 from support.command_line import contents, link_examples, run
 from test_lazy_imports import HEAVY, imported
 
 from netgraft import plugins
-from netgraft.finetune.describe import FOLDER
+from netgraft.finetune.engine import loop as engine
+from netgraft.finetune.needs import FOLDER
+from netgraft.finetune.settings import TrainingSettings
 
 SMALL = ("examples/my_arch.py", "--input-size", "1,16,16", "--data", "netgraft:digits", "--samples-per-class", "5")
 ONE = (*SMALL, "--epochs", "1", "--device", "cpu", "--out", "run")
@@ -51,6 +55,39 @@ def test_config_runs_again_to_the_same_bytes(checkout):
     succeed("finetune", "-c", "run/config.json", "--out", "third", "--lr", "0.03")
     assert json.loads((checkout / "third/config.json").read_text())["lr"] == 0.03
     assert "weights" in succeed("finetune", "-c", "run/config.json", "--resume", "auto")
+
+
+TYPED = {
+    "warmup_epochs": 2,
+    "min_lr": 0.001,
+    "sched": "step",
+    "decay_epochs": 3.0,
+    "decay_rate": 0.3,
+    "smoothing": 0.1,
+    "clip_grad": 2.5,
+    "hflip": 0.25,
+    "vflip": 0.75,
+    "color_jitter": 0.1,
+    "reprob": 0.2,
+    "model_ema_decay": 0.9,
+    "momentum": 0.8,
+    "weight_decay": 0.01,
+    "val_interval": 2,
+    "views": 3,
+}
+"""Options of numbers and names, none of them at its default."""
+
+
+def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG001
+    seen = []
+    monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))
+    options = [word for name, value in TYPED.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    succeed("finetune", *ONE, *options)
+    succeed("finetune", *ONE)
+    given, default = (asdict(chosen) for chosen in seen)
+    assert {name: value for name, value in given.items() if value != default[name]} == TYPED
+    plain = TrainingSettings(target=ONE[0], data="netgraft:digits", out="run", input_size=(1, 16, 16))
+    assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
 
 
 def test_explain_trains_nothing(checkout):

@@ -24,8 +24,10 @@ from netgraft.evidence import receipt as receipts
 from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import derived_share, make_receipt
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side, literal
 from netgraft.plan import Kept, Move, Step
-from netgraft.transfer import Side, literal, make_plan, transfer
+from netgraft.planning import TransferRequest, make_plan
+from netgraft.transfer import transfer
 
 
 def net(text=NET, **kwargs):
@@ -56,7 +58,9 @@ def folder(tmp_path, monkeypatch):
 def receive(*, target="./net.py", source="./net.py=w.safetensors", recipe="hmt", options=None, receipt=None, **args):
     """The receipt of a transfer to out.safetensors."""
     sides = Side(source, "source"), Side(target, "target", args=args)
-    transfer(*sides, Path("out.safetensors"), recipe=recipe, options=options, receipt=receipt, force=True)
+    transfer(
+        TransferRequest(*sides, Path("out.safetensors"), recipe=recipe, options=options, receipt=receipt, force=True)
+    )
     return read_provenance("out.safetensors")["receipt"]
 
 
@@ -195,7 +199,7 @@ def test_numbers_that_json_cannot_hold(value, why):
     state = safetensors.torch.load_file("w.safetensors")
     write_weights("w.safetensors", state | {key: state[key] * 0 + value for key in ("head.weight", "head.bias")})
     sides = Side("./net.py=w.safetensors", "source", allow_nonfinite=True), Side("./net.py", "target")
-    transfer(*sides, Path("out.safetensors"), recipe="hmt")
+    transfer(TransferRequest(*sides, Path("out.safetensors"), recipe="hmt"))
     found = read_provenance("out.safetensors")["receipt"]
     assert why in found["output"]["skipped"]
     assert [layer["target"] for layer in found["layers"]] == ["stem", "norm", "body"]
@@ -319,7 +323,9 @@ def test_a_model_that_cannot_run_is_no_error(folder):
 def test_when_models_run(monkeypatch):
     assert receive(receipt=False)["skipped"] == "not asked for (--no-receipt)"
     monkeypatch.setattr(receipts, "RUNS_BELOW", 1e6)
-    cost = multiply_adds(make_plan(Side("./net.py", "source"), Side("./net.py", "target"), recipe="hmt").source_graph)
+    cost = multiply_adds(
+        make_plan(TransferRequest(Side("./net.py", "source"), Side("./net.py", "target"), recipe="hmt")).source_graph
+    )
     assert 2 * cost < 1e6
     assert "skipped" not in receive()
     monkeypatch.setattr(receipts, "RUNS_BELOW", 2 * cost)
@@ -357,7 +363,7 @@ def test_the_share_of_parameters():
     graph = traced(lambda: Tied(width=6), (6,))
     weight, bias = (6, 6), (6,)
     plan = make_plan(
-        Side("netgraft:vgg11-glyphs", "source"), Side("netgraft:vgg11-glyphs", "target"), recipe="hmt"
+        TransferRequest(Side("netgraft:vgg11-glyphs", "source"), Side("netgraft:vgg11-glyphs", "target"), recipe="hmt")
     ).plan
     moves = (
         Move("first.weight", "a", weight, weight, (), "copied"),
@@ -428,14 +434,17 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
         from pathlib import Path
         import torch
         from netgraft.evidence import receipt
-        from netgraft.transfer import Side, transfer
+        from netgraft.models.side import Side
+        from netgraft.planning import TransferRequest
+        from netgraft.transfer import transfer
         threads = int(sys.argv[1])
         torch.set_num_threads(threads)
         net = "netgraft:resnet20-glyphs"
         for bound in ("0", "1e12"):
             receipt.DOUBLE_BELOW = float(bound)
             out = Path(sys.argv[2]) / f"{threads}-{bound}.safetensors"
-            transfer(Side(net, "source"), Side(net, "target"), out, recipe="hmt", options={"matcher": "shuffled-chain"})
+            options = {"matcher": "shuffled-chain"}
+            transfer(TransferRequest(Side(net, "source"), Side(net, "target"), out, recipe="hmt", options=options))
             assert torch.get_num_threads() == threads
     """
     for threads in ("1", "4"):
@@ -452,7 +461,9 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
 def test_nothing_else_changes():
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
-    planned = make_plan(Side("./net.py=w.safetensors", "source"), Side("./net.py", "target"), recipe="hmt")
+    planned = make_plan(
+        TransferRequest(Side("./net.py=w.safetensors", "source"), Side("./net.py", "target"), recipe="hmt")
+    )
     state = safetensors.torch.load_file("w.safetensors")
     copies = {key: tensor.clone() for key, tensor in state.items()}
     found = make_receipt(
@@ -469,7 +480,7 @@ def test_nothing_else_changes():
     sides = Side("./net.py=w.safetensors", "source"), Side("./net.py", "target", args={"width": 6})
     digests = set()
     for _ in range(3):
-        transfer(*sides, first, force=True, recipe="hmt")
+        transfer(TransferRequest(*sides, first, force=True, recipe="hmt"))
         digests.add(hashlib.sha256(first.read_bytes()).hexdigest())
     assert len(digests) == 1
 

@@ -11,8 +11,10 @@ from support.command_line import NET, link_examples, run, state, write_net, writ
 
 from netgraft.evidence.checks import Whereabouts, verify
 from netgraft.files.checkpoint import read_header, read_provenance, write_checkpoint
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
 from netgraft.report import ledger
-from netgraft.transfer import Side, transfer
+from netgraft.transfer import transfer
 
 OUT = "out.safetensors"
 CHECKS = [
@@ -134,7 +136,11 @@ def test_arguments_and_sizes_are_recorded(tmp_path):
     )
     write_net(tmp_path, "other.py", text.replace("input_size = (3, 16, 16)", ""))
     side = Side("./other.py", "target", args={"extra": (1, "a"), "name": "true", "width": 6}, input_size=(3, 20, 12))
-    transfer(Side("./net.py", "source", weights=Path("w.safetensors").resolve()), side, Path(OUT), recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side("./net.py", "source", weights=Path("w.safetensors").resolve()), side, Path(OUT), recipe="hmt"
+        )
+    )
     provenance = read_provenance(OUT)
     assert provenance["request"]["target"] == {
         "args": ["extra=(1, 'a')", "name='true'", "width=6"],

@@ -434,10 +434,11 @@ def test_refused_before_anything_is_written(folder, given, error, words):
 
 
 def test_needs_are_all_named(folder):
-    from netgraft.finetune.describe import Described
     from netgraft.finetune.needs import check_needs
+    from netgraft.plugins import Description
 
-    method = Described("everything", "", frozenset(Need), "total", ())
+    needs = ", ".join(f"Need.{need.name}" for need in Need)
+    method = Description("everything", "", (), {"needs": f"frozenset({{{needs}}})"})
     with pytest.raises(UsageError) as caught:
         check_needs(settings(folder, init=None), method)
     for words in ("--init FILE", "--source REF", "--source-data NAME", "--unlabelled NAME"):

@@ -5,8 +5,8 @@ from support.runs import other_folder, same, state_of, steps, train, training, w
 from support.tested_methods import METHODS, each_method
 
 from netgraft import plugins
-from netgraft.finetune.describe import FOLDER, describe
 from netgraft.finetune.engine.loop import Quiet
+from netgraft.finetune.needs import FOLDER, needs_of, rule_of
 from netgraft.finetune.protocol import TARGET
 
 
@@ -89,13 +89,12 @@ def without_speed(record):
 @each_method()
 def test_description_is_that_of_the_class(name):
     """What ``ast`` reads against what Python says."""
-    cls, described = plugins.load(FOLDER, name), describe(name)
-    assert described.needs == cls.needs
-    assert described.combine == getattr(cls, "combine", "total")
+    cls, described = plugins.load(FOLDER, name), plugins.describe(FOLDER, name)
+    assert set(needs_of(described)) == cls.needs
+    assert rule_of(described) == getattr(cls, "combine", "total")
     assert described.doc == (cls.__doc__ and __import__("inspect").getdoc(cls))
-    mine = [(o.name, o.default, o.doc) for o in described.options]
-    assert [(n, d) for n, d, _ in mine] == [(o.name, o.default) for o in plugins.options(cls)]
-    assert all(text for _, _, text in mine), "an option without help"
+    assert list(described.options) == plugins.options(cls)
+    assert all(option.doc for option in described.options), "an option without help"
     assert len(described.doc.splitlines()[0]) <= 110
 
 

@@ -12,8 +12,10 @@ import torch
 from netgraft.data.opening import load_data
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.settings import Settings
-from netgraft.transfer import Side, transfer
+from netgraft.finetune.settings import TrainingSettings
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
+from netgraft.transfer import transfer
 
 FILE = Path(__file__).parents[2] / "examples" / "few_labels.py"
 TINY = ["--methods", "plain", "--inits", "scratch", "--samples", "5", "--epochs", "2", "--seeds", "1"]
@@ -98,12 +100,14 @@ def test_the_head_is_drawn_with_the_seed(script, tmp_path):
     """The rest is the transfer's; and the head is the one that training from scratch begins with."""
     reference = script.NETS["vgg9"][0]
     transfer(
-        Side(script.SOURCE, "source"),
-        Side(reference, "target"),
-        tmp_path / "vgg9.safetensors",
-        recipe="graft",
-        receipt=False,
-        device="cpu",
+        TransferRequest(
+            Side(script.SOURCE, "source"),
+            Side(reference, "target"),
+            tmp_path / "vgg9.safetensors",
+            recipe="graft",
+            receipt=False,
+            device="cpu",
+        )
     )
     once = safetensors.torch.load_file(tmp_path / "vgg9.safetensors")
     for seed in (1, 2):
@@ -111,7 +115,7 @@ def test_the_head_is_drawn_with_the_seed(script, tmp_path):
         differ = {key for key in once if not torch.equal(once[key], drawn[key])}
         assert differ == {"head.weight", "head.bias"}
         options = {"seed": seed, "samples_per_class": 1, "out": str(tmp_path / "run")}
-        scratch = prepare(Settings(reference, script.DATA, **options, **script.FIXED)).run.target_module
+        scratch = prepare(TrainingSettings(reference, script.DATA, **options, **script.FIXED)).run.target_module
         assert torch.equal(drawn["head.weight"], scratch.head.weight)
 
 
@@ -119,10 +123,10 @@ def test_what_is_refused(script, tmp_path):
     """The cell that says so is right."""
     assert [script.refused("l2-sp", init) for init in script.INITS] == [True, False]
     with pytest.raises(UsageError, match="needs an initialisation"):
-        prepare(Settings(script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="l2-sp", **script.FIXED))
+        prepare(TrainingSettings(script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="l2-sp", **script.FIXED))
     with pytest.raises(UsageError, match="compares classes"):  # so kd's source is fine-tuned first
         prepare(
-            Settings(
+            TrainingSettings(
                 script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="kd", source=script.SOURCE, **script.FIXED
             )
         )

@@ -13,7 +13,9 @@ from netgraft.errors import UsageError
 from netgraft.files.checkpoint import file_sha256
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.methods.kd import soft_divergence
-from netgraft.transfer import Side, transfer
+from netgraft.models.side import Side
+from netgraft.planning import TransferRequest
+from netgraft.transfer import transfer
 
 
 @pytest.fixture
@@ -79,7 +81,9 @@ def test_l2_sp_across_architectures(folder):
     wide = folder / "seven.safetensors"
     safetensors.torch.save_file(names["Net"](8, num_classes=7).state_dict(), wide)
     source = Side(f"{folder}/net.py:Net", "source", args={"width": 8, "num_classes": 7}, weights=wide)
-    planned = transfer(source, Side(f"{folder}/net.py:Net", "target"), folder / "grafted.safetensors", recipe="hmt")
+    planned = transfer(
+        TransferRequest(source, Side(f"{folder}/net.py:Net", "target"), folder / "grafted.safetensors", recipe="hmt")
+    )
     fates = planned.plan.fates
     assert fates["head.weight"] == "kept"
     assert fates["body.weight"] != "kept"

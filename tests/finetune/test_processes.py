@@ -97,6 +97,40 @@ def test_statistics_of_each_process_differ(conflict):
     assert conflict["train"][0] > 1e-4
 
 
+APART = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from torch import nn
+from netgraft.finetune.protocol import Part, Update
+
+@dataclass(frozen=True)
+class Apart:
+    \"\"\"Prepares something else in each process.\"\"\"
+
+    needs: ClassVar[frozenset] = frozenset()
+
+    def parts(self, run):
+        module = nn.Module()
+        module.register_buffer("rank", torch.zeros(()))
+        return {"target": Part(run.target_module), "other": Part(module)}
+
+    def prepare(self, run, batches, parts):
+        assert run.world == 2
+        parts["other"].module.rank.fill_(5 + run.rank)
+
+    def epoch(self, run, batches, parts):
+        for batch in batches:
+            assert float(parts["other"].module.rank) == 5
+            yield Update(("target",), {"task": run.task(run.target(batch), batch)})
+"""
+
+
+def test_what_was_prepared_is_the_first_ones_everywhere(two):
+    (two.folder / "apart.py").write_text(APART)
+    two.train("apart", method=f"{two.folder}/apart.py", epochs=1)
+
+
 def test_an_error_in_a_process_is_told_and_the_next_training_goes_on(two):
     with pytest.raises(AssertionError, match="plian"):
         two.train("two", method="plian")

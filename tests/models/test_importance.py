@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from netgraft.files.checkpoint import read_provenance
+from netgraft.models.side import Side
 from netgraft.plan import Plan
-from netgraft.transfer import Side, make_plan, transfer
+from netgraft.planning import TransferRequest, make_plan
+from netgraft.transfer import transfer
 
 
 def test_a_transfer_keeps_the_channels_of_large_weights(tmp_path):
@@ -29,10 +31,10 @@ def test_a_transfer_keeps_the_channels_of_large_weights(tmp_path):
         Side(str(target), "target"),
     )
     options = {"shrink": "importance"}
-    dry = make_plan(*sides, recipe="grow", options=options).plan
+    dry = make_plan(TransferRequest(*sides, recipe="grow", options=options)).plan
     assert any("chosen by their weights" in warning for warning in dry.warnings)
     output = tmp_path / "init.safetensors"
-    written = transfer(*sides, output, recipe="grow", options=options, receipt=False).plan
+    written = transfer(TransferRequest(*sides, output, recipe="grow", options=options, receipt=False)).plan
     assert not any("chosen by their weights" in warning for warning in written.warnings)
     narrow = load_file(output)[key]
     rows = narrow.shape[0]

@@ -19,6 +19,7 @@ from netgraft.passes._propagate import propagate
 from netgraft.passes.moments import MomentPropagation
 from netgraft.passes.recalibrate import Recalibrate, statistics_keys
 from netgraft.plan import Pairing, Plan
+from netgraft.recipes.run import run_recipe
 
 SIZE = (3, 16, 16)
 
@@ -168,7 +169,7 @@ def test_copies_stay_copies():
 def grafted(source, build, recipe, size=SIZE, **options):
     """A stage with ``source`` and the target that a recipe makes of it."""
     target = network(build, size, seed=9)
-    pairing, moves, kept = plugins.create("recipes", recipe, options).plan(source.graph, target.graph)
+    pairing, moves, kept = run_recipe(plugins.create("recipes", recipe, options), source.graph, target.graph)
     plan = Plan("source", "target", "", "", recipe, {}, pairing, tuple(moves), tuple(kept))
     target.module.load_state_dict(graft(plan, source.module.state_dict(), target.module.state_dict()))
     return stage(source, target, moves, pairing.pairs)

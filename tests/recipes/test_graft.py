@@ -14,9 +14,12 @@ from netgraft import plugins
 from netgraft.files.checkpoint import read_provenance
 from netgraft.graft import graft
 from netgraft.models.importance import channel_norms
+from netgraft.models.side import Side
 from netgraft.operators.apply import apply_steps
 from netgraft.plan import Plan, Step
-from netgraft.transfer import Side, transfer
+from netgraft.planning import TransferRequest
+from netgraft.recipes.run import run_recipe
+from netgraft.transfer import transfer
 
 SIZE = (3, 16, 16)
 
@@ -30,7 +33,7 @@ def made(source, target, recipe="graft", **options):
     theirs, ours = weights(source), weights(target, 1)
     each = plugins.create("recipes", recipe, options)
     norms = channel_norms(theirs) if each.reads_weights else None
-    pairing, moves, kept = each.plan(traced(source, SIZE), traced(target, SIZE), norms)
+    pairing, moves, kept = run_recipe(each, traced(source, SIZE), traced(target, SIZE), norms)
     plan = Plan("s", "t", "", "", recipe, {}, pairing, tuple(moves), tuple(kept))
     plan.check_law(ours)
     return plan, theirs, ours, graft(plan, theirs, ours)
@@ -226,7 +229,7 @@ def test_a_norm_behind_an_activation_is_not_folded():
 
 
 def test_skipped_and_mapped_layers():
-    plan, _, ours, result = made(Straight, wide, skip=("convs.1",), maps=("convs.0=convs.0",))
+    plan, _, ours, result = made(Straight, wide, skip=("convs.1",), maps=(("convs.0", "convs.0"),))
     assert torch.equal(result["convs.1.weight"], ours["convs.1.weight"])
     assert ("convs.0", "convs.0") in {(pair.source, pair.target) for pair in plan.pairing.pairs}
 
@@ -336,7 +339,10 @@ def test_from_scratch_nothing_moves():
 @pytest.mark.parametrize(("recipe", "options"), [("graft", {}), ("refit", {"refit_images": 16})])
 def test_a_transfer(recipe, options, tmp_path):
     sides = Side("netgraft:resnet20-glyphs", "source"), Side("examples/my_arch.py:MyNet", "target")
-    done = [transfer(*sides, recipe=recipe, options=options, output=tmp_path / f"{i}.safetensors") for i in range(2)]
+    done = [
+        transfer(TransferRequest(*sides, recipe=recipe, options=options, output=tmp_path / f"{i}.safetensors"))
+        for i in range(2)
+    ]
     first, second = ((tmp_path / f"{i}.safetensors").read_bytes() for i in range(2))
     assert first == second
     plan = done[0].plan
@@ -361,7 +367,7 @@ def test_a_target_without_norms_is_settled_unless_told_not_to(repair, tmp_path):
     (tmp_path / "bare.py").write_text(BARE)
     sides = Side("netgraft:resnet20-glyphs", "source"), Side(f"{tmp_path / 'bare.py'}:build", "target")
     out = tmp_path / "init.safetensors"
-    plan = transfer(*sides, out, recipe="graft", options={"repair": repair}).plan
+    plan = transfer(TransferRequest(*sides, out, recipe="graft", options={"repair": repair})).plan
     assert [each.name for each in plan.passes] == ["repair"] * repair
     assert plan.coverage()["stacked"] > 0  # where numbers come from stays as it was
     paired = [pair.target for pair in plan.pairing.pairs if pair.target in ("0", "2")]

@@ -13,6 +13,7 @@ from netgraft.graft import graft
 from netgraft.models.importance import channel_norms
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.recipes.grow import Grow
+from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
 
 
@@ -38,7 +39,7 @@ def grown(source, target, size, target_size=None, *, dtype=torch.float64, recipe
     """(plan, source net, grown net): both in eval mode and of type ``dtype``."""
     graphs = trace(Net(source, size)), trace(Net(target, target_size or size))
     recipe = recipe or Grow()
-    pairing, moves, kept = recipe.plan(*graphs)
+    pairing, moves, kept = run_recipe(recipe, *graphs)
     plan = Plan("s", "t", "", "", "grow", {}, pairing, tuple(moves), tuple(kept))
     torch.manual_seed(0)
     there, here = looks_trained(source()).to(dtype), target().eval().to(dtype)
@@ -147,7 +148,7 @@ def test_what_cannot_be_exact_is_named_with_its_reason():
     assert 1e-5 < error(there, here, IMAGE) < 0.3
     assert from_source(plan) >= 0.95
     with pytest.raises(CheckFailed, match="cannot compute exactly"):
-        Grow(exact=True).plan(trace(Net(source, IMAGE)), trace(Net(target, IMAGE)))
+        run_recipe(Grow(exact=True), trace(Net(source, IMAGE)), trace(Net(target, IMAGE)))
 
 
 def test_a_whole_multiple_under_layer_norm_is_exact():
@@ -277,7 +278,7 @@ def test_shrinking_undoes_growing():
 
     _, there, here = grown(narrow, wide, (3, 16, 16))
     graphs = trace(Net(wide, (3, 16, 16))), trace(Net(narrow, (3, 16, 16)))
-    pairing, moves, kept = Grow(shrink="fold").plan(*graphs)
+    pairing, moves, kept = run_recipe(Grow(shrink="fold"), *graphs)
     plan = Plan("s", "t", "", "", "grow", {}, pairing, tuple(moves), tuple(kept))
     back = narrow().double().eval()
     back.load_state_dict(graft(plan, here.state_dict(), back.state_dict()))
@@ -357,7 +358,7 @@ def test_the_most_important_channels_stay():
             wide.first.weight[dead] = wide.first.bias[dead] = wide.last.weight[:, dead] = 0
     graphs = [trace(Net(lambda width=width: Plain(width), (3, 8, 8))) for width in (8, 4)]
     norms = channel_norms(wide.state_dict())
-    pairing, moves, kept = Grow(shrink="importance").plan(*graphs, norms=norms)
+    pairing, moves, kept = run_recipe(Grow(shrink="importance"), *graphs, norms=norms)
     plan = Plan("s", "t", "", "", "grow", {}, pairing, tuple(moves), tuple(kept))
     (move,) = [move for move in moves if move.key == "first.weight"]
     assert move.steps[0].options == {"dim": 0, "index": [[1, 2], [5, 1], [7, 1]]}
@@ -384,7 +385,7 @@ def test_any_pair_is_planned_and_says_what_is_lossy(source, target, shrink):
     graphs = [trace(Net(timm_net(name), (3, 224, 224))) for name in (source, target)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pairing, moves, kept = Grow(shrink=shrink).plan(*graphs)
+        pairing, moves, kept = run_recipe(Grow(shrink=shrink), *graphs)
     plan = Plan("s", "t", "", "", "grow", {}, pairing, tuple(moves), tuple(kept))
     plan.check_law(graphs[1].slots)
     assert plan.pairing.notes

@@ -20,6 +20,7 @@ from netgraft.graft import graft
 from netgraft.plan import Plan, Step
 from netgraft.plugins import create
 from netgraft.recipes.hmt import Hmt
+from netgraft.recipes.run import run_recipe
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
@@ -81,7 +82,7 @@ class Transferred:
 
     def __init__(self, source, target, sizes=((3, 16, 16), (3, 16, 16)), **options):
         graphs = [traced(build, size) for build, size in zip((source, target), sizes, strict=True)]
-        pairing, moves, kept = create("recipes", "hmt", options).plan(*graphs)
+        pairing, moves, kept = run_recipe(create("recipes", "hmt", options), *graphs)
         self.plan = Plan("s", "t", "", "", "hmt", options, pairing, tuple(moves), tuple(kept))
         self.theirs, self.ours = weights(source, 1), weights(target, 2)
         self.result = graft(self.plan, self.theirs, self.ours)
@@ -335,7 +336,7 @@ def test_the_same_backbone_at_another_resolution_moves_its_head_position_by_posi
 
 def test_equal_maps_are_copied():
     graph = flat()
-    moves = Hmt(matcher="interval-chain").plan(flat(classes=7), graph)[1]
+    moves = run_recipe(Hmt(matcher="interval-chain"), flat(classes=7), graph)[1]
     assert not next(move for move in moves if move.key == "L1.weight").steps
     done = Transferred(lambda: Flat(), lambda: Flat((5, 6)))  # another first width: not the same backbone
     assert done.moves["hidden.weight"].steps == ()
@@ -345,7 +346,7 @@ def test_equal_maps_are_copied():
 def test_maps_of_equal_flat_length_are_not_mistaken_for_one_another():
     d = Drawing()
     d.output(d.linear(d.op("view", d.conv(d.input(), shape=(4, 3, 3, 3))), shape=(5, 64), flattened=(4, 4, 4)))
-    moves = Hmt().plan(flat_head(16, 2), d.graph())[1]
+    moves = run_recipe(Hmt(), flat_head(16, 2), d.graph())[1]
     steps = {move.key: move.steps for move in moves}["L2.weight"]
     assert steps == (
         Step("unflatten", {"dim": 1, "shape": [16, 2, 2]}),
@@ -370,18 +371,18 @@ def test_resnet18_with_other_classes_copies_everything_but_the_head():
         return lambda: timm.create_model("resnet18", num_classes=classes)
 
     source, target = traced(build(1000), (3, 224, 224)), traced(build(10), (3, 224, 224))
-    _, moves, kept = Hmt().plan(source, target)
+    _, moves, kept = run_recipe(Hmt(), source, target)
     assert {fate.key for fate in kept} == {"fc.weight", "fc.bias"}
     assert all(move.source_key == move.key and not move.steps for move in moves)
     assert len(moves) == len(target.slots) - 2
-    _, moves, kept = Hmt(head="always").plan(source, target)
+    _, moves, kept = run_recipe(Hmt(head="always"), source, target)
     assert not kept
     steps = {move.key: move.steps for move in moves}
     assert steps["fc.weight"] == steps["fc.bias"] == (Step("cyclic", {"dim": 0, "size": 10}),)
 
 
 def test_the_same_backbone_needs_equal_widths():
-    _, moves, kept = Hmt().plan(residual(width=8, classes=3), residual(width=12, classes=3))
+    _, moves, kept = run_recipe(Hmt(), residual(width=8, classes=3), residual(width=12, classes=3))
     assert kept  # the projections beside the chain
     assert any(move.steps for move in moves)
 
@@ -390,7 +391,7 @@ def test_loose_tensors_of_the_same_backbone_are_copied_where_they_fit():
     source, target = residual(), residual()
     loose = {"grid": Slot("grid", (3,), "float32", True), "table": Slot("table", (4,), "float32", True)}
     other = {**loose, "table": Slot("table", (5,), "float32", True)}
-    pairing, moves, kept = Hmt().plan(replace(source, loose=loose), replace(target, loose=other))
+    pairing, moves, kept = run_recipe(Hmt(), replace(source, loose=loose), replace(target, loose=other))
     assert pairing.pairs
     assert "grid" in {move.key for move in moves}
     assert [(fate.key, fate.why) for fate in kept] == [("table", "a buffer outside any layer")]

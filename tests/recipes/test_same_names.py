@@ -63,5 +63,5 @@ def test_options(source):
     assert f"{first}.weight" in kept
     assert f"{head}.weight" not in kept
     even = traced(lambda: Straight(((8, 3), (8, 3), (8, 3))), (3, 16, 16))
-    moves, _ = copied(even, even, maps=("convs.2=convs.1",))
+    moves, _ = copied(even, even, maps=(("convs.2", "convs.1"),))
     assert [moves[f"convs.{i}.weight"] for i in range(3)] == ["convs.0.weight", "convs.2.weight", "convs.2.weight"]

@@ -75,7 +75,7 @@ UNLIKE = {"output": {"compared": "output", "skipped": "other shapes"}, "exact": 
     ],
 )
 def test_exactness_is_said_where_it_was_measured(receipt, line):
-    plan = replace(PLAN, recipe="grow", warnings=())
+    plan = replace(PLAN, options={"exact": False}, warnings=())
     assert list(ledger.ledger(plan, receipt))[-1] == line
     noted = list(ledger.ledger(replace(plan, pairing=replace(plan.pairing, notes=("a wider mean",))), receipt))
     exact = line.startswith("exact")

@@ -17,13 +17,15 @@ from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
 from netgraft.models.model import load_model
 from netgraft.models.normalisation import Normalisation
+from netgraft.models.side import Side, own_weights
+from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
 from netgraft.score.features import FrozenNetwork, pooled
 from netgraft.score.probe import score
 from netgraft.score.settings import ScoreSettings
 from netgraft.score.verdict import check_scratch
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights, transfer
+from netgraft.transfer import transfer
 
 GLYPHS = "netgraft:resnet20-glyphs"
 FEW = ScoreSettings("netgraft:digits", samples_per_class=10)
@@ -52,7 +54,11 @@ class Net(nn.Module):
 def init(tmp_path_factory):
     """The embedded net into itself with ten classes."""
     file = tmp_path_factory.mktemp("init") / "init.safetensors"
-    transfer(Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt")
+    transfer(
+        TransferRequest(
+            Side(GLYPHS, "source"), Side(GLYPHS, "target", {"num_classes": 10}), file, receipt=False, recipe="hmt"
+        )
+    )
     return file
 
 
@@ -342,11 +348,13 @@ def test_examples_run(command, tmp_path, monkeypatch):
     lines = [line.strip() for line in page.stdout.partition("Examples:\n")[2].splitlines() if line.strip()]
     assert lines
     transfer(
-        Side(GLYPHS, "source"),
-        Side("examples/my_arch.py", "target"),
-        Path("init.safetensors"),
-        receipt=False,
-        recipe="hmt",
+        TransferRequest(
+            Side(GLYPHS, "source"),
+            Side("examples/my_arch.py", "target"),
+            Path("init.safetensors"),
+            receipt=False,
+            recipe="hmt",
+        )
     )
     for line in lines:
         program, *words = shlex.split(line)

@@ -5,13 +5,15 @@ from support.drawn import renamed
 
 from netgraft.graft import graft
 from netgraft.plan import Plan
+from netgraft.recipes.protocol import Chooses
+from netgraft.recipes.run import run_recipe
 
 
 def make_plan(recipe, source, target):
-    if hasattr(recipe, "choose"):
+    if isinstance(recipe, Chooses):
         _, recipe, why = recipe.choose(source, target, "cpu")
         assert why
-    pairing, moves, kept = recipe.plan(source, target)
+    pairing, moves, kept = run_recipe(recipe, source, target)
     return Plan("s", "t", source.fingerprint(), target.fingerprint(), "r", {}, pairing, tuple(moves), tuple(kept))
 
 

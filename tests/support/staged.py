@@ -9,6 +9,7 @@ from netgraft import plugins
 from netgraft.graft import graft
 from netgraft.models.batch_norm import recalibrating
 from netgraft.plan import Plan
+from netgraft.recipes.run import run_recipe
 
 
 def taught(build, size, seed=0):
@@ -24,7 +25,7 @@ def taught(build, size, seed=0):
 def grafted(source, build, recipe="graft", size=(3, 16, 16), seed=9, **options):
     """A stage with ``source`` and the target that a recipe makes of it."""
     target = network(build, size, seed=seed)
-    pairing, moves, kept = plugins.create("recipes", recipe, options).plan(source.graph, target.graph)
+    pairing, moves, kept = run_recipe(plugins.create("recipes", recipe, options), source.graph, target.graph)
     plan = Plan("source", "target", "", "", recipe, {}, pairing, tuple(moves), tuple(kept))
     state = graft(plan, source.module.state_dict(), target.module.state_dict())
     target.module.load_state_dict(state)

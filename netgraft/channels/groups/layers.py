@@ -4,66 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 from netgraft.architecture.graph import Layer, Node
+from netgraft.architecture.kinds import ChannelRule
+from netgraft.architecture.operations import IGNORES_ORDER, REDUCES_WEIGHT, WEIGHT_PRODUCTS
 from netgraft.channels.groups.axes import Axis, Fixed, fix, unify
 from netgraft.channels.groups.call import Axes, Call, Mixed
 from netgraft.channels.groups.kinds import Tensors, activation, conv, embedding, linear, norm, recurrent
 from netgraft.channels.groups.operations import result_of
-
-EQUIVARIANT = frozenset(
-    [
-        "native_batch_norm",
-        "batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "mean",
-        "std",
-        "var",
-        "var_mean",
-        "sum",
-        "norm",
-        "clamp_min",
-        "clamp",
-        "linalg_vector_norm",
-        "_weight_norm",
-        "_weight_norm_interface",
-        "sub",
-        "mul",
-        "div",
-        "add",
-        "rsqrt",
-        "sqrt",
-        "pow",
-        "exp",
-        "abs",
-        "maximum",
-        "reciprocal",
-        "expm1",
-        "tanh",
-        "sigmoid",
-        "softplus",
-        "neg",
-        "square",
-    ]
-)
-"""Arithmetic on a weight that does the same whatever the order of its rows and columns."""
-REDUCING = frozenset(
-    [
-        "native_batch_norm",
-        "batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "mean",
-        "std",
-        "var",
-        "var_mean",
-        "sum",
-        "norm",
-        "_weight_norm",
-        "_weight_norm_interface",
-        "linalg_vector_norm",
-    ]
-)
-CONTRACTIONS = frozenset({"einsum", "matmul", "mm", "bmm"})
 
 
 def call_layer(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensors, mixed: Mixed) -> Axes:
@@ -80,7 +29,7 @@ def call_layer(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tens
         output is None
         and not _is_unclear(layer, node)
         and not node.facts.get("others")
-        and not set(node.facts.get("prepared", ())) - EQUIVARIANT
+        and not set(node.facts.get("prepared", ())) - IGNORES_ORDER
     ):
         output = _by_kind(layer, node, values, known, mixed)
     if output is not None and [axis.size for axis in output] == list(node.shape):
@@ -90,7 +39,7 @@ def call_layer(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tens
             fix(axis)
     for slot in layer.tensors.values():
         kernel = layer.is_kernel and slot.shape == layer.shape
-        known.place(slot, [Fixed(size) for size in slot.shape], [_reads(layer)] if kernel else ())
+        known.place(slot, [Fixed(size) for size in slot.shape], [layer.in_axis] if kernel else ())
     return [Fixed(size) for size in node.shape]
 
 
@@ -98,22 +47,27 @@ def _by_kind(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensor
     data, bias = _data(layer, node, values)
     if data is None or len(data) != len(layer.in_shape or data):
         return None
-    output = None
-    if layer.kind.startswith("conv") and layer.kind != "conv_dynamic":
-        output = conv(layer, data, node.shape, known)
-    elif layer.kind == "linear":
-        output = linear(layer, data, known, sure=_is_left(node, values))
-    elif layer.is_norm:
-        output = norm(layer, node, data, known, mixed)
-    elif layer.kind == "embedding":
-        output = embedding(layer, data, known)
-    elif layer.kind == "activation":
-        output = activation(layer, data, known)
-    elif layer.kind == "rnn":
-        output = recurrent(layer, data, known)
+    output: Axes | None
+    match layer.rules.channels:
+        case ChannelRule.CONV:
+            output = conv(layer, data, node.shape, known)
+        case ChannelRule.LINEAR:
+            output = linear(layer, data, known, sure=_is_left(node, values))
+        case ChannelRule.NORM:
+            output = norm(layer, node, data, known, mixed)
+        case ChannelRule.EMBEDDING:
+            output = embedding(layer, data, known)
+        case ChannelRule.ACTIVATION:
+            output = activation(layer, data, known)
+        case ChannelRule.RECURRENT:
+            output = recurrent(layer, data, known)
+        case ChannelRule.FIXED:
+            output = None
+        case never:
+            assert_never(never)
     if output is not None and bias is not None:
-        unify(bias, output[1 if layer.kind.startswith("conv") else -1])
-    if output is not None and REDUCING & set(node.facts.get("prepared", ())):
+        unify(bias, output[layer.out_axis])
+    if output is not None and REDUCES_WEIGHT & set(node.facts.get("prepared", ())):
         for slot in layer.tensors.values():
             if slot.shape == layer.shape:
                 mixed.extend((axis, "weight norm", node.id) for axis in known[slot.key])
@@ -138,7 +92,7 @@ def _data(layer: Layer, node: Node, values: Mapping[str, Axes]) -> tuple[Axes | 
 
 def _contraction(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensors) -> Axes | None:
     """A product that the model's code writes itself, weights as they are: a rule for the operation knows its axes."""
-    if node.facts.get("function") not in CONTRACTIONS or node.facts.get("prepared"):
+    if node.facts.get("function") not in WEIGHT_PRODUCTS or node.facts.get("prepared"):
         return None
     slots = {key: slot for slot in layer.tensors.values() for key in slot.keys}
     names = [
@@ -172,14 +126,9 @@ def _summed(node: Node, place: int, rank: int) -> list[int]:
     return [d for d, label in enumerate(inputs.split(",")[place]) if label not in output]
 
 
-def _reads(layer: Layer) -> int:
-    """The axis of the weight along which a layer reads channels."""
-    return 0 if layer.kind.startswith("conv_transpose") or layer.transposed else 1
-
-
 def _is_unclear(layer: Layer, node: Node) -> bool:
     """Whether a vector was added to a product that it may go along more than one axis of."""
-    if node.facts.get("function") not in CONTRACTIONS or len(layer.tensors) < 2:
+    if node.facts.get("function") not in WEIGHT_PRODUCTS or len(layer.tensors) < 2:
         return False
     return max(map(node.shape[1:].count, node.shape[1:]), default=0) > 1
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netgraft.architecture.graph import LayerGraph, Node, Shape, Slot
+from netgraft.architecture.operations import MAKES_TWO, SPLITS
 from netgraft.channels.groups.axes import Fixed, fix, unify
 from netgraft.channels.groups.call import Axes, Call, Mixed, unknown
 from netgraft.channels.groups.kinds import Tensors
 from netgraft.channels.groups.layers import call_layer
-from netgraft.channels.groups.operations import RULES, SPLITS, TWINS, result_of
+from netgraft.channels.groups.operations import RULES, result_of
 from netgraft.channels.groups.reshaping import pieces
 
 
@@ -46,8 +47,8 @@ class Walk:
                         fix(axis)
         elif node.op in ("parameter", "weight") and node.layer is not None:
             values[node.id] = self.tensors.use(self._slot(node))
-        elif node.op == "layer" and node.layer is not None:
-            values[node.id] = call_layer(self.graph.layers[node.layer], node, values, self.tensors, self.mixed)
+        elif node.op == "layer" and (layer := self.graph.layer_of(node)):
+            values[node.id] = call_layer(layer, node, values, self.tensors, self.mixed)
         elif node.op == "getitem":
             values[node.id] = self._item(node)
         else:
@@ -58,7 +59,7 @@ class Walk:
                 values[node.id] = self.several[node.id][0]
             else:
                 values[node.id] = result_of(call)
-                if node.op in TWINS:
+                if node.op in MAKES_TWO:
                     self.several[node.id] = [values[node.id]] * 2
 
     def _slot(self, node: Node) -> Slot:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netgraft.architecture.endings import ACTIVATIONS, Ending, find_endings
+from netgraft.architecture.endings import Ending, find_endings
+from netgraft.architecture.operations import ACTIVATES
 from netgraft.errors import TraceError
 from netgraft.finetune.toolbox.taps import first_tensor
 from netgraft.models.running import hearing_outputs
@@ -75,7 +76,7 @@ def _values(
     for layer in layers:
         if layer in endings:
             end = endings[layer].node
-            behind = [id for id in graph.readers[end] if graph.by_id[id].op in ACTIVATIONS]
+            behind = [id for id in graph.readers[end] if graph.by_id[id].op in ACTIVATES]
             for rank, id in enumerate([*behind[:1], end]):
                 wanted.setdefault(replay.ends[id], []).append((layer, rank))
     kept: dict[tuple[str, int], Tensor] = {}

@@ -15,7 +15,6 @@ from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
-from netgraft.finetune.describe import FOLDER, describe
 from netgraft.finetune.engine import pairing
 from netgraft.finetune.engine.batch_norm import synchronise
 from netgraft.finetune.engine.loader import Loader
@@ -24,24 +23,24 @@ from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
-from netgraft.finetune.needs import check_needs
-from netgraft.finetune.protocol import Method, Need, Pair
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
+from netgraft.finetune.protocol import FeaturePair, Method, Need
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
 from netgraft.models.model import Model, load_model
 from netgraft.models.running import forward
+from netgraft.models.side import own_weights
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.trace import trace
-from netgraft.transfer import own_weights
 
 Progress = Callable[[str], None]
 
 
 @dataclass
-class Prepared:
+class PreparedTraining:
     """Everything that a training is made of."""
 
-    settings: Settings
+    settings: TrainingSettings
     processes: Processes
     method: Method
     rule: Rule
@@ -53,12 +52,13 @@ class Prepared:
     record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
 
 
-def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared:
+def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> PreparedTraining:
     """Load, open and check all of it. Raises a NetgraftError for anything that is wrong, with nothing written."""
-    described = describe(settings.method)
+    described = plugins.describe(FOLDER, settings.method)
     check_needs(settings, described)
+    needs = frozenset(needs_of(described))
     method = plugins.create(FOLDER, settings.method, settings.set)
-    rule_name = settings.combine or described.combine
+    rule_name = settings.combine or rule_of(described)
     rule = find_rule(rule_name)
     by_hand = pairing.given_names(settings.pairs)
     pairing.check_matcher(settings.matcher)
@@ -91,9 +91,9 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
     if source is not None:
         progress(f"building {source.name}")
         net, source_record = build_source(settings, source, model.input_size, normalisation, processes.device)
-        _check_source(net, source, images, train, described.needs)
-    pairs: tuple[Pair, ...] = ()
-    if net is not None and source is not None and (Need.PAIRS in described.needs or by_hand is not None):
+        _check_source(net, source, images, train, needs)
+    pairs: tuple[FeaturePair, ...] = ()
+    if net is not None and source is not None and (Need.PAIRS in needs or by_hand is not None):
         progress("pairing layers")
         names, computed = (
             (by_hand, False)
@@ -123,7 +123,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         channels_last=settings.channels_last,
         net=net,
         pairs=pairs,
-        needs=described.needs,
+        needs=needs,
         find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
         find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
     )
@@ -134,7 +134,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "pairs": [[pair.source, pair.target] for pair in pairs],
     }
-    return Prepared(settings, processes, method, rule, rule_name, described.needs, run, loader, pixels, record)
+    return PreparedTraining(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -180,14 +180,14 @@ def _check_source(
 
 def _measure(
     names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, *, chosen: bool, computed: bool
-) -> tuple[Pair, ...]:
+) -> tuple[FeaturePair, ...]:
     if chosen:
-        for theirs, ours in names:
-            submodule(net.module, theirs), submodule(module, ours)
+        for source_layer, target_layer in names:
+            submodule(net.module, source_layer), submodule(module, target_layer)
     if computed:
-        there = places(net.module, net.adapt(images), (theirs for theirs, _ in names))
-        here = places(module, images, (ours for _, ours in names))
-        seen = [(there[a], here[b]) for a, b in names if a in there and b in here]
+        in_source = places(net.module, net.adapt(images), (source_layer for source_layer, _ in names))
+        in_target = places(module, images, (target_layer for _, target_layer in names))
+        seen = [(in_source[a], in_target[b]) for a, b in names if a in in_source and b in in_target]
         names = list(dict.fromkeys(seen))
     training = module.training
     found = pairing.measure(names, net.module, module.eval(), (net.adapt(images), images), chosen=chosen)
@@ -195,7 +195,7 @@ def _measure(
     return found
 
 
-def _last(net: SourceNet, pairs: tuple[Pair, ...], images: Tensor) -> str:
+def _last(net: SourceNet, pairs: tuple[FeaturePair, ...], images: Tensor) -> str:
     """The paired layer of the source that runs last."""
     return list(shapes(net.module, [pair.source for pair in pairs], net.adapt(images)))[-1]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from netgraft.architecture.resolution import Attention
+from netgraft.architecture.attention import Attention
 from netgraft.trace.replay import Replay
 
 Rows = tuple[int, ...]

@@ -13,9 +13,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx
 
+from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.architecture.resolution import has_norms, is_transformer
+from netgraft.architecture.resolution import has_norms
 from netgraft.channels.index_map import NEW
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, sample
@@ -108,7 +109,7 @@ class Jobs:
 
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
-        axis = channel_axis(shape, layer.out_channels, layer.kind, permuted=_permuted(replay.graph, layer.name, id))
+        axis = channel_axis(shape, layer, permuted=_permuted(replay.graph, layer.name, id))
         return layout_of(shape, axis, self.batch)
 
     def _watch_source(self, jobs: Sequence[Job]) -> None:
@@ -195,7 +196,7 @@ def _permuted(graph: LayerGraph, start: str, end: str) -> bool:
 
 def _unfit(graph: LayerGraph, layer: Layer) -> str:
     """Why a layer cannot be refitted, whatever it follows."""
-    if layer.kind not in ("conv2d", "linear"):
+    if not layer.rules.refits:
         return f"a {layer.kind} is not refitted"
     slot = layer.tensors.get("weight")
     if slot is None or slot.shape != layer.shape:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netgraft.architecture.graph import Layer
 from netgraft.architecture.resolution import grid_of
 
 
@@ -111,12 +112,12 @@ def rows_from(value: Tensor, theirs: Layout, ours: Layout, rows: Tensor, channel
     return result
 
 
-def channel_axis(shape: tuple[int, ...], channels: int, kernel: str, *, permuted: bool = False) -> int:
-    """The axis of the channels in the value at the end of a layer's branch.
+def channel_axis(shape: tuple[int, ...], layer: Layer, *, permuted: bool = False) -> int:
+    """The axis of the channels in the value, of ``shape``, at the end of a layer's branch.
 
     ``permuted``: feature maps are permuted on the way, which decides where channels are as many as columns.
     """
-    if kernel.startswith("conv"):
+    if layer.out_axis == 1:
         return 1
-    front = len(shape) == 4 and shape[1] == channels
-    return 1 if front and (permuted or shape[-1] != channels) else len(shape) - 1
+    front = len(shape) == 4 and shape[1] == layer.out_channels
+    return 1 if front and (permuted or shape[-1] != layer.out_channels) else len(shape) - 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from netgraft.architecture.blocks import Block, is_depthwise
+from netgraft.architecture.blocks import Block
 from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.wiring import Wiring, levels
+from netgraft.architecture.resolution import levels
+from netgraft.architecture.wiring import Wiring
 
 
 class _Side:
@@ -31,7 +32,7 @@ class _Side:
         """Outside of residual blocks, or the end of one; a depthwise layer is half of what its pointwise one ends."""
         if self.wiring.block_of.get(name) is not None:
             return self.endings[name].add is not None and self.endings[name].main
-        return not is_depthwise(self.graph.layers[name])
+        return not self.graph.layers[name].is_depthwise
 
     def interior(self, block: Block) -> list[str]:
         """The kernels of a residual block before its end, shortcuts and gates left out."""
@@ -62,7 +63,7 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
             inside |= _within(theirs, ours, block, end, chosen[end], before[-1] if before else None)
     chosen |= {name: there for name, there in inside.items() if name not in chosen}
     for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
-        if name not in chosen and name in ours.endings and is_depthwise(target.layers[name]):
+        if name not in chosen and name in ours.endings and target.layers[name].is_depthwise:
             after = ours.wiring.chain[ours.wiring.position[name] + 1 :][:1]
             if after and after[0] in chosen:
                 chosen[name] = chosen[after[0]]
@@ -118,7 +119,7 @@ def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, be
     if other and _built_alike(theirs, ours, there, here):
         found |= dict(zip(here, there, strict=True))
     else:
-        convs = [name for name in here if ours.graph.layers[name].kind.startswith("conv")]
+        convs = [name for name in here if ours.graph.layers[name].is_conv]
         start = theirs.points.index(before) + 1 if before else 0
         way = theirs.points[start : theirs.points.index(partner) + 1] if other is None else []
         found |= {name: _at(way or [partner], k, len(convs) + 1) for k, name in enumerate(convs, start=1)}
@@ -131,6 +132,6 @@ def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, be
 
 def _built_alike(theirs: _Side, ours: _Side, there: Sequence[str], here: Sequence[str]) -> bool:
     def kinds(side: _Side, names: Sequence[str]) -> list[tuple[str, bool]]:
-        return [(side.graph.layers[name].kind, is_depthwise(side.graph.layers[name])) for name in names]
+        return [(side.graph.layers[name].kind, side.graph.layers[name].is_depthwise) for name in names]
 
     return kinds(theirs, there) == kinds(ours, here)

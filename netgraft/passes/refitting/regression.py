@@ -33,7 +33,7 @@ def patches(
     channels: slice = slice(None),
 ) -> Tensor:  # [len(rows), channels * taps] float32, in the order of the weight's axes
     """What the layer reads to compute its output at ``rows``."""
-    if not layer.kind.startswith("conv"):
+    if not layer.is_conv:
         return value.reshape(-1, value.shape[-1])[rows][:, channels].float()
     height, width = layer.out_shape[2:]
     image, y, x = rows // (height * width), rows // width % height, rows % width

@@ -32,7 +32,7 @@ def own_rows(replay: Replay, job: Job, end: fx.Node, rows: Tensor) -> Tensor | N
     start = replay.starts[layer.name]
     own = layout_of(
         tuple(replay.ends[layer.name].meta["shape"]),
-        1 if layer.kind.startswith("conv") else -1,
+        layer.out_axis,
         replay.inputs[0].shape[0],
     )
     ids = {replay.ends[name] for name in (job.ending.norm, job.ending.scale) if name in replay.ends}

@@ -116,7 +116,7 @@ class _Walk:
                 for slot in self.target.graph.layers[ending.scale].tensors.values():
                     self.tensors[slot.key].fill_(1.0)
         value = self.target.values[self._input(job)]
-        filters = here.groups == here.shape[0] > 1 and here.shape[1] == 1
+        filters = here.is_depthwise and here.shape[1] == 1
         method = self._fit_depthwise if filters else self._fit_grouped if here.groups > 1 else self._fit_dense
         r2, how = method(job, value, rows, wanted)
         if ending.norm is not None:
@@ -155,7 +155,7 @@ class _Walk:
     def _fit_depthwise(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
         """Its own channels where the partner is depthwise too, else the filters that serve the pointwise layer next."""
         here = job.here
-        if job.there.groups == job.there.shape[0] > 1 and job.there.shape[1] == 1:
+        if job.there.is_depthwise and job.there.shape[1] == 1:
             return self._fit_grouped(job, value, rows, wanted)
         following = self._following(job)
         if following is not None:

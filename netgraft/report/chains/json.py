@@ -46,7 +46,7 @@ def chain_document(result: Inspected, *, compared: bool) -> dict[str, Any]:
 def layer_document(layer: Layer) -> dict[str, Any]:
     """A layer as plain data: kind, weight shape, how it slides, and its state_dict keys."""
     document: dict[str, Any] = {"kind": layer.kind, "shape": list(layer.shape)}
-    if layer.kind.startswith("conv"):
+    if layer.is_conv:
         document |= {name: list(getattr(layer, name)) for name in ("stride", "padding", "dilation")}
         document["groups"] = layer.groups
     if layer.calls > 1:

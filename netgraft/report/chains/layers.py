@@ -20,7 +20,7 @@ def kind_text(layer: Layer) -> str:
     """The kind, with what sets a convolution apart: "conv2d depthwise", "conv2d groups 32"."""
     if layer.groups == 1:
         return layer.kind
-    depthwise = layer.groups == layer.out_channels and layer.shape[1] == 1
+    depthwise = layer.is_depthwise and layer.shape[1] == 1
     return f"{layer.kind} {'depthwise' if depthwise else f'groups {layer.groups}'}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from netgraft.transfer import Side
+from netgraft.models.side import Side
 from transfer_quality import glyphs, photographs, scenes
 from transfer_quality.nets import mean, std
 

@@ -18,6 +18,7 @@ from torch import Tensor
 import netgraft
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.embedded import catalogue as embedded
+from netgraft.planning import TransferRequest
 from netgraft.transfer import transfer
 from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, EMBEDDED, FAMILIES, TARGETS, Domain
@@ -136,7 +137,7 @@ def _transferred(domain: Domain, source: Source, target: str, spec: Spec, weight
             domain.side(FAMILIES[source.family], source=True, weights=weights),
             domain.side(target, source=False),
         )
-        transfer(*sides, file, recipe=spec.recipe, options=dict(spec.options), receipt=False)
+        transfer(TransferRequest(*sides, file, recipe=spec.recipe, options=dict(spec.options), receipt=False))
         return safetensors.torch.load_file(file)
 
 

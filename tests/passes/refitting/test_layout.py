@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from netgraft.architecture.graph import Layer
 from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, rows_of, sample
 
 
@@ -141,11 +142,12 @@ def test_samples_are_sorted_and_without_repeats():
     ],
 )
 def test_the_axis_of_channels(shape, channels, kind, axis):
-    assert channel_axis(shape, channels, kind) == axis
+    assert channel_axis(shape, Layer("l", kind, (channels, 4))) == axis
     assert Layout(shape, axis, None).channels == channels
 
 
 def test_as_many_channels_as_columns():
-    assert channel_axis((2, 8, 8, 8), 8, "linear") == 3
-    assert channel_axis((2, 8, 8, 8), 8, "linear", permuted=True) == 1
-    assert channel_axis((2, 4, 4, 8), 8, "linear", permuted=True) == 3
+    linear = Layer("l", "linear", (8, 4))
+    assert channel_axis((2, 8, 8, 8), linear) == 3
+    assert channel_axis((2, 8, 8, 8), linear, permuted=True) == 1
+    assert channel_axis((2, 4, 4, 8), linear, permuted=True) == 3

@@ -1,10 +1,4 @@
-"""The folder is the registry: ``matchers/longest_chain.py`` is ``--matcher longest-chain``.
-
-A plug-in is a frozen dataclass whose fields are its options; its file defines exactly one public class. It comes from
-one of netgraft's folders, from a user's own file (``./own_matcher.py`` or ``./own_matcher.py:Class``), or from an
-installed package with an entry point in the group ``netgraft.<folder>``. Netgraft's own names cannot be replaced.
-Listing reads names and docstrings with ``ast`` and imports nothing; loading a file runs its code.
-"""
+"""Finding plug-ins, and loading them: netgraft's folders, users' own files, installed packages."""
 
 from __future__ import annotations
 
@@ -16,22 +10,18 @@ import importlib
 import re
 import sys
 import types
-import typing
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from netgraft.errors import UnknownName, UsageError
+from netgraft.plugins.fields import REQUIRED, default_of, fields_of, read, type_text, types_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
+"""Netgraft's folders of plug-ins stand in this one."""
 NO_PLUGINS = frozenset({"protocol", "run", "apply"})
 """Files beside the plug-ins of a folder that are none: what a plug-in is, and what calls it."""
-REQUIRED = dataclasses.MISSING
-"""The ``default`` of an option that must be given."""
-
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +32,6 @@ class Plugin:
     summary: str  # first docstring line of the class, else of the module
     module: str  # "netgraft.matchers.longest_chain"; "package.module:Class" for an installed package
     path: Path | None  # None where an installed package's file cannot be found without importing it
-
-
-class Option(NamedTuple):
-    """A field of a plug-in, as a user sees it."""
-
-    name: str
-    type: str
-    default: object
-    doc: str
 
 
 def listing(folder: str) -> dict[str, Plugin]:
@@ -68,8 +49,7 @@ def listing(folder: str) -> dict[str, Plugin]:
 def load(folder: str, name_or_path: str) -> type[Any]:
     """The plug-in's class; raises UnknownName, or UsageError if the file does not run or holds no single plug-in."""
     kind = noun(folder)
-    own = re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
-    if own:
+    if own := own_file(name_or_path):
         return _single_class(_run(Path(own["path"]).expanduser(), kind), own["cls"], kind, own["path"])
     if name_or_path in (files := _files(folder)):
         path = files[name_or_path]
@@ -78,17 +58,15 @@ def load(folder: str, name_or_path: str) -> type[Any]:
         entry = installed[name_or_path]
         module = _import(entry.module, kind, name_or_path)
         return _single_class(module, entry.attr or None, kind, entry.value)
-    error = UnknownName(kind, name_or_path, [*files, *installed])
-    error.hint = f"{error.hint} `netgraft {kind}s` lists them all; your own file is given as ./own_{kind}.py.".strip()
-    raise error
+    raise unknown(folder, name_or_path, [*files, *installed])
 
 
 def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any:
     """The plug-in with these options, strings read as the fields' types say. Raises UnknownName, UsageError."""
     cls = load(folder, name_or_path)
     where = f"{noun(folder)} {name_or_path}"
-    hints = _types(cls)
-    known = _fields(cls)
+    hints = types_of(cls)
+    known = fields_of(cls)
     values = {}
     for name, value in options.items():
         if name not in known:
@@ -96,12 +74,12 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
             error.hint = error.hint or "It has no options."
             raise error
         try:
-            values[name] = _read(value, hints[name])
+            values[name] = read(value, hints[name])
         except ValueError:
             expected = type_text(hints[name])
             raise UsageError(f"The option {name} cannot be {value!r}; expected {expected}.", where=where) from None
     for name, field in known.items():
-        if name not in values and _default(field) is REQUIRED:
+        if name not in values and default_of(field) is REQUIRED:
             hint = f"Give it as {name}=<{type_text(hints[name])}>."
             raise UsageError(f"The option {name} is missing.", where=where, hint=hint)
     try:
@@ -110,13 +88,16 @@ def create(folder: str, name_or_path: str, options: Mapping[str, object]) -> Any
         raise UsageError(str(error), where=where) from error
 
 
-def options(cls: type[Any]) -> list[Option]:
-    """The options of a plug-in's class in order; docs come from ``field(metadata={"help": ...})``."""
-    hints = _types(cls)
-    return [
-        Option(name, type_text(hints[name]), _default(field), str(field.metadata.get("help", "")))
-        for name, field in _fields(cls).items()
-    ]
+def known(folder: str, name_or_path: str) -> type[Any] | None:
+    """The plug-in's class, if no file has to be run for it that has not run yet; None otherwise, and for unknown ones.
+
+    For names that stand in a file which somebody else may have written.
+    """
+    own = own_file(name_or_path)
+    with contextlib.suppress(UnknownName, UsageError):
+        if own is None or _name_in_memory(Path(own["path"]).expanduser()) in sys.modules:
+            return load(folder, name_or_path)
+    return None
 
 
 def noun(folder: str) -> str:
@@ -125,7 +106,20 @@ def noun(folder: str) -> str:
     return {"passes": "pass"}.get(last) or last.removesuffix("s")
 
 
+def unknown(folder: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that no plug-in of the folder has."""
+    kind = noun(folder)
+    error = UnknownName(kind, name, known)
+    error.hint = f"{error.hint} `netgraft {kind}s` lists them all; your own file is given as ./own_{kind}.py.".strip()
+    return error
+
+
 # ---------------------------------------------------------------------------------------------- finding and importing
+
+
+def own_file(name_or_path: str) -> re.Match[str] | None:
+    """``path`` and ``cls`` of a user's own file; None for a name."""
+    return re.fullmatch(r"(?P<path>.*\.py)(?::(?P<cls>\w+))?", name_or_path, re.DOTALL)
 
 
 def _files(folder: str) -> dict[str, Path]:
@@ -138,7 +132,7 @@ def _module_name(folder: str, path: Path) -> str:
 
 
 def _installed(folder: str) -> dict[str, EntryPoint]:
-    entries = entry_points(group=f"netgraft.{folder}")
+    entries = entry_points(group=f"netgraft.{folder.rpartition('.')[2]}")
     return {entry.name: entry for entry in sorted(entries, key=lambda e: (e.name, e.value), reverse=True)}
 
 
@@ -179,8 +173,7 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         code = path.read_bytes()
     except OSError as error:
         raise UsageError(f"There is no {kind} file {path}.", where=str(error.strerror)) from error
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
-    name = f"netgraft_own_{path.stem}_{digest[:16]}"
+    name = _module_name_of(path, code)
     if name in sys.modules:
         return sys.modules[name]
     module = types.ModuleType(name)
@@ -196,6 +189,19 @@ def _run(path: Path, kind: str) -> types.ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _name_in_memory(path: Path) -> str:
+    """The name under which a user's file is in memory, if it has run as it is; empty if it cannot be read."""
+    try:
+        return _module_name_of(path, path.read_bytes()) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _module_name_of(path: Path, code: bytes) -> str:
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + code).hexdigest()
+    return f"netgraft_own_{path.stem}_{digest[:16]}"
 
 
 def _single_class(module: types.ModuleType, wanted: str | None, kind: str, where: str) -> type[Any]:
@@ -218,103 +224,3 @@ def _single_class(module: types.ModuleType, wanted: str | None, kind: str, where
         hint = "Decorate it with @dataclass(frozen=True); its fields are its options."
         raise UsageError(f"{cls.__name__} is not a dataclass.", where=where, hint=hint)
     return cls
-
-
-# ----------------------------------------------------------------------------------------------- fields and their types
-
-
-def _fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}
-
-
-def _default(field: dataclasses.Field[Any]) -> object:
-    return field.default if field.default_factory is REQUIRED else field.default_factory()
-
-
-def _types(cls: type[Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls)
-    except (NameError, TypeError) as error:
-        hint = "Import what the annotations of its fields name."
-        raise UsageError(f"The options of {cls.__name__} have unclear types.", where=str(error), hint=hint) from error
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _is_enum(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Enum)
-
-
-def type_text(annotation: Any) -> str:
-    """An annotation in words: ``int``, ``one of a, b``, ``float or none``, ``3,3 (int, int)``."""
-    arguments = typing.get_args(annotation)
-    if annotation is type(None):
-        return "none"
-    if annotation is bool:
-        return "true or false"
-    if _is_union(annotation):
-        return " or ".join(type_text(argument) for argument in arguments)
-    if typing.get_origin(annotation) is Literal:
-        return f"one of {', '.join(str(choice) for choice in arguments)}"
-    if _is_enum(annotation):
-        return f"one of {', '.join(str(member.value) for member in annotation)}"
-    if typing.get_origin(annotation) is tuple and arguments[-1:] == (Ellipsis,):
-        return f"comma-separated {type_text(arguments[0])}s"
-    if typing.get_origin(annotation) is tuple:
-        return ",".join(type_text(argument) for argument in arguments)
-    return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
-
-
-def _read(value: object, annotation: Any) -> Any:
-    """``value`` as ``annotation`` says, read from text if it is a string; raises a bare ValueError."""
-    text = value.strip() if isinstance(value, str) else None
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if _is_union(annotation):
-        return _read_union(value, arguments)
-    if origin is Literal:
-        return _choose(value, text, {choice: choice for choice in arguments})
-    if _is_enum(annotation):
-        return _choose(value, text, {member.value: member for member in annotation})
-    if origin is tuple:
-        return _read_tuple(value, text, arguments)
-    if text is not None and annotation is bool:
-        return _choose(text.lower(), None, _WORDS)
-    if text is not None and annotation is type(None):
-        return _choose(text.lower(), None, {"none": None})
-    if text is not None and annotation in (int, float):
-        return annotation(text)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if annotation is int and isinstance(value, bool):
-        raise ValueError
-    kind = origin or annotation
-    if kind is Any or (isinstance(kind, type) and isinstance(value, kind)):
-        return value
-    raise ValueError
-
-
-def _choose(value: object, text: str | None, choices: Mapping[Any, object]) -> object:
-    for choice, result in choices.items():
-        same = value == choice and isinstance(value, bool) == isinstance(choice, bool)
-        if same or text == str(choice) or value is result:
-            return result
-    raise ValueError
-
-
-def _read_union(value: object, arguments: tuple[Any, ...]) -> Any:
-    for argument in sorted(arguments, key=lambda argument: argument is str):  # any text is a str: try that last
-        with contextlib.suppress(ValueError):
-            return _read(value, argument)
-    raise ValueError
-
-
-def _read_tuple(value: object, text: str | None, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    if text is not None:
-        value = [part.strip() for part in text.strip("()[]").rstrip(", ").split(",")] if text.strip("()[] ") else []
-    if not isinstance(value, (list, tuple)):
-        raise ValueError
-    if arguments[-1:] == (Ellipsis,):
-        arguments = arguments[:1] * len(value)
-    return tuple(_read(item, argument) for item, argument in zip(value, arguments, strict=True))
