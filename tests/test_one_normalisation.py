@@ -19,7 +19,7 @@ from netgraft.models.model import load_model
 from netgraft.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from netgraft.passes.run import make_networks
 from netgraft.score.probe import Bench
-from netgraft.score.probe import TrainingSettings as ScoreSettings
+from netgraft.score.settings import ScoreSettings
 from netgraft.trace import trace
 from netgraft.transfer import Side, own_weights
 

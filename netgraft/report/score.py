@@ -9,7 +9,7 @@ from netgraft.report.text import safe, shape_text, some, table
 
 if TYPE_CHECKING:
     from netgraft.score.interval import Interval
-    from netgraft.score.probe import Scores
+    from netgraft.score.verdict import Scores
 
 
 def score_lines(scores: Scores) -> Iterator[str]:
