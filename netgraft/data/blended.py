@@ -40,7 +40,8 @@ def open_blended(name: str, split: Split) -> LabelledPictures:
 
 def blend(digit: np.ndarray, patch: np.ndarray) -> np.ndarray:  # uint8 [h, w], [h, w, 3] -> uint8 [h, w, 3]
     """|patch - digit|: the photograph where there is no ink, its negative where there is."""
-    return np.abs(patch.astype(np.int16) - digit.astype(np.int16)[:, :, None]).astype(np.uint8)
+    difference: np.ndarray = np.abs(patch.astype(np.int16) - digit.astype(np.int16)[:, :, None])
+    return difference.astype(np.uint8)
 
 
 def _patch(number: int) -> np.ndarray:  # uint8 [16, 16, 3]

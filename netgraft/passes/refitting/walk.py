@@ -205,7 +205,8 @@ class _Refitting:
     def _tokens(self, attention: AimedAttention, job: Job) -> Tensor | None:
         """What the attention reads, laid out as the stream that it adds to; None where it is not there, or unclear."""
         start = self.target.starts[attention.value]
-        x = next((self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params")), None)
+        inputs = (self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params"))
+        x: Tensor | None = next(inputs, None)
         skip = self.target.values.get(self.target.ends[job.ending.skip or ""])
         if x is None or skip is None or x.dim() != 3 or tuple(skip.shape) != job.layout.shape:
             return None
