@@ -95,7 +95,7 @@ def accuracy(weights: Path, data: str) -> float:
 def train(name: str, seed: int, epochs: int, folder: Path) -> Path:
     """Weights after the last epoch; those that are there already are taken."""
     from netgraft.finetune.engine.loop import finetune
-    from netgraft.finetune.settings import Settings
+    from netgraft.finetune.settings import TrainingSettings
 
     weights = folder / f"{name}-{seed}-{epochs}" / "last.safetensors"
     if (folder / f"{name}-{seed}-{epochs}.done").exists():
@@ -108,7 +108,7 @@ def train(name: str, seed: int, epochs: int, folder: Path) -> Path:
         preset |= {"source": network, "source_weights": str(train(preset["source"], seed, epochs, folder))}
     common: dict[str, Any] = {"epochs": epochs, "seed": seed, "lr": 0.02, "weight_decay": 5e-4}
     fixed: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu", "tensorboard": False}
-    finetune(Settings(network, out=str(weights.parent), **common, **fixed, **preset), force=True)
+    finetune(TrainingSettings(network, out=str(weights.parent), **common, **fixed, **preset), force=True)
     (folder / f"{name}-{seed}-{epochs}.done").touch()
     return weights
 

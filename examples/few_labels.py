@@ -131,7 +131,7 @@ def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: in
     """Trains, leaving ``last.safetensors`` in a folder of the run's name; returns the line about it."""
     from netgraft.finetune.engine.loop import finetune
     from netgraft.finetune.protocol import Need
-    from netgraft.finetune.settings import Settings
+    from netgraft.finetune.settings import TrainingSettings
 
     net = TEACHER if method == TEACHER else "vgg9"
     reference, arguments = NETS[net]
@@ -152,7 +152,7 @@ def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: in
     drawn = {"samples_per_class": samples, "seed": seed, "draw_seed": seed}
     epochs *= preset.pop("epochs", 1)
     options = PROTOCOL | FIXED | drawn | given | preset | {"val_interval": epochs}
-    settings = Settings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
+    settings = TrainingSettings(reference, DATA, str(out), combine=rule, target_arg=arguments, epochs=epochs, **options)
     clock = Clock()
     history = finetune(settings, force=True, watch=clock).history
     line["accuracy"] = round(history[-1]["eval_top1"], 3)

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
 
 from netgraft.finetune.protocol import Batch, Need, Part, Penalty, Run, Update
 from netgraft.finetune.toolbox.domains import check_labels
@@ -38,28 +37,28 @@ class ElasticWeightConsolidation:
         zeros = [nn.Parameter(torch.zeros_like(weight), requires_grad=False) for weight in trained(run).values()]
         return {"target": Part(run.target_module), "fisher": Part(nn.ParameterList(zeros))}
 
-    @torch.no_grad()
     def prepare(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> None:
-        weights, fisher, count = trained(run), list(parts["fisher"].module.parameters()), 0
-
-        def log_likelihood(given: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:  # of one image
-            return -cross_entropy(run.target(x[None], params=given, train=False).logits, y[None])
-
-        each_gradient = vmap(grad(log_likelihood), in_dims=(None, 0, 0), chunk_size=16)
+        weights = list(trained(run).values())
+        fisher: list[Tensor] = list(parts["fisher"].module.parameters())
+        count = 0
         for batch in batches:
             images = batch.source
             assert images is not None, "Need.SOURCE_DATA"
             check_labels(run, images)
-            labels = images.y if self.fisher == "empirical" else self._drawn(run, images)
-            gradients = each_gradient(weights, images.x, labels).values()
-            for total, mean in zip(fisher, run.reduce([g.square().mean(0) for g in gradients]), strict=True):
-                total.add_(mean)
+            squares = [torch.zeros_like(weight) for weight in weights]
+            for x, y in zip(images.x, self._classes(run, images), strict=True):
+                loss = cross_entropy(run.target(x[None], train=False).logits, y[None])
+                gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+                torch._foreach_addcmul_(squares, gradients, gradients, 1 / len(images.x))
+            torch._foreach_add_(fisher, list(run.reduce(squares)))
             count += 1
-        for total in fisher:
-            total.div_(count)
+        torch._foreach_div_(fisher, count)
 
-    def _drawn(self, run: Run, images: Batch) -> Tensor:  # [B]
-        """A class for each image, drawn by the network's probabilities: the same however many processes there are."""
+    @torch.no_grad()
+    def _classes(self, run: Run, images: Batch) -> Tensor:  # [B]
+        """y of each image; drawn by the network's probabilities the same however many processes there are."""
+        if self.fisher == "empirical":
+            return images.y
         up_to = run.target(images, train=False).logits.softmax(1).cumsum(1)
         return (run.random(images, "labels", 1) > up_to[:, :-1]).sum(1)
 

@@ -14,14 +14,14 @@ from netgraft.evidence.recorded import choose_normalisation, recorded_source
 from netgraft.files.checkpoint import write_checkpoint
 from netgraft.finetune.engine.sets import find_normalisation
 from netgraft.finetune.engine.source import build_source
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import load_model
 from netgraft.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from netgraft.models.side import Side, own_weights
 from netgraft.passes.run import make_networks
 from netgraft.score.probe import Bench
-from netgraft.score.probe import Settings as ScoreSettings
+from netgraft.score.probe import TrainingSettings as ScoreSettings
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 NET = """
 from torch import nn
@@ -115,7 +115,7 @@ def test_transfer_score_and_finetune_agree(reference):
     if reference not in CODE:
         assert numbers(bench(files)) == SOURCES[reference]
 
-    given = Settings(target="./target.py", data="", out="", source=reference, random_source=source.random)
+    given = TrainingSettings(target="./target.py", data="", out="", source=reference, random_source=source.random)
     ours = find_normalisation(given, models[1], models[0])
     assert numbers(ours) == SOURCES[reference]
     net, _ = build_source(given, models[0], models[1].input_size, ours, cpu)
@@ -132,7 +132,7 @@ def test_weights_of_torchvision_that_are_not_normalised_as_the_others():
         Side("torchvision:efficientnet_v2_l", "source", random=True),
         load_model("target.py", role="target"),
     )
-    given = Settings(target="./target.py", data="", out="", source=source.reference, random_source=True)
+    given = TrainingSettings(target="./target.py", data="", out="", source=source.reference, random_source=True)
     assert numbers(bench(source=source)) == ((0.5,) * 3, (0.5,) * 3)
     assert numbers(bench([checkpoint(source.reference)])) == ((0.5,) * 3, (0.5,) * 3)
     assert numbers(find_normalisation(given, target, source.load())) == ((0.5,) * 3, (0.5,) * 3)
@@ -148,7 +148,7 @@ def test_a_targets_own_file_speaks_first():
         assert numbers(networks[1].normalisation) == wanted
         file = checkpoint("netgraft:resnet20-glyphs", target)
         assert numbers(bench([file], target=target)) == numbers(bench(source=source, target=target)) == wanted
-        given = Settings(target=target, data="", out="", init=str(file))
+        given = TrainingSettings(target=target, data="", out="", init=str(file))
         assert numbers(find_normalisation(given, model, None)) == wanted
 
 
@@ -157,14 +157,16 @@ def test_a_trained_file_says_what_it_was_trained_on():
     file = checkpoint("netgraft:resnet20-glyphs", finetune={"normalisation": {"mean": [0.7], "std": [0.1]}})
     assert bench([file]) == Normalisation((0.7,) * 3, (0.1,) * 3)
     model = load_model("./target.py", role="target", weights_file=file)
-    given = Settings(target="./target.py", data="", out="", init=str(file))
+    given = TrainingSettings(target="./target.py", data="", out="", init=str(file))
     assert find_normalisation(given, model, None) == Normalisation((0.7,) * 3, (0.1,) * 3)
 
 
 @pytest.mark.usefixtures("folder")
 def test_an_initialisations_source_comes_before_the_one_that_is_compared_with():
     file = checkpoint("netgraft:resnet20-glyphs")
-    given = Settings(target="./target.py", data="", out="", init=str(file), source="test_resnet", random_source=True)
+    given = TrainingSettings(
+        target="./target.py", data="", out="", init=str(file), source="test_resnet", random_source=True
+    )
     models = load_model("./target.py", role="target"), side("test_resnet").load()
     assert numbers(find_normalisation(given, *models)) == ((0.5,) * 3, (0.35,) * 3)
 
@@ -214,11 +216,11 @@ def test_a_ledger_of_old_that_recorded_no_request():
 @pytest.mark.usefixtures("folder")
 def test_passes_show_the_target_what_score_shows_it():
     """The pixels, not only the numbers."""
-    from netgraft.passes.protocol import Pictures, Stage
+    from netgraft.passes.protocol import ImageSource, Stage
 
     models = side("netgraft:resnet20-glyphs").load(), load_model("./target.py", role="target")
     parties = [Party(model, trace(model), {}) for model in models]
-    stage = Stage(None, *make_networks(*parties, torch.device("cpu")), Pictures())
+    stage = Stage(None, *make_networks(*parties, torch.device("cpu")), ImageSource())
     images = make_images("noise", 2, (3, 32, 32), 0)
     mean, std = ((torch.tensor(v)[:, None, None]) for v in numbers(bench(source=side("netgraft:resnet20-glyphs"))))
     torch.testing.assert_close(stage.shown(images, stage.target), (images - mean) / std, rtol=0, atol=0)

@@ -52,7 +52,7 @@ def attentions(graph: LayerGraph) -> list[Attention]:
 
 def is_transformer(graph: LayerGraph) -> bool:
     """Whether it attends, and has no batch norm: those with some are convolutional nets for the greater part."""
-    normed = any(layer.kind == "batch_norm" for layer in graph.layers.values())
+    normed = any(layer.rules.has_statistics for layer in graph.layers.values())
     return not normed and any(_steps(graph, node) is not None for node in graph.nodes)
 
 
@@ -98,7 +98,7 @@ def _source(graph: LayerGraph, node: Node) -> str | None:
 
 def _heads(graph: LayerGraph, operands: tuple[Node, Node, Node], layer: str, names: tuple[str, ...]) -> int | None:
     """Channels that the query layer spends on queries, divided by the length of one query."""
-    if graph.layers[layer].kind != "linear":
+    if not graph.layers[layer].is_linear:
         return None
     width = operands[0].shape[-1] if operands[0].shape else 0
     channels = graph.layers[layer].out_channels / names.count(layer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from math import prod
+from typing import assert_never
 
-from netgraft.architecture.graph import LayerGraph, Shape
+from netgraft.architecture.graph import Layer, LayerGraph, Shape
+from netgraft.architecture.kinds import Positions
 
 MOST_ACTIVATIONS = 2**25
 """Most numbers that the largest activation of a network may hold over all images that are refitted on."""
@@ -18,13 +20,26 @@ def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
     Products without a weight, as in attention, are not counted.
     """
     total = 0
-    for layer in graph.kernels():
+    for layer in graph.layers.values():
         weights = sum(prod(slot.shape) for slot in layer.tensors.values() if len(slot.shape) > 1)
-        shape = layer.in_shape if layer.is_conv and layer.in_axis == 0 else layer.out_shape
-        positions = prod(shape[:1] + shape[2:]) if layer.is_conv else prod(shape[:-1])
-        total += weights * positions * layer.calls
+        total += weights * _positions(layer) * layer.calls
     traced = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), batch)
     return total * batch // max(traced, 1)
+
+
+def _positions(layer: Layer) -> int:
+    """At how many positions of one call, over the whole batch, every number of the weight is multiplied."""
+    match layer.rules.positions:
+        case Positions.OUTPUT_MAP:
+            return prod(layer.out_shape[:1] + layer.out_shape[2:])
+        case Positions.INPUT_MAP:
+            return prod(layer.in_shape[:1] + layer.in_shape[2:])
+        case Positions.ROWS:
+            return prod(layer.out_shape[:-1])
+        case Positions.NONE:
+            return 0
+        case never:
+            assert_never(never)
 
 
 def refit_images(source: LayerGraph, target: LayerGraph, wanted: int) -> int:

@@ -60,14 +60,12 @@ def _follow(graph: LayerGraph, name: str) -> Ending:
     while len(readers := graph.readers[current]) == 1:
         node = graph.by_id[readers[0]]
         layer = graph.layer_of(node)
-        if layer is not None and layer.kind == "batch_norm" and norm is None and scale is None:
+        if layer is not None and layer.rules.has_statistics and norm is None and scale is None:
             norm = end = current = node.id
         elif layer is None and node.op in ACTIVATES and norm is None and scale is None and not late:
             late, current = True, node.id  # counts if a norm follows
         elif late and norm is None and (layer is not None or node.op not in MOVES):
             break
-        elif layer is not None and layer.kind == "scale" and scale is None:
-            scale, current = node.layer, node.id
         elif (by := _multiplied_by(graph, node)) and scale is None:
             scale, current = by, node.id
         elif layer is None and node.op in MOVES:

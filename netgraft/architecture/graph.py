@@ -13,19 +13,14 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from netgraft.architecture.kinds import ChannelRule, Kind, Role, kind_named
+from netgraft.architecture.operations import CONCATENATES
+
 if TYPE_CHECKING:
     import networkx as nx
 
 
 Shape = tuple[int, ...]
-
-CONV_KINDS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
-KERNEL_KINDS = CONV_KINDS | {"linear", "contraction", "conv_dynamic", "rnn", "attention"}
-"""Kinds of layer that count towards a chain: the parametric maps between channel spaces.
-
-A "contraction" is a product with a weight of three axes or more: a bilinear form, the matrices of several experts.
-"""
-NORM_KINDS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "norm"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Layer:
     """One set of tensors that is used together: a convolution, a linear layer, a norm, a raw parameter."""
 
     name: str  # module path; the parameter's key where the module's own code uses the parameter directly
-    kind: str  # one of KERNEL_KINDS, NORM_KINDS, "embedding", "activation", "scale", "parameter", "other"
+    kind: str  # a name in ``architecture.kinds.KINDS``
     shape: Shape  # of the weight: [out, in / groups, *kernel] for kernels, [channels] for norms
     tensors: Mapping[str, Slot] = field(default_factory=dict)  # role ("weight", "bias", "running_mean") -> slot
     groups: int = 1
@@ -63,26 +58,37 @@ class Layer:
     transposed: bool = False  # a linear layer that multiplies with the weight as it is: [in, out]
 
     @property
+    def rules(self) -> Kind:
+        """What is known of its kind."""
+        return kind_named(self.kind)
+
+    @property
     def out_channels(self) -> int:
         """Length of the output-channel axis of the weight, 0 without a weight."""
         if not self.shape:
             return 0
         if self.transposed:
             return self.shape[1]
-        return self.shape[1] * self.groups if self.kind.startswith("conv_transpose") else self.shape[0]
+        return self.shape[1] * self.groups if self.is_conv and self.in_axis == 0 else self.shape[0]
 
     @property
     def is_kernel(self) -> bool:
-        return self.kind in KERNEL_KINDS
+        """Whether it counts towards a chain: a learned map between channel spaces."""
+        return self.rules.role is Role.KERNEL
 
     @property
     def is_norm(self) -> bool:
-        return self.kind in NORM_KINDS
+        return self.rules.role is Role.NORM
 
     @property
     def is_conv(self) -> bool:
         """Whether it slides over a feature map: a convolution, transposed or with computed weights included."""
-        return self.kind.startswith("conv")
+        return self.rules.convolves
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies the last axis of its input with its weight, a matrix."""
+        return self.rules.channels is ChannelRule.LINEAR
 
     @property
     def is_depthwise(self) -> bool:
@@ -92,12 +98,12 @@ class Layer:
     @property
     def out_axis(self) -> int:
         """The axis of its output along which channels lie: 1 in a feature map, else -1."""
-        return 1 if self.is_conv else -1
+        return self.rules.out_axis
 
     @property
     def in_axis(self) -> int:
         """The axis of its weight along which it reads channels, of a kernel."""
-        return 0 if self.transposed or self.kind.startswith("conv_transpose") else 1
+        return 0 if self.transposed else self.rules.in_axis
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,13 @@ class Node:
     layer: str | None = None
     shape: Shape = ()
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able arguments that matter, e.g. {"dim": 1}
+
+    @property
+    def adds_data(self) -> bool:
+        """Whether all that an addition or concatenation puts together are other nodes' values: no number, no buffer."""
+        args = self.facts.get("args", ())
+        parts = args[0] if self.op in CONCATENATES else args[:2]
+        return all(isinstance(part, str) and part.startswith("%") for part in parts)
 
 
 @dataclass(frozen=True)

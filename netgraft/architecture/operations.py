@@ -11,8 +11,6 @@ torch.
 
 from __future__ import annotations
 
-from netgraft.architecture.graph import Node
-
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -129,26 +127,21 @@ BILINEAR = _names("_trilinear bilinear")
 LOOKS_UP = _names("embedding embedding_bag _embedding_bag _embedding_bag_forward_only")
 """Takes rows of a table by their number."""
 SLOPES = _names("prelu _prelu_kernel")
-KERNEL_CALLS = MATRIX_PRODUCTS | LOOKS_UP | SLOPES | {"convolution"}
+CONVOLVES = _names("convolution")
+KERNEL_CALLS = CONVOLVES | MATRIX_PRODUCTS | LOOKS_UP | SLOPES
 """What applies the main weight of a layer to data."""
 
 # ------------------------------------------------------------------------------------------------ over many numbers
 
-NORMALISES = (
-    dict.fromkeys(
-        _names(
-            """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
-            batch_norm cudnn_batch_norm miopen_batch_norm"""
-        ),
-        "batch_norm",
-    )
-    | dict.fromkeys(("native_layer_norm", "layer_norm"), "layer_norm")
-    | dict.fromkeys(("native_group_norm", "group_norm"), "group_norm")
-    | dict.fromkeys(("rms_norm", "_fused_rms_norm"), "rms_norm")
+BATCH_NORMS = _names(
+    """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
+    batch_norm cudnn_batch_norm miopen_batch_norm"""
 )
-"""Operations that normalise, and the kind of layer that they make with weights of its own."""
-BATCH_NORMALISES = _names("native_batch_norm _native_batch_norm_legit_no_training batch_norm cudnn_batch_norm")
-"""The batch norms met without weights of a layer. Fewer than in NORMALISES by accident."""
+PLAIN_BATCH_NORMS = _names("native_batch_norm _native_batch_norm_legit_no_training batch_norm cudnn_batch_norm")
+"""Those met without weights of a layer. Fewer by accident."""
+LAYER_NORMS = _names("native_layer_norm layer_norm")
+GROUP_NORMS = _names("native_group_norm group_norm")
+RMS_NORMS = _names("rms_norm _fused_rms_norm")
 REDUCES = _names("mean var std var_mean linalg_vector_norm norm amax")
 """What a norm that is written by hand takes of its input."""
 SUMS_UP = _names("mean sum amax amin var std var_mean prod logsumexp any all max min")
@@ -184,10 +177,3 @@ FILLS = _names("zeros_like ones_like full_like new_zeros new_ones new_full")
 """The same number everywhere."""
 SHAPE_ONLY = FILLS | _names("empty_like rand_like randn_like randint_like new_empty new_empty_strided")
 """The result does not depend on the values of the argument."""
-
-
-def adds_data(node: Node) -> bool:
-    """Whether all that a node of ADDS puts together are other nodes' values: no number, no buffer."""
-    args = node.facts.get("args", ())
-    parts = args[0] if node.op in CONCATENATES else args[:2]
-    return all(isinstance(part, str) and part.startswith("%") for part in parts)

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot
-from netgraft.architecture.operations import ADDS, MOVES, SCALES, adds_data
-
-NORMS = frozenset({"layer_norm", "rms_norm"})
+from netgraft.architecture.operations import ADDS, MOVES, SCALES
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def find_regions(graph: LayerGraph) -> list[Region]:
             slot
             for layer in layers
             for role, slot in layer.tensors.items()
-            if layer.kind == "parameter" or (layer.kind in NORMS and role in ("weight", "bias"))
+            if layer.kind == "parameter" or (layer.rules.scale_free and role in ("weight", "bias"))
         ]
         found.append(Region(writers, tuple(slots), any(each.op == "add" for each in nodes)))
     return found
@@ -92,12 +90,12 @@ def usable_layers(graph: LayerGraph) -> set[str]:
 
 def _is_norm(graph: LayerGraph, node: Node) -> bool:
     layer = graph.layer_of(node)
-    return layer is not None and layer.kind in NORMS and len(node.inputs) == 1
+    return layer is not None and layer.rules.scale_free and len(node.inputs) == 1
 
 
 def _is_linear(layer: Layer) -> bool:
     """Whether what it puts out is linear in its weight and bias, both times c gives c times as much."""
-    return layer.kind == "linear" or layer.is_conv
+    return layer.is_linear or layer.is_conv
 
 
 def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None:
@@ -117,8 +115,7 @@ def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None
             reader = graph.by_id[id]
             if _is_norm(graph, reader):
                 continue
-            layer = graph.layer_of(reader)
-            if layer is not None and layer.kind != "scale":
+            if reader.layer is not None:
                 return None
             stack.append(id)
     return [node for node in graph.nodes if node.id in found]
@@ -128,13 +125,11 @@ def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, 
     """Which of its inputs must be scaled for a node's value to be; none for what weights make; None: it cannot be."""
     layer = graph.layer_of(node)
     if layer is not None:
-        if layer.kind == "scale":
-            return tuple(id for id in node.inputs if id in graph.from_input)
-        affine = layer.kind in NORMS and "weight" in layer.tensors
+        affine = layer.rules.scale_free and "weight" in layer.tensors
         known = layer.kind == "parameter" or affine or _is_linear(layer)
         return () if known and layer.name in usable else None
     if node.op in ADDS:
-        return node.inputs if adds_data(node) else None
+        return node.inputs if node.adds_data else None
     if node.op in SCALES and len(node.inputs) == 1:
         return node.inputs
     if node.op == "mul" and len(node.inputs) == 2:  # a layer scale

@@ -87,7 +87,7 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     kernel = graph.kernel_of(unit.nodes[0])
     if kernel is None or kernel.calls > 1 or unit.entry is None or len(unit.layers) > 2:
         return False
-    if kernel.kind != "linear" and not (kernel.kind in ("conv1d", "conv2d", "conv3d") and kernel.groups == 1):
+    if not kernel.rules.dirac or kernel.groups > 1:
         return False
     if len(kernel.shape) < 2 or kernel.shape[0] != kernel.shape[1] or set(kernel.stride) - {1}:
         return False
@@ -96,7 +96,7 @@ def is_identity_when_dirac(graph: LayerGraph, unit: Unit) -> bool:
     sides = zip(kernel.shape[2:], kernel.dilation, kernel.padding, strict=True)
     if not all(size % 2 and padding == dilation * (size - 1) // 2 for size, dilation, padding in sides):
         return False
-    if any(graph.layers[name].kind != "batch_norm" for name in unit.layers[1:]):
+    if any(not graph.layers[name].rules.has_statistics for name in unit.layers[1:]):
         return False
     before = graph.by_id[unit.entry]
     while before.op in PASSES | KEEPS_SIGN and before.inputs:
@@ -181,7 +181,7 @@ def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None
             return None
         current = graph.by_id[current.inputs[0]]
     layer = graph.layer_of(current)
-    if layer is None or layer.kind != "linear":
+    if layer is None or not layer.is_linear:
         return None
     rows = layer.shape[0] // parts
     return layer.name, part * rows, rows

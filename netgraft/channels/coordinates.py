@@ -132,7 +132,7 @@ def _reads(graph: LayerGraph, groups: Groups, usable: Set[str], run: Var, attent
 
 def _is_linear(layer: Layer, usable: Set[str]) -> bool:
     """Whether it is a linear layer with its weight as [out, in]."""
-    return layer.kind == "linear" and not layer.transposed and layer.name in usable
+    return layer.is_linear and not layer.transposed and layer.name in usable
 
 
 def _stream(

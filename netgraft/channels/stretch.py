@@ -7,10 +7,11 @@ weights, added, and read through the norm or by weights (OPERATORS D6). Nothing 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.operations import ADDS, SCALES, adds_data
+from netgraft.architecture.kinds import StreamRule
+from netgraft.architecture.operations import ADDS, SCALES
 from netgraft.channels.groups.axes import Axis, Var, normal, variables
 from netgraft.channels.groups.find import Groups
 
@@ -26,7 +27,7 @@ def stretch(
     than equal: the mean of products is not the product of means.
     """
     states: dict[str, State] = {}
-    norms: set[str] = set()
+    norms: set[StreamRule] = set()
     for node in graph.nodes:
         inputs = {states[source] for source in node.inputs} - {"absent"}
         state = _state(graph, groups, run, node, inputs, scaled)
@@ -34,10 +35,10 @@ def stretch(
             return None
         states[node.id] = state
         if state == "normed" and (layer := graph.layer_of(node)):
-            norms.add(layer.kind)
-    if norms == {"layer_norm"}:
+            norms.add(layer.rules.stream)
+    if norms == {StreamRule.LAYER_NORM}:
         return "layer_norm"
-    return "rms_norm" if norms == {"rms_norm"} else None
+    return "rms_norm" if norms == {StreamRule.RMS_NORM} else None
 
 
 def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[State], scaled: bool) -> State | None:
@@ -50,7 +51,7 @@ def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[
     if scaled and node.op == "mul" and any(source not in graph.from_input for source in node.inputs):
         return "stream" if inputs == {"stream"} else None  # by a parameter, one number per channel
     if node.op in ADDS:
-        return "stream" if inputs == {"stream"} and adds_data(node) else None
+        return "stream" if inputs == {"stream"} and node.adds_data else None
     if node.op in SCALES:
         return next(iter(inputs)) if len(inputs) == 1 else None
     return None
@@ -59,19 +60,21 @@ def _state(graph: LayerGraph, groups: Groups, run: Var, node: Node, inputs: set[
 def _layer_state(groups: Groups, run: Var, layer: Layer, inputs: set[State]) -> State | None:
     slot = layer.tensors.get("weight") or next(iter(layer.tensors.values()), None)
     axes = groups.axes.get(slot.key, ()) if slot is not None else ()
-    if layer.kind in ("layer_norm", "rms_norm") and inputs:
-        return "normed" if inputs == {"stream"} and len(axes) == 1 and normal(axes[0]) is run else None
-    if layer.kind == "parameter":
-        return _writes(axes[-1:], run) if axes else "absent"
-    if layer.kind == "embedding":
-        return _writes(axes[1:], run)
-    if layer.kind == "linear" or (layer.is_conv and layer.groups == 1 and layer.in_axis == 1):
-        reads = any(var is run for axis in axes[1:2] for var in variables(axis))
-        if reads and normal(axes[1]) is not run:
-            return None
-        return _writes(axes[:1], run)
-    touches = any(var is run for axis in axes for var in variables(axis))
-    return None if inputs or touches else "absent"
+    match layer.rules.stream:
+        case StreamRule.LAYER_NORM | StreamRule.RMS_NORM if inputs:
+            return "normed" if inputs == {"stream"} and len(axes) == 1 and normal(axes[0]) is run else None
+        case StreamRule.TABLE:
+            return _writes(axes[-1:], run)
+        case StreamRule.MAP if layer.groups == 1:
+            reads = any(var is run for axis in axes[1:2] for var in variables(axis))
+            if reads and normal(axes[1]) is not run:
+                return None
+            return _writes(axes[:1], run)
+        case StreamRule.LAYER_NORM | StreamRule.RMS_NORM | StreamRule.MAP | StreamRule.BREAKS:
+            touches = any(var is run for axis in axes for var in variables(axis))
+            return None if inputs or touches else "absent"
+        case never:
+            assert_never(never)
 
 
 def _writes(axes: tuple[Axis, ...], run: Var) -> State | None:

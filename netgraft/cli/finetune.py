@@ -17,7 +17,7 @@ from netgraft.cli.memory import keep_freed_memory
 from netgraft.cli.options import OutputFormat, parse_args, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.needs import FOLDER, check_needs
-from netgraft.finetune.settings import Settings, read_config
+from netgraft.finetune.settings import TrainingSettings, read_config
 
 
 class BatchNorm(StrEnum):
@@ -210,7 +210,7 @@ def finetune(
     write_json(result_document(result)) if format is Format.JSON else write_lines(result_lines(result))
 
 
-def _explain(settings: Settings, format: Format) -> None:
+def _explain(settings: TrainingSettings, format: Format) -> None:
     from netgraft.finetune.engine.explain import explain
     from netgraft.report.training import cost_lines
 
@@ -218,7 +218,7 @@ def _explain(settings: Settings, format: Format) -> None:
     write_json(cost.document()) if format is Format.JSON else write_lines(cost_lines(cost))
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(given: dict[str, Any]) -> TrainingSettings:
     """From what was typed. Raises UsageError."""
     given["set"] = parse_args(given.pop("settings"))
     for name in ("source_arg", "target_arg"):
@@ -231,7 +231,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
     given["bn"] = BatchNorm(given["bn"]).value
-    return Settings(**given)
+    return TrainingSettings(**given)
 
 
 @command("netgraft methods", "netgraft methods plain")

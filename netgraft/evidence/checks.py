@@ -25,6 +25,7 @@ from netgraft.evidence.receipt import NOISE, make_receipt
 from netgraft.files.checkpoint import describe, file_sha256
 from netgraft.graft import graft
 from netgraft.models.construct import brief
+from netgraft.models.fit import nonfinite
 from netgraft.models.model import Model, PretrainedWeights, hash_tensors, read_weights
 from netgraft.models.side import own_weights
 from netgraft.plan import Plan
@@ -96,16 +97,10 @@ def check_header(file: Path, plan: Plan) -> Check:
 
 def check_finite(tensors: Mapping[str, Tensor], *, allowed: bool) -> Check:
     """No tensor holds NaN or infinity."""
-    bad = tuple(key for key, tensor in tensors.items() if not _is_finite(tensor))
+    bad = tuple(nonfinite(tensors))
     if bad and allowed:
         return Check("values", "skipped", "NaN and infinity were allowed (--allow-nonfinite)", bad)
     return Check("values", "failed", "NaN or infinity", bad) if bad else Check("values", "passed", "all finite")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def _load(file: Path) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from netgraft.architecture.graph import LayerGraph
 from netgraft.models.model import Model
+from netgraft.models.running import find_submodule, hearing_inputs, hearing_outputs, one_thread
 from netgraft.plan import Plan
 from netgraft.trace.forward import build_on, run
 from netgraft.trace.inputs import Example, fixed_chance, given_examples
@@ -70,7 +71,7 @@ def measure(plan: Plan, source: Party, target: Party, *, seed: int, precision: s
     }
     own.update(plan.pairing.inserted)
     pairs = [(pair.source, pair.target) for pair in plan.pairing.pairs if pair.target not in own]
-    with _one_thread():
+    with one_thread():
         inputs, theirs, ours = _run_both(source, target, seed, precision, pairs)
         comparison = _compare(plan, source.graph, target.graph, theirs, ours, inputs)
     ratios = {}
@@ -197,47 +198,25 @@ def _watch(party: Party, module: nn.Module, example: Example, precision: str, na
     module.eval().to(dtype)
     seen = _Seen([])
 
-    def watch_output(name: str, output: Any) -> None:
+    def watch_output(name: str, _: nn.Module, output: Any) -> None:
         tensor = next((tensor for tensor in tensors_in(output) if tensor.is_floating_point()), None)
         if name not in seen.spread and tensor is not None and tensor.numel() > 1:
             seen.spread[name] = tensor.double().std().item()
 
-    def watch_input(name: str, arguments: Any) -> None:
-        tensor = next((tensor for tensor in tensors_in(arguments) if tensor.is_floating_point()), None)
+    def watch_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = next((tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()), None)
         if name not in seen.head_inputs and tensor is not None:
             seen.head_inputs[name] = tensor.detach().to(torch.float64, copy=True)
 
-    for name in dict.fromkeys(names):
-        if (layer := _submodule(module, name)) is not None:
-            layer.register_forward_hook(lambda _, __, output, name=name: watch_output(name, output))
-    for head in party.graph.heads():
-        if (layer := _submodule(module, head.name)) is not None:
-            layer.register_forward_pre_hook(
-                lambda _, args, kwargs, name=head.name: watch_input(name, (args, kwargs)), with_kwargs=True
-            )
+    def found(paths: Iterable[str]) -> dict[str, nn.Module]:
+        return {path: layer for path in paths if (layer := find_submodule(module, path)) is not None}
+
+    heads = [head.name for head in party.graph.heads()]
     cast = _mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, example)
-    result = run(module, cast, "cpu")
+    with hearing_outputs(found(names), watch_output), hearing_inputs(found(heads), watch_input):
+        result = run(module, cast, "cpu")
     seen.outputs = [tensor.double() for tensor in tensors_in(result) if tensor.is_floating_point()]
     return seen
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module | None:
-    """The module of a layer; None for one that is a parameter used directly."""
-    try:
-        return module if name == "(model)" else module.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside, whatever the machine has: sums are then always taken in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing

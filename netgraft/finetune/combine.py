@@ -37,11 +37,11 @@ class Vector:
 
     def add_(self, other: Vector, factor: Tensor | float = 1.0) -> Vector:
         """Add ``factor * other`` in place, in one pass; pieces that only ``other`` has are taken from it."""
-        for i, (mine, theirs) in enumerate(zip(self.pieces, other.pieces, strict=True)):
+        for i, (mine, added) in enumerate(zip(self.pieces, other.pieces, strict=True)):
             if mine is None:
-                self.pieces[i] = None if theirs is None else theirs.mul_(factor)
-            elif theirs is not None:
-                mine.addcmul_(theirs, torch.as_tensor(factor, dtype=mine.dtype, device=mine.device))
+                self.pieces[i] = None if added is None else added.mul_(factor)
+            elif added is not None:
+                mine.addcmul_(added, torch.as_tensor(factor, dtype=mine.dtype, device=mine.device))
         return self
 
 

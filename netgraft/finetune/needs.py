@@ -6,7 +6,7 @@ import ast
 
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Need
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.plugins import Description
 
 FOLDER = "finetune.methods"
@@ -39,7 +39,7 @@ def _variable(method: Description, name: str) -> ast.expr:
     return ast.parse(method.variables.get(name, "") or "None", mode="eval").body
 
 
-def check_needs(settings: Settings, method: Description) -> None:
+def check_needs(settings: TrainingSettings, method: Description) -> None:
     """Raise UsageError naming everything that the method needs and the user has not given."""
     given = {
         Need.START: settings.init is not None or "=" in settings.target,

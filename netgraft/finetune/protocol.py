@@ -19,9 +19,9 @@ generator, which then sees the stepped parameters. So a paper's algorithm reads 
 
         def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
             for batch in batches:
-                here, there = run.target(batch), run.source(batch, logits=False)
-                distance = sum(...)                        # here.at[pair.target], there.at[pair.source]
-                yield Update(("target", "adapters"), {"task": run.task(here, batch), "fm": self.beta * distance})
+                target, source = run.target(batch), run.source(batch, logits=False)
+                distance = sum(...)                        # target.at[pair.target], source.at[pair.source]
+                yield Update(("target", "adapters"), {"task": run.task(target, batch), "fm": self.beta * distance})
 
 Class variables (``typing.ClassVar``; all but ``needs`` may be left out). They are read with ``ast``, so write literals:
 
@@ -104,7 +104,7 @@ class Need(StrEnum):
     UNLABELLED = "--unlabelled NAME"
 
 
-class Pair(NamedTuple):
+class FeaturePair(NamedTuple):
     """A layer of the source and one of the target whose outputs are compared."""
 
     source: str  # module path
@@ -161,7 +161,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Outputs:
     """What a forward pass gave."""
 
     logits: Tensor  # [B, classes] float32; empty, [B, 0], where the pass stopped before
@@ -177,7 +177,7 @@ class Run(Protocol):
     steps: int  # batches of the whole training
     seed: int
     classes: int
-    pairs: tuple[Pair, ...]  # empty without a source
+    pairs: tuple[FeaturePair, ...]  # empty without a source
     target_module: nn.Module
 
     @property
@@ -217,7 +217,7 @@ class Run(Protocol):
         train: bool = True,
         stats: bool | None = None,
         draw: bool | None = None,
-    ) -> Seen:
+    ) -> Outputs:
         """A forward pass of the target; paired layers are tapped.
 
         ``params`` are parameters and buffers, by name, that take the place of its own; none is written to. With
@@ -226,7 +226,7 @@ class Run(Protocol):
         (rule 6). Raises UsageError for ``stats=True`` in eval mode.
         """
 
-    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:
         """A forward pass of the frozen source, without gradients.
 
         With ``params`` (parameters and buffers, by name, in place of its own; {} for its own) gradients flow to these
@@ -234,7 +234,7 @@ class Run(Protocol):
         ``params`` without Need.SOURCE_GRADIENTS.
         """
 
-    def task(self, seen: Seen, batch: Batch) -> Tensor:
+    def task(self, seen: Outputs, batch: Batch) -> Tensor:
         """The empirical loss: cross-entropy with the run's label smoothing, a scalar."""
 
     def grad(self, loss: Tensor, wrt: Sequence[Tensor], *, keep: bool = False) -> tuple[Tensor, ...]:

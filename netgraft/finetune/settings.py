@@ -17,7 +17,7 @@ FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "c
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """All of a training. Names are those of timm's train script where it has one."""
 
     target: str
@@ -121,7 +121,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError("The configuration is not JSON.", where=f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise UsageError("The configuration is not an object of settings.", where=str(path))
-    known = [f.name for f in fields(Settings)]
+    known = [f.name for f in fields(TrainingSettings)]
     for name in document:
         if name not in known:
             raise UnknownName("setting", name, known, where=str(path))

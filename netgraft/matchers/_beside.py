@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from netgraft.architecture.graph import LayerGraph, Node
 from netgraft.architecture.wiring import Wiring
 from netgraft.matchers.longest_chain import unlike
-from netgraft.plan import Pair
+from netgraft.plan import Pair, Pairing
 
 Owned = dict[tuple[str, str, str, int], list[str]]
 
 
-def beside(theirs: Wiring, ours: Wiring, pairs: dict[str, Pair], why: dict[str, str], reuse: bool) -> None:
-    """Pair the kernels of shortcuts between paired residual blocks, and those of gates on paired layers."""
+@dataclass
+class Found:
+    """What has been paired so far, by the target layer, and why other target layers are left alone."""
+
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def pairing(self, target: LayerGraph) -> Pairing:
+        """All of it in the order of the target's layers; a pair counts more than a reason against one."""
+        ordered = tuple(self.pairs[name] for name in target.layers if name in self.pairs)
+        unpaired = {name: self.why[name] for name in target.layers if name in self.why and name not in self.pairs}
+        return Pairing(ordered, unpaired)
+
+
+def beside(source: Wiring, target: Wiring, found: Found, *, reuse: bool) -> None:
+    """Add to ``found`` the kernels of shortcuts between paired residual blocks, and those of gates on paired layers.
+
+    With ``reuse`` a source layer may serve several.
+    """
     used: set[str] = set()
 
-    def pair_up(there: Sequence[str], here: Sequence[str], text: str, lacking: str) -> None:
-        there = [name for name in there if name not in used or reuse]
-        for i, name in enumerate(here):
-            if i >= len(there):
-                why[name] = lacking
-            elif reason := unlike(theirs.graph.layers[there[i]], ours.graph.layers[name]):
-                why[name] = reason
+    def pair_up(candidates: Sequence[str], names: Sequence[str], text: str, lacking: str) -> None:
+        free = [name for name in candidates if name not in used or reuse]
+        for i, name in enumerate(names):
+            if i >= len(free):
+                found.why[name] = lacking
+            elif reason := unlike(source.graph.layers[free[i]], target.graph.layers[name]):
+                found.why[name] = reason
             else:
-                used.add(there[i])
-                pairs[name] = Pair(there[i], name, text)
+                used.add(free[i])
+                found.pairs[name] = Pair(free[i], name, text)
 
-    shortcuts, gated = set(theirs.shortcuts), _gates(theirs)
-    for block in ours.blocks:
-        here = [name for name in block.kernels if name in ours.shortcuts]
-        partners = [theirs.block_of.get(pairs[name].source) for name in block.kernels if name in pairs]
+    shortcuts, gated = set(source.shortcuts), _gates(source)
+    for block in target.blocks:
+        names = [name for name in block.kernels if name in target.shortcuts]
+        partners = [source.block_of.get(found.pairs[name].source) for name in block.kernels if name in found.pairs]
         partner = next((other for other in reversed(partners) if other is not None), None)
-        there = [name for name in partner.kernels if name in shortcuts] if partner else []
+        candidates = [name for name in partner.kernels if name in shortcuts] if partner else []
         lacking = "the source's block has nothing in this place" if partner else "its residual block has no counterpart"
-        pair_up(there, here, "shortcut of paired blocks", lacking)
-    for anchor, here in _gates(ours).items():
-        source = pairs[anchor].source if anchor in pairs else ""
-        partner = theirs.block_of.get(source)
-        there = gated.get(source, [])
-        if not there and partner:
-            there = [name for kernel in partner.kernels for name in gated.get(kernel, ())]
-        lacking = f"{source} in the source has no gate" if source else "its gate scales a layer without a counterpart"
-        pair_up(there, here, "gate of paired layers", lacking)
+        pair_up(candidates, names, "shortcut of paired blocks", lacking)
+    for anchor, names in _gates(target).items():
+        gates_on = found.pairs[anchor].source if anchor in found.pairs else ""
+        partner = source.block_of.get(gates_on)
+        candidates = gated.get(gates_on, [])
+        if not candidates and partner:
+            candidates = [name for kernel in partner.kernels for name in gated.get(kernel, ())]
+        lacking = (
+            f"{gates_on} in the source has no gate" if gates_on else "its gate scales a layer without a counterpart"
+        )
+        pair_up(candidates, names, "gate of paired layers", lacking)
 
 
 def _gates(wiring: Wiring) -> dict[str, list[str]]:
@@ -53,23 +73,24 @@ def _gates(wiring: Wiring) -> dict[str, list[str]]:
     return found
 
 
-def attached(theirs: Wiring, ours: Wiring, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def attached(source: Wiring, target: Wiring, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     """(source, target, why) for every norm, scale or raw parameter in the same place beside a pair of kernels.
 
     Such a layer belongs to the kernel before it if nothing but single operations lie between and both stand in the same
     residual block, or outside of any; else to the first kernel that reads it: a norm at the entry of a block.
     """
-    there, here = _owned(theirs), _owned(ours)
+    source_owned, target_owned = _owned(source), _owned(target)
     taken: set[str] = set()
-    places = list(dict.fromkeys((where, kind, axes) for _, where, kind, axes in here))
-    for source, target in pairs:
-        for where, kind, axes in places:
-            for one, other in zip(
-                there.get((source, where, kind, axes), ()), here.get((target, where, kind, axes), ()), strict=False
-            ):
-                if other not in taken:
-                    taken.add(other)
-                    yield one, other, f"{kind} {where} {target}"
+    places = list(dict.fromkeys((where, kind, axes) for _, where, kind, axes in target_owned))
+    for source_kernel, target_kernel in pairs:
+        for place in places:
+            partners = source_owned.get((source_kernel, *place), ())
+            names = target_owned.get((target_kernel, *place), ())
+            for partner, name in zip(partners, names, strict=False):
+                if name not in taken:
+                    taken.add(name)
+                    where, kind, _ = place
+                    yield partner, name, f"{kind} {where} {target_kernel}"
 
 
 def _owned(wiring: Wiring) -> Owned:

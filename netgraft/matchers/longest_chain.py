@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from netgraft.architecture.chain import Chain, longest_chain
 from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.kinds import Exchange
 from netgraft.plan import Pair, Pairing
 
 
@@ -52,6 +53,6 @@ def unlike(source: Layer, target: Layer) -> str:
     """Why the weights of these two layers cannot be turned into one another; empty if they can."""
     if source.kind != target.kind:
         return f"{source.kind} {source.name} does not fit {target.kind}"
-    if source.kind in ("conv_dynamic", "rnn", "attention") and source.shape != target.shape:
+    if source.rules.exchange is Exchange.SAME_SHAPE and source.shape != target.shape:
         return f"{source.kind} {source.name} has another shape"
     return ""

@@ -86,13 +86,19 @@ def compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Di
     return Differences(missing, tuple(key for key in tensors if key not in expected), reshaped)
 
 
+def nonfinite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many values of each tensor are NaN or infinity; tensors without any are left out."""
+    counts = {
+        key: int((~(tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()).sum())
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
+    return {key: count for key, count in counts.items() if count}
+
+
 def check_finite(tensors: Mapping[str, Tensor], *, origin: str) -> None:
     """Raise NonFiniteWeights naming the tensors with NaN or infinity."""
-    bad = {
-        key: int((~torch.isfinite(tensor)).sum())
-        for key, tensor in tensors.items()
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all())
-    }
+    bad = nonfinite(tensors)
     if bad:
         listed = _some([f"{key} ({count} of {tensors[key].numel()} values)" for key, count in bad.items()])
         plural = "s" if len(bad) > 1 else ""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
+from netgraft.architecture.kinds import MomentRule
 from netgraft.architecture.operations import DROPS_OUT, ELEMENTWISE, PICKS, POOLS
 from netgraft.errors import TraceError
 from netgraft.models.batch_norm import batch_norms
@@ -132,14 +133,19 @@ class _Walk:
         layer = self.replay.graph.layers[called.layer or ""]
         if called.facts.get("prepared") or called.facts.get("others"):
             raise Stop("a layer that does more than its kind")
-        if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
-            return _gaussian.through_conv(given, module.weight, module.bias, module.groups, shape)
-        if isinstance(module, nn.Linear):
-            return _gaussian.through_linear(given, module.weight, module.bias, shape)
-        if layer.kind == "activation":
-            mean, cov = given.along(1)
-            return _gaussian.elementwise(_gaussian.spread(mean, cov, shape, 1), lambda x: module(x.float()).double())
-        raise Stop(f"no rule for a {layer.kind}")
+        match layer.rules.moments:
+            case MomentRule.CONV if isinstance(module, _ConvNd):
+                return _gaussian.through_conv(given, module.weight, module.bias, module.groups, shape)
+            case MomentRule.LINEAR if isinstance(module, nn.Linear):
+                return _gaussian.through_linear(given, module.weight, module.bias, shape)
+            case MomentRule.ELEMENTWISE:
+                mean, cov = given.along(1)
+                moments = _gaussian.spread(mean, cov, shape, 1)
+                return _gaussian.elementwise(moments, lambda x: module(x.float()).double())
+            case MomentRule.CONV | MomentRule.LINEAR | MomentRule.UNKNOWN:  # the first two: of somebody's own class
+                raise Stop(f"no rule for a {layer.kind}")
+            case never:
+                assert_never(never)
 
     # -- operations ----------------------------------------------------------------------------------------------
 

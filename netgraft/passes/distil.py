@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from netgraft.channels.correspondence import axes_of
 from netgraft.channels.index_map import NEW
 from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import recalibrating
+from netgraft.models.running import find_submodule
 from netgraft.passes.protocol import Stage
 from netgraft.passes.recalibrate import loose_statistics
 from netgraft.passes.refitting.channels import OutputChannels
@@ -155,7 +157,7 @@ class Distil:
 
 
 def _check_finite(loss: float, step: int, stage: Stage) -> None:
-    if loss != loss or loss in (float("inf"), -float("inf")):
+    if not math.isfinite(loss):
         raise NonFiniteWeights(
             f"Distilling {stage.target.model.name} diverged: the loss is {loss} after {step} steps.",
             hint="Try a smaller learning rate, or --recipe refit, which takes no steps.",
@@ -198,7 +200,8 @@ class _Learner:
     def __init__(self, stage: Stage, classes: int, head: str) -> None:
         self.stage, self.classes = stage, classes
         heads = stage.target.graph.heads()
-        module = _module(stage.target.module, heads[0].name) if len(heads) == 1 else None
+        module = find_submodule(stage.target.module, heads[0].name) if len(heads) == 1 else None
+        module = None if module is stage.target.module else module
         if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
             raise UsageError(
                 f"{stage.target.model.name} has no single linear head that could be exchanged for a while.",
@@ -270,10 +273,3 @@ class _Learner:
         a, b = axes_of(maps.theirs, source_weight)[1], axes_of(maps.ours, target_weight)[1]
         index = maps.index(a, b)
         return index if index is not None and len(index) == target_weight.shape[1] else None
-
-
-def _module(root: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(name)
-    except AttributeError:
-        return None

@@ -127,7 +127,7 @@ def _origins(stage: Stage) -> dict[str, tuple[str, tuple[Step, ...]]]:
     }
     found = {}
     for layer in stage.target.graph.layers.values():
-        for role in ("bias", "weight", "running_mean") if layer.kind == "batch_norm" else ():
+        for role in ("bias", "weight", "running_mean") if layer.rules.has_statistics else ():
             move = moves.get(layer.tensors[role].key) if role in layer.tensors else None
             if move is not None and owners.get(move.source_key, ("", ""))[1] == role:
                 found[layer.name] = (owners[move.source_key][0], move.steps)

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from netgraft.architecture.graph import LayerGraph
-from netgraft.errors import ForwardError
 from netgraft.models.batch_norm import Statistics, batch_norms, recalibrating, statistics
-from netgraft.models.construct import brief, user_line
+from netgraft.models.running import forward
 from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.plan import RECALIBRATED, Pairing
 
@@ -91,11 +90,5 @@ def change(before: Statistics, after: Statistics) -> tuple[float, float]:
 
 def show(network: LiveModel, images: torch.Tensor) -> None:
     """A forward pass. Raises ForwardError where the network fails."""
-    try:
-        network.module(images)
-    except Exception as error:  # it is the user's code that runs
-        raise ForwardError(
-            f"{network.model.name} failed on images of shape {'x'.join(map(str, images.shape))}: {brief(error)}",
-            where=user_line(error, network.model.file),
-            hint="A BatchNorm needs more than one value per channel: are the feature maps 1x1, the batches of one?",
-        ) from error
+    hint = "A BatchNorm needs more than one value per channel: are the feature maps 1x1, the batches of one?"
+    forward(network.module, images, network.model, hint)

@@ -52,7 +52,7 @@ class Refit:
         keys: dict[str, None] = {}
         for _, kernel in self._pairs(source, target, pairing):
             ending = endings.get(kernel)
-            if ending is None or target.layers[kernel].kind not in ("conv2d", "linear"):
+            if ending is None or not target.layers[kernel].rules.refits:
                 continue
             names = [name for name in (kernel, ending.norm, ending.scale) if name is not None]
             for name in names:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,12 +13,12 @@ from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.resolution import has_norms, takes_image
 from netgraft.models.batch_norm import batch_norms
+from netgraft.models.running import hearing_outputs
 from netgraft.operators.apply import apply_steps
-from netgraft.passes.protocol import Stage
+from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.passes.recalibrate import show
 from netgraft.plan import Pairing, Step
 
-Hook = Callable[[str, Any, Tensor], Tensor | None]
 """Called with a layer's name, the layer and what it puts out; returns what it puts out instead, or None."""
 SMALLEST = 1e-12
 """The variance below which a channel is taken as constant."""
@@ -82,7 +81,7 @@ class Repair:
                 factors.append(float(factor.median()))
                 return out * factor.view(-1, *places) + shift.view(-1, *places)
 
-            with _hooked(stage.target.module, rows, settle):
+            with hearing_outputs(_modules(stage.target, rows), settle):
                 show(stage.target, stage.shown(images, stage.target))
         factors.sort()
         return {"layers": len(factors), "median": round(factors[len(factors) // 2], 3) if factors else None}
@@ -128,23 +127,13 @@ def _moments_of_source(stage: Stage, endings: Iterable[Ending], images: Tensor) 
         found[name] = _moments(out)
 
     if bare:
-        with _hooked(stage.source.module, bare, measure):
+        with hearing_outputs(_modules(stage.source, bare), measure):
             show(stage.source, stage.shown(images, stage.source))
     return found
 
 
-@contextmanager
-def _hooked(module: nn.Module, names: Iterable[str], call: Hook) -> Iterator[None]:
-    """Meanwhile ``call`` hears of these layers."""
-    handles = [
-        module.get_submodule(name).register_forward_hook(lambda layer, _, out, name=name: call(name, layer, out))
-        for name in names
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _modules(network: LiveModel, names: Iterable[str]) -> dict[str, nn.Module]:
+    return {name: network.module.get_submodule(name) for name in names}
 
 
 def _moments(out: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from netgraft.errors import UsageError
 from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
 from netgraft.models.normalisation import normalisation_for, normalisation_of
+from netgraft.models.running import find_device
 from netgraft.passes.protocol import ImageSource, LiveModel, Pass, Stage
 from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
@@ -59,18 +60,6 @@ def run_passes(
     return {
         key: state[key].detach().to("cpu", tensor.dtype).contiguous() for key, tensor in target.tensors.items()
     }, reports
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one, else the CPU. Raises UsageError for a bad one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an unknown name, or torch built without it
-        what = f"The device {name!r} cannot be used."
-        raise UsageError(what, where=str(error).splitlines()[0], hint="For example --device cpu.") from error
-    return torch.device(name)
 
 
 def make_networks(source: Party, target: Party, device: torch.device) -> tuple[LiveModel, LiveModel]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from netgraft.finetune.engine.explain import Cost
     from netgraft.finetune.engine.loop import Result
     from netgraft.finetune.engine.meters import Meters
-    from netgraft.finetune.engine.prepare import Prepared
+    from netgraft.finetune.engine.prepare import PreparedTraining
     from netgraft.plugins import Description
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
@@ -24,7 +24,7 @@ REFRESH = 0.5  # seconds between two looks at the losses, which wait for the dev
 class Lines:
     """One line per epoch, for files and pipes."""
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None:  # noqa: ARG002
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None:  # noqa: ARG002
         self.quiet = not prepared.processes.first
 
     def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None:
@@ -58,7 +58,7 @@ class Bar(Lines):
         self.task: Any = None
         self.looked, self.images, self.began = 0.0, 0, time.monotonic()
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None:
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None:
         super().begin(prepared, step, batches)
         if not self.quiet:
             self.task = self.progress.add_task("", total=prepared.run.steps, completed=step)

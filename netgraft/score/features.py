@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.data.pictures import Pixels
-from netgraft.errors import ForwardError, NonFiniteWeights, UsageError
+from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import batch_norms, recalibrating
-from netgraft.models.construct import brief, user_line
+from netgraft.models.fit import nonfinite
 from netgraft.models.model import Model
+from netgraft.models.running import find_submodule, forward, hearing_inputs
 from netgraft.trace.structure import tensors_in
 
 
 class Frozen:
     """A network that does not train, and the heads whose input is taken as its features."""
 
-    def __init__(self, model: Model, graph: LayerGraph, tensors: Mapping[str, Tensor], device: str, batch: int) -> None:
+    def __init__(
+        self, model: Model, graph: LayerGraph, tensors: Mapping[str, Tensor], device: torch.device | str, batch: int
+    ) -> None:
         """``tensors`` are the whole state_dict. Raises UsageError where no head can be watched."""
         self.model, self.device, self.size = model, device, batch
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -50,16 +53,12 @@ class Frozen:
         found: list[Tensor] = []
         seen: list[Tensor | None] = [None] * len(self.heads)
 
-        def watch(index: int, arguments: Any) -> None:
-            given = next((t for t in tensors_in(arguments) if t.is_floating_point()), None)
+        def watch(number: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given, index = next((t for t in tensors_in((args, kwargs)) if t.is_floating_point()), None), int(number)
             if seen[index] is None and given is not None:
                 seen[index] = pooled(given, self.heads[index][0]).float().cpu()
 
-        handles = [
-            module.register_forward_pre_hook(lambda _, args, kwargs, i=i: watch(i, (args, kwargs)), with_kwargs=True)
-            for i, (_, module) in enumerate(self.heads)
-        ]
-        try:
+        with hearing_inputs({str(i): module for i, (_, module) in enumerate(self.heads)}, watch):
             for indices in torch.arange(len(pixels)).split(self.size):
                 seen[:] = [None] * len(seen)
                 self._forward(pixels.batch(indices.tolist()))
@@ -68,31 +67,21 @@ class Frozen:
                     what = f"The head of {self.model.name} reads no features of each image."
                     raise UsageError(what, where=", ".join(layer.name for layer, _ in self.heads))
                 found.append(torch.cat(read, 1))
-        finally:
-            for handle in handles:
-                handle.remove()
         result = torch.cat(found)
-        if not bool(result.isfinite().all()):
+        if nonfinite({"features": result}):
             raise NonFiniteWeights(f"The features of {self.model.name} hold NaN or infinity.")
         return result
 
     def _find(self, layer: Layer) -> nn.Module:
-        try:
-            return self.module if layer.name == "(model)" else self.module.get_submodule(layer.name)
-        except AttributeError as error:
+        found = find_submodule(self.module, layer.name)
+        if found is None:
             what = f"The head of {self.model.name} is no module of its own, so that what it reads cannot be seen."
-            raise UsageError(what, where=layer.name, hint="Make it a torch.nn.Linear.") from error
+            raise UsageError(what, where=layer.name, hint="Make it a torch.nn.Linear.")
+        return found
 
     def _forward(self, images: Tensor) -> None:
-        try:
-            with torch.no_grad():
-                self.module(images.to(self.device))
-        except Exception as error:  # it is the user's code that runs
-            raise ForwardError(
-                f"{self.model.name} failed on images of shape {'x'.join(map(str, images.shape))}: {brief(error)}",
-                where=user_line(error, self.model.file),
-                hint="If the images are of a size it does not take, add --input-size C,H,W.",
-            ) from error
+        with torch.no_grad():
+            forward(self.module, images.to(self.device), self.model)
 
 
 def pooled(given: Tensor, layer: Layer) -> Tensor:  # [n, p]

@@ -26,6 +26,7 @@ from netgraft.evidence.recorded import choose_normalisation
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.model import load_model, read_weights
 from netgraft.models.normalisation import Normalisation
+from netgraft.models.running import find_device
 from netgraft.models.side import Side, own_weights
 from netgraft.score.features import Frozen
 from netgraft.score.interval import Interval, paired_difference, wilson
@@ -126,7 +127,7 @@ class Bench:
         if self.model.input_size is None:
             hint = "Add --input-size C,H,W, or give the class an attribute input_size."
             raise UsageError(f"The input size of {self.model.name} is not known.", hint=hint)
-        self.device = _device(settings.device)
+        self.device = find_device(settings.device)
         self.normalisation = settings.normalisation or choose_normalisation(
             self.model, files, [source.load()] if source is not None else []
         )
@@ -223,14 +224,3 @@ def check_scratch(scores: Scores) -> None:
     if worse:
         hint = "Another recipe or source may do better: netgraft compare SOURCE TARGET --data ..."
         raise CheckFailed(f"Worse than scratch: {', '.join(worse)}.", hint=hint)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an unknown name, or torch built without it
-        what = f"The device {name!r} cannot be used."
-        raise UsageError(what, where=str(error).splitlines()[0], hint="For example --device cpu.") from error
-    return name

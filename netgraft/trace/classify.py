@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from netgraft.architecture.operations import BILINEAR, LOOKS_UP, MATRIX_PRODUCTS, NORMALISES, REDUCES, SLOPES
+from netgraft.architecture.kinds import making, normalising
+from netgraft.architecture.operations import REDUCES
+from netgraft.trace.slots import RECURRENT
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A kind from ``netgraft.architecture.graph``, and for convolutions how they slide."""
+    """A kind from ``netgraft.architecture.kinds``, and for convolutions how they slide."""
 
     kind: str
     groups: int = 1
@@ -55,11 +57,13 @@ def classify(operations: Sequence[Operation], own: frozenset[str] | None, module
     def is_weight(operand: Operand) -> bool:
         return bool(operand.params) and (own is None or operand.params <= own)
 
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if isinstance(module, RECURRENT):
         return Verdict("rnn")
+    convolutions, products, contractions = making("conv2d"), making("linear"), making("contraction")
+    norms = normalising()
     dynamic = None
     for op in operations:
-        if op.name == "convolution" and not is_weight(op.operands[0]):
+        if op.name in convolutions and not is_weight(op.operands[0]):
             stride, padding, dilation, transposed = (op.args[i] for i in (3, 4, 5, 6))
             kind = f"conv{'_transpose' if transposed else ''}{len(stride)}d"
             verdict = Verdict(kind, op.args[8], tuple(stride), tuple(padding), tuple(dilation))
@@ -69,7 +73,7 @@ def classify(operations: Sequence[Operation], own: frozenset[str] | None, module
     if dynamic is not None and own:
         return Verdict("conv_dynamic", 1, dynamic.stride, dynamic.padding, dynamic.dilation)
     for op in operations:
-        if op.name in MATRIX_PRODUCTS and len(op.operands) >= 2:
+        if op.name in products and len(op.operands) >= 2:
             left, right = op.operands[-2:]
             if op.name == "linear":
                 left, right = op.operands[:2]
@@ -78,18 +82,18 @@ def classify(operations: Sequence[Operation], own: frozenset[str] | None, module
                 return Verdict("linear", matrix=size, in_first=right.flipped == (op.name == "linear"))
             if is_weight(left) and not is_weight(right) and len(left.shape) >= 2:
                 return Verdict("linear", matrix=left.shape[:-3:-1], in_first=left.flipped)
-        if op.name in BILINEAR and any(map(is_weight, op.operands)) and not all(map(is_weight, op.operands)):
+        if op.name in contractions and any(map(is_weight, op.operands)) and not all(map(is_weight, op.operands)):
             return Verdict("contraction")
     for op in operations:
-        if op.name in LOOKS_UP and is_weight(op.operands[0]):
+        if op.name in making("embedding") and is_weight(op.operands[0]):
             return Verdict("embedding")
     for op in operations:
-        if op.name in NORMALISES and not is_weight(op.operands[0]):
+        if op.name in norms and not is_weight(op.operands[0]):
             # InstanceNorm runs batch_norm on a view with the batch folded into the channels.
-            kind = "instance_norm" if isinstance(module, nn.modules.instancenorm._InstanceNorm) else NORMALISES[op.name]
+            kind = "instance_norm" if isinstance(module, nn.modules.instancenorm._InstanceNorm) else norms[op.name]
             return Verdict(kind)
     if own and any(op.name in REDUCES and not is_weight(op.operands[0]) for op in operations):
         return Verdict("norm")
-    if any(op.name in SLOPES and is_weight(op.operands[1]) for op in operations):
+    if any(op.name in making("activation") and is_weight(op.operands[1]) for op in operations):
         return Verdict("activation")
     return None

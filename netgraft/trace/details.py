@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import fx
 
+from netgraft.architecture.kinds import Kind, Role, kind_named, normalising
 from netgraft.architecture.operations import (
     COMBINES,
     ELEMENTWISE,
+    GROUP_NORMS,
     KEEPS_ORDER,
     KERNEL_CALLS,
-    NORMALISES,
     PERMUTES,
     REDUCES,
 )
@@ -34,20 +35,20 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     may treat channels unlike one another.
     """
     operations: Sequence[Operation] = node.meta.get("operations", ())
-    if kind in ("rnn", "instance_norm"):  # judged by the class, so it does what the class does
+    rules = kind_named(kind)
+    if rules.by_class:
         return {}
     if not any(_is_data(o, own) for op in operations for o in op.operands):  # fed by a constant
         operations = [replace(op, operands=tuple(replace(o, constant=False) for o in op.operands)) for op in operations]
     shape = tuple(node.meta.get("in_shape", ()))
-    norm = kind.endswith("norm")
     found: dict[str, Any] = {}
-    if prepared := [*_prepared(operations, own, kind), *_prepared_outside(node, own)]:
+    if prepared := [*_prepared(operations, own, rules), *_prepared_outside(node, own)]:
         found["prepared"] = prepared
-    if norm and kind != "batch_norm":
+    if rules.role is Role.NORM and not rules.has_statistics:
         groups, axis = _norm(operations, own, shape)
         found |= {"groups": groups} if groups > 1 else {}
         found |= {"axis": axis} if axis is not None else {}
-    if others := list(dict.fromkeys(_others(operations, own, kind, shape))):
+    if others := list(dict.fromkeys(_others(operations, own, rules, shape))):
         found["others"] = others
     return found
 
@@ -60,7 +61,7 @@ def _is_data(operand: Operand, own: frozenset[str]) -> bool:
     return not operand.constant and not _is_weight(operand, own)
 
 
-def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: str) -> Iterator[str]:
+def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: Kind) -> Iterator[str]:
     """Names of the operations on nothing but weights and constants; "constant" for one that is no single number."""
     if any(op.name in KERNEL_CALLS for op in operations):
         operations = list(takewhile(lambda op: op.name not in KERNEL_CALLS, operations))
@@ -73,7 +74,7 @@ def _prepared(operations: Sequence[Operation], own: frozenset[str], kind: str) -
             whole = max((s for s in known), key=len, default=())
             if op.shape not in known and whole[:1] not in (op.shape[:1], op.shape[1:2]) and len(op.shape) > 1:
                 arithmetic.append("reshape")
-        elif op.name not in PERMUTES or kind.startswith("conv"):
+        elif op.name not in PERMUTES or kind.convolves:
             yield op.name
             arithmetic.append("")
             if any(o.constant and max(o.shape, default=1) > 1 for o in op.operands):
@@ -102,16 +103,15 @@ def _prepared_outside(node: fx.Node, own: frozenset[str]) -> Iterator[str]:
                 yield "constant"
 
 
-def _others(operations: Sequence[Operation], own: frozenset[str], kind: str, shape: tuple[int, ...]) -> Iterator[str]:
-    norm, kernels = kind.endswith("norm"), 0
+def _others(operations: Sequence[Operation], own: frozenset[str], kind: Kind, shape: tuple[int, ...]) -> Iterator[str]:
+    norm, kernels, norms = kind.role is Role.NORM, 0, normalising()
     for op in operations:
         data = [o for o in op.operands if _is_data(o, own)]
         if not data:
             continue
-        if op.name in KERNEL_CALLS or (op.name in NORMALISES and norm):
+        if op.name in KERNEL_CALLS or (op.name in norms and norm):
             kernels += 1
-            folded = kind in ("linear", "layer_norm", "rms_norm", "norm")
-            if kernels > 1 or (op.name in NORMALISES and not folded and data[0].shape != shape):
+            if kernels > 1 or (op.name in norms and kind.out_axis == 1 and data[0].shape != shape):
                 yield op.name
         elif op.name in KEEPS_ORDER:
             same_end = op.shape[-1:] == data[0].shape[-1:]
@@ -120,7 +120,7 @@ def _others(operations: Sequence[Operation], own: frozenset[str], kind: str, sha
         elif op.name in ELEMENTWISE or (op.name in COMBINES and (norm or len(data) == 1)):
             if any(o.constant and max(o.shape, default=1) > 1 for o in op.operands):
                 yield op.name
-        elif op.name == "constant_pad_nd" and kind.startswith("conv") and len(op.args[1]) <= 2 * (len(shape) - 2):
+        elif op.name == "constant_pad_nd" and kind.convolves and len(op.args[1]) <= 2 * (len(shape) - 2):
             continue
         elif not (norm and op.name in PERMUTES | REDUCES):
             yield op.name
@@ -137,9 +137,9 @@ def _norm(operations: Sequence[Operation], own: frozenset[str], shape: tuple[int
             continue
         if op.name in ("permute", "transpose") and order and axis is None and len(op.shape) == len(order):
             order = _swapped(order, op)
-        elif op.name in ("native_group_norm", "group_norm"):
+        elif op.name in GROUP_NORMS:
             return op.args[6 if op.name == "native_group_norm" else 1], 1
-        elif op.name in NORMALISES:
+        elif op.name in normalising():
             same = order is not None and data[0].shape == tuple(shape[d] for d in order)
             axis = order[-1] if same and order else len(shape) - 1 if shape and data[0].shape[-1] == shape[-1] else None
             return 1, axis

@@ -7,14 +7,16 @@ table of relative positions, whose product with the queries is added to the scor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import fx, nn
 
-from netgraft.architecture.graph import Slot
+from netgraft.architecture.graph import Layer, Slot
+from netgraft.architecture.kinds import kind_named
 from netgraft.architecture.operations import BATCHED_PRODUCTS, PLAIN_RESHAPES, REARRANGES, SOFTMAX
 from netgraft.trace.classify import Verdict, classify
-from netgraft.trace.slots import has_parametrised_child, own_keys, product, weight_shape
+from netgraft.trace.slots import has_parametrised_child, own_keys, weight_shape
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class FunctionalLayers:
         """Name and tensors of the layer that uses ``keys``; a bias that several layers share stays a parameter."""
         kernel = max(sorted(keys), key=lambda key: len(self.slots[key].shape))
         lengths = {verdict.matrix[1], self.slots[kernel].shape[0]} if verdict.kind == "linear" else set()
-        rest = [key for key in sorted(keys - {kernel}) if not lengths or product(self.slots[key].shape) in lengths]
+        rest = [key for key in sorted(keys - {kernel}) if not lengths or prod(self.slots[key].shape) in lengths]
         owner = kernel.rpartition(".")[0].split(".parametrizations")[0]
         roles = own_keys(self.module, owner)
         kernels = [key for _, key in roles if key in self.slots and len(self.slots[key].shape) >= 2]
@@ -103,11 +105,11 @@ class FunctionalLayers:
         }
 
     def _is_bias(self, key: str, layer: Functional) -> bool:
-        out = layer.verdict.matrix[1]
-        if layer.verdict.kind.startswith("conv"):
-            shape = weight_shape(layer.tensors, layer.verdict.kind)
-            out = shape[1] * layer.verdict.groups if "transpose" in layer.verdict.kind else shape[0]
-        return product(self.slots[self.canonical[key]].shape) == out
+        verdict, out = layer.verdict, layer.verdict.matrix[1]
+        if kind_named(verdict.kind).convolves:
+            shape = weight_shape(layer.tensors, verdict.kind)
+            out = Layer(layer.name, verdict.kind, shape, groups=verdict.groups).out_channels
+        return prod(self.slots[self.canonical[key]].shape) == out
 
 
 def is_position_table(node: fx.Node, readers: dict[fx.Node, list[fx.Node]]) -> bool:
@@ -132,9 +134,7 @@ def is_position_table(node: fx.Node, readers: dict[fx.Node, list[fx.Node]]) -> b
                 continue
             if name not in REARRANGES and name not in ("add", "mul", "div", "masked_fill", "where"):
                 return False
-            scores = name == "add" and any(
-                other is not current and _is_product(other) for other in user.all_input_nodes
-            )
+            scores = name == "add" and any(other is not current and _is_prod(other) for other in user.all_input_nodes)
             step = (user, added or scores)
             if step not in seen:
                 seen.add(step)
@@ -142,7 +142,7 @@ def is_position_table(node: fx.Node, readers: dict[fx.Node, list[fx.Node]]) -> b
     return ends > 0
 
 
-def _is_product(node: fx.Node) -> bool:
+def _is_prod(node: fx.Node) -> bool:
     """Whether ``node`` is the product of two activations, moved, scaled or added to."""
     stack, seen = [node], {node}
     while stack:

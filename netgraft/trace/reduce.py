@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import fx, nn
@@ -18,7 +19,7 @@ from netgraft.architecture.operations import COPIES, ELEMENTWISE, PLAIN_RESHAPES
 from netgraft.trace.classify import Verdict, classify
 from netgraft.trace.details import details
 from netgraft.trace.functional import FunctionalLayers, is_position_table, operation_name
-from netgraft.trace.slots import own_keys, product, state_slots, weight_shape
+from netgraft.trace.slots import own_keys, state_slots, weight_shape
 from netgraft.trace.uniform import uniform_buffers
 
 
@@ -172,7 +173,7 @@ class _Reducer:
             before, after = current.meta.get("in_shape", ()), current.meta.get("shape", ())
             if name in PLAIN_RESHAPES and len(before) > 2 and len(after) == 2:
                 folded = tuple(before[1:])
-                return folded if product(folded) == features and product(folded[1:]) > 1 else ()
+                return folded if prod(folded) == features and prod(folded[1:]) > 1 else ()
             if name not in ELEMENTWISE | COPIES | PLAIN_RESHAPES:
                 return ()
             data = list(current.all_input_nodes)
@@ -226,8 +227,8 @@ def orient(shape: Shape, verdict: Verdict) -> tuple[str, bool]:
     if verdict.kind != "linear" or not shape:
         return verdict.kind, False
     inp, out = verdict.matrix
-    usual = (shape[0] == out and product(shape[1:]) == inp) or (len(shape) == 2 and shape[1] == inp)
-    swapped = (shape[0] == inp and product(shape[1:]) == out) or (len(shape) == 2 and shape[0] == inp)
+    usual = (shape[0] == out and prod(shape[1:]) == inp) or (len(shape) == 2 and shape[1] == inp)
+    swapped = (shape[0] == inp and prod(shape[1:]) == out) or (len(shape) == 2 and shape[0] == inp)
     if not (usual or swapped):
         return "contraction", False
     return "linear", swapped and (not usual or verdict.in_first)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from math import prod
 
 import torch
 from torch import nn
 
 from netgraft.architecture.graph import Shape, Slot
+from netgraft.architecture.kinds import Role, kind_named
+
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+"""Modules of which one call is one layer, though they own several kernels."""
 
 
 def state_slots(module: nn.Module) -> tuple[dict[str, Slot], dict[str, str]]:
@@ -54,15 +58,9 @@ def weight_shape(tensors: dict[str, Slot], kind: str) -> Shape:
     """Shape of the tensor that is the layer's weight: named so, else the one of the highest rank."""
     if "weight" in tensors:
         return tensors["weight"].shape
-    candidates = [slot.shape for slot in tensors.values() if not slot.buffer or kind.endswith("norm")]
-    return max(candidates, key=lambda shape: (len(shape), product(shape)), default=())
-
-
-def product(shape: Iterable[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
+    norm = kind_named(kind).role is Role.NORM
+    candidates = [slot.shape for slot in tensors.values() if not slot.buffer or norm]
+    return max(candidates, key=lambda shape: (len(shape), prod(shape)), default=())
 
 
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -86,6 +84,6 @@ def is_one_layer(module: nn.Module) -> bool:
     for name, child in module.named_children():
         if name != "parametrizations" and next(child.parameters(), None) is not None:
             return False
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or "parametrizations" in module._modules:
+    if isinstance(module, RECURRENT) or "parametrizations" in module._modules:
         return True
     return sum(sum(n > 1 for n in p.shape) >= 2 for _, p in own) <= 1

@@ -294,7 +294,7 @@ def test_the_zoo_agrees_with_enumeration(name):
 def test_every_kind_of_kernel_counts():
     d = Drawing()
     x = d.input()
-    for kind in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "conv_dynamic", "rnn", "attention"):
+    for kind in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "conv_dynamic", "rnn", "contraction"):
         x = d.conv(x, kind=kind, shape=(8, 8))
     d.layers["table"] = Layer("table", "embedding", (9, 8))
     d.output(d.node("layer", [x], "table", "table"))

@@ -20,11 +20,14 @@ def conv(name):
 
 
 def drawn(*lines):
-    """A graph from lines "id op inputs": an op of "conv2d", "batch_norm" or "scale" is a layer of that name."""
+    """A graph from lines "id op inputs": an op of "conv2d", "batch_norm" or "parameter" is a layer."""
     nodes, layers = [], {}
     for line in lines:
         id, op, *inputs = line.split()
-        if op in ("conv2d", "batch_norm", "scale"):
+        if op == "parameter":
+            layers[id] = Layer(id, op, (4, 1, 1))
+            nodes.append(Node(id, op, (), id, (4, 1, 1)))
+        elif op in ("conv2d", "batch_norm"):
             layers[id] = conv(id) if op == "conv2d" else Layer(id, op, (4,))
             nodes.append(Node(id, "layer", tuple(inputs), id, (2, 4, 8, 8)))
         else:
@@ -69,10 +72,13 @@ PLAIN = {  # lines between "in input" and "out output": (node, norm, scale, add,
         ("n", "n", None, None, None, True, False, True),
     ),
     "scaled residual": (
-        "c conv2d in | s scale c | v permute s | a add v in",
-        ("a", None, "s", "a", "in", True, False, False),
+        "c conv2d in | g parameter | s mul c g | v permute s | a add v in",
+        ("a", None, "g", "a", "in", True, False, False),
     ),
-    "scale without an addition": ("c conv2d in | s scale c", ("c", None, None, None, None, True, False, False)),
+    "scale without an addition": (
+        "c conv2d in | g parameter | s mul c g",
+        ("c", None, None, None, None, True, False, False),
+    ),
     "read twice": ("c conv2d in | r relu c | a add r c", ("c", None, None, None, None, True, False, True)),
     "added to itself": ("c conv2d in | a add c c", ("c", None, None, None, None, True, False, False)),
 }

@@ -8,28 +8,13 @@ import pytest
 from hypothesis import given, settings
 from support.drawn import ZOO, Drawing, figure4, graphs, is_kernel, plain, renamed, residual, shared, tied
 
-from netgraft.architecture.graph import (
-    CONV_KINDS,
-    KERNEL_KINDS,
-    NORM_KINDS,
-    Layer,
-    LayerGraph,
-    Slot,
-    same_wiring,
-    to_jsonable,
-)
+from netgraft.architecture.graph import Layer, LayerGraph, Node, Slot, same_wiring, to_jsonable
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 zoo = pytest.mark.parametrize("graph", ZOO.values(), ids=ZOO)
 
 
 # ----------------------------------------------------------------------------------------------------------- layers
-
-
-def test_kinds_do_not_overlap():
-    assert {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"} < KERNEL_KINDS
-    assert not KERNEL_KINDS & NORM_KINDS
-    assert len(CONV_KINDS) == 6
 
 
 @pytest.mark.parametrize(
@@ -97,6 +82,20 @@ def test_a_walk_goes_on_only_where_it_may(graph):
             found = [n.id for n in graph.walk([start], forwards=forwards, through=lambda n: n.op != "add")]
             assert len(found) == len(set(found))
             assert set(found) == nx.descendants(cut, start) | {start}
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "found"),
+    [
+        ("add", ["%a", "%b"], True),
+        ("add", ["%a", 1], False),
+        ("sub", [{"constant": [2]}, "%b"], False),
+        ("cat", [["%a", "%b"], 1], True),
+        ("cat", [["%a", {"constant": [2]}], 1], False),
+    ],
+)
+def test_an_addition_of_data_alone(op, args, found):
+    assert Node("n", op, facts={"args": args}).adds_data is found
 
 
 def test_a_walk_from_several_nodes_comes_to_each_once():

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.architecture import operations
-from netgraft.architecture.graph import Node
-from netgraft.architecture.operations import adds_data
 
 SETS = {name: frozenset(value) for name, value in vars(operations).items() if name.isupper()}
 NOT_ATEN = {"getitem"}  # Python's own, between an operation with several results and what reads one of them
@@ -63,17 +61,3 @@ def test_what_works_number_by_number_does_not_look_at_neighbours(name: str) -> N
     by_chance = "dropout" in name or name == "bernoulli"
     found, again = (None, None) if by_chance else (applied(name, x), applied(name, x[order]))
     assert found is None or (again is not None and torch.allclose(found[order], again))
-
-
-@pytest.mark.parametrize(
-    ("op", "args", "found"),
-    [
-        ("add", ["%a", "%b"], True),
-        ("add", ["%a", 1], False),
-        ("sub", [{"constant": [2]}, "%b"], False),
-        ("cat", [["%a", "%b"], 1], True),
-        ("cat", [["%a", {"constant": [2]}], 1], False),
-    ],
-)
-def test_an_addition_of_data_alone(op: str, args: list[object], found: bool) -> None:
-    assert adds_data(Node("n", op, facts={"args": args})) is found

@@ -30,7 +30,7 @@ from netgraft.finetune.engine.loop import Quiet, Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Part, Update
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.terms import l2_penalty, scratch
 
 
@@ -57,7 +57,7 @@ class Near:
 
 
 def make(options: argparse.Namespace, folder: str, method: Any, rule: Any) -> Training:
-    settings = Settings(
+    settings = TrainingSettings(
         target=options.arch,
         target_arg={"num_classes": 10},
         input_size=(3, options.size, options.size),

@@ -27,7 +27,7 @@ from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -53,7 +53,7 @@ class _Enough(Exception):
     """The deepest layer has run."""
 
 
-def kinds(settings: Callable[..., Settings]) -> Iterator[tuple[str, Training]]:
+def kinds(settings: Callable[..., TrainingSettings]) -> Iterator[tuple[str, Training]]:
     """A training of each kind; ``settings`` makes them from a method and what else is given."""
     for name, more in KINDS.items():
         chosen = settings(method=name.partition(" ")[0].rstrip(","), **more)
@@ -150,8 +150,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
 
-        def settings(**more: Any) -> Settings:
-            return Settings(
+        def settings(**more: Any) -> TrainingSettings:
+            return TrainingSettings(
                 target=options.target,
                 target_arg={"num_classes": 10},
                 init=f"{folder}/init.safetensors",

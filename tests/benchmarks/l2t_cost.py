@@ -43,12 +43,12 @@ from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.adapters import features
 from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, discriminator_loss, generator_loss
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
-    Weights,
+    MatchingWeights,
     coefficients,
     distances,
     matching_loss,
@@ -99,7 +99,7 @@ class Flops(TorchDispatchMode):
 
 
 def make(options: argparse.Namespace, folder: str, method: str, chosen: dict[str, Any]) -> Training:
-    settings = Settings(
+    settings = TrainingSettings(
         target=options.target,
         target_arg={"num_classes": 10},
         input_size=(3, options.size, options.size),
@@ -178,7 +178,7 @@ def official(training: Training, batch: Any) -> Callable[[], None]:
     run = training.run
     pairs = pairs_to_match(run, "all")
     modules = {"target": run.target_module, "adapters": Adapters(pairs)}
-    weights = Weights(pairs)
+    weights = MatchingWeights(pairs)
     names = [(part, name) for part, module in modules.items() for name, _ in module.named_parameters()]
 
     def passed(parameters: list[torch.Tensor], *, task: bool = False, match: bool = False) -> torch.Tensor:

@@ -11,7 +11,7 @@ from test_lazy_imports import HEAVY, imported
 from netgraft import plugins
 from netgraft.finetune.engine import loop as engine
 from netgraft.finetune.needs import FOLDER
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 
 SMALL = ("examples/my_arch.py", "--input-size", "1,16,16", "--data", "netgraft:digits", "--samples-per-class", "5")
 ONE = (*SMALL, "--epochs", "1", "--device", "cpu", "--out", "run")
@@ -86,7 +86,7 @@ def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG
     succeed("finetune", *ONE)
     given, default = (asdict(chosen) for chosen in seen)
     assert {name: value for name, value in given.items() if value != default[name]} == TYPED
-    plain = Settings(target=ONE[0], data="netgraft:digits", out="run", input_size=(1, 16, 16))
+    plain = TrainingSettings(target=ONE[0], data="netgraft:digits", out="run", input_size=(1, 16, 16))
     assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
 
 

@@ -10,7 +10,7 @@ from support.updates import EXACT, array, begin, first_update, moved, number, ou
 
 from netgraft.errors import UsageError
 from netgraft.finetune.methods.at import attention_distance
-from netgraft.finetune.protocol import Pair
+from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.toolbox.adapters import adapter, check_places
 from netgraft.finetune.toolbox.terms import match_size
 
@@ -199,6 +199,12 @@ class Last(nn.Module):
 
 
 def test_tokens_must_be_as_many():
-    check_places([Pair("a", "b", (50, 8), (50, 9)), Pair("a", "b", (8, 4, 4), (9, 7, 7)), Pair("a", "b", (8,), (9,))])
+    check_places(
+        [
+            FeaturePair("a", "b", (50, 8), (50, 9)),
+            FeaturePair("a", "b", (8, 4, 4), (9, 7, 7)),
+            FeaturePair("a", "b", (8,), (9,)),
+        ]
+    )
     with pytest.raises(UsageError, match="numbers of tokens"):
-        check_places([Pair("a", "b", (50, 8), (197, 8))])
+        check_places([FeaturePair("a", "b", (50, 8), (197, 8))])

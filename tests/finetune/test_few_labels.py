@@ -12,7 +12,7 @@ import torch
 from netgraft.data.opening import load_data
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.side import Side
 from netgraft.planning import TransferRequest
 from netgraft.transfer import transfer
@@ -115,7 +115,7 @@ def test_the_head_is_drawn_with_the_seed(script, tmp_path):
         differ = {key for key in once if not torch.equal(once[key], drawn[key])}
         assert differ == {"head.weight", "head.bias"}
         options = {"seed": seed, "samples_per_class": 1, "out": str(tmp_path / "run")}
-        scratch = prepare(Settings(reference, script.DATA, **options, **script.FIXED)).run.target_module
+        scratch = prepare(TrainingSettings(reference, script.DATA, **options, **script.FIXED)).run.target_module
         assert torch.equal(drawn["head.weight"], scratch.head.weight)
 
 
@@ -123,10 +123,10 @@ def test_what_is_refused(script, tmp_path):
     """The cell that says so is right."""
     assert [script.refused("l2-sp", init) for init in script.INITS] == [True, False]
     with pytest.raises(UsageError, match="needs an initialisation"):
-        prepare(Settings(script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="l2-sp", **script.FIXED))
+        prepare(TrainingSettings(script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="l2-sp", **script.FIXED))
     with pytest.raises(UsageError, match="compares classes"):  # so kd's source is fine-tuned first
         prepare(
-            Settings(
+            TrainingSettings(
                 script.NETS["vgg9"][0], script.DATA, str(tmp_path), method="kd", source=script.SOURCE, **script.FIXED
             )
         )

@@ -11,17 +11,17 @@ from support.runs import same, state_of, training, with_source, write_nets
 from netgraft.errors import UsageError
 from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.parts import set_train_mode
-from netgraft.finetune.protocol import Pair
+from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.toolbox.adversary import reverse
 from netgraft.finetune.toolbox.bilevel.discriminator import (
-    Discriminator,
     Discriminators,
+    PairDiscriminator,
     discriminator_loss,
     generator_loss,
 )
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
-    Weights,
+    MatchingWeights,
     _MeanSquare,
     coefficients,
     distances,
@@ -34,11 +34,11 @@ from netgraft.finetune.toolbox.bilevel.matching import (
 )
 
 MAPS = (
-    Pair("a", "x", (4, 6, 6), (3, 8, 8)),
-    Pair("b", "x", (5, 5, 5), (3, 8, 8)),
-    Pair("a", "y", (4, 6, 6), (7, 3, 3)),
-    Pair("t", "z", (9, 6), (9, 2)),
-    Pair("v", "w", (8,), (3,)),
+    FeaturePair("a", "x", (4, 6, 6), (3, 8, 8)),
+    FeaturePair("b", "x", (5, 5, 5), (3, 8, 8)),
+    FeaturePair("a", "y", (4, 6, 6), (7, 3, 3)),
+    FeaturePair("t", "z", (9, 6), (9, 2)),
+    FeaturePair("v", "w", (8,), (3,)),
 )
 
 
@@ -104,7 +104,7 @@ def test_matching_loss_is_that_of_the_paper():
     """Pair by pair, sample by sample, channel by channel."""
     torch.manual_seed(0)
     there, here = some(MAPS)
-    adapters, weights = Adapters(MAPS), Weights(MAPS)
+    adapters, weights = Adapters(MAPS), MatchingWeights(MAPS)
     for parameter in weights.parameters():
         torch.nn.init.normal_(parameter)
     w, lam = weights([pooled(there[pair.source]) for pair in MAPS])
@@ -144,7 +144,7 @@ def test_weights_begin_uniform():
     there, _ = some(MAPS)
     seen = [pooled(there[pair.source]) for pair in MAPS]
     for networks in (True, False):
-        w, lam = Weights(MAPS, networks=networks)(seen)
+        w, lam = MatchingWeights(MAPS, networks=networks)(seen)
         for one, pair_weight, g in zip(w, lam, seen, strict=True):
             assert torch.equal(one, torch.full_like(g, 1 / g.shape[1]))
             assert torch.equal(pair_weight, torch.ones(len(g), 1))
@@ -166,7 +166,7 @@ def test_first_order_stops_at_the_floor():
     there, _ = some(pairs)
     d = [torch.rand(5, 4)]
     for floor, least, most in ((0.0, 0.0, 0.05), (0.6, 0.55, 0.65)):
-        weights = Weights(pairs, networks=False)
+        weights = MatchingWeights(pairs, networks=False)
         optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
         for _ in range(800):
             optimizer.zero_grad()
@@ -213,7 +213,7 @@ def test_reversal_is_minimax():
 @pytest.mark.parametrize("shape", [(4, 5, 5), (9, 6), (8,)])
 def test_discriminators_learn(shape):
     torch.manual_seed(0)
-    net = Discriminator(shape)
+    net = PairDiscriminator(shape)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(60):
         real, fake = torch.randn(16, *shape) + 1, torch.randn(16, *shape)
@@ -229,7 +229,7 @@ def test_discriminators_learn(shape):
 def test_every_layer_of_a_discriminator_has_norm_one(shape):
     """The largest singular value of each weight, by LAPACK, the last layer's too; a fresh layer's is far from it."""
     torch.manual_seed(0)
-    net = Discriminator(shape)
+    net = PairDiscriminator(shape)
     for _ in range(30):  # a power iteration in each
         net(torch.randn(4, *shape))
     net.eval()

@@ -44,7 +44,7 @@ def test_each_class_is_drawn_as_often_as_it_is_likely(folder):
         run.step = step
         run.begin(batch)
         with torch.no_grad():
-            drawn.append(F.one_hot(running.prepared.method._drawn(run, batch), 10))
+            drawn.append(F.one_hot(running.prepared.method._classes(run, batch), 10))
     often = torch.stack(drawn).float().mean(0)
     with torch.no_grad():
         likely = module(batch.x).softmax(1)
@@ -54,22 +54,22 @@ def test_each_class_is_drawn_as_often_as_it_is_likely(folder):
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_fisher_information(folder, fisher):
-    """Squares of gradients, one image after the other by autograd; in eval mode, at the start."""
+    """Squares of the gradients of all images at once by torch.func; in eval mode, at the start."""
     running = prepared(folder, set={"fisher": fisher})
     module = running.run.target_module.eval()
-    parameters = list(module.parameters())
-    expected, count = [torch.zeros_like(p, dtype=torch.float64) for p in parameters], 0
-    for images, labels in labels_of(running, fisher):
-        for x, y in zip(images, labels, strict=True):
-            gradients = torch.autograd.grad(module(x[None])[0].log_softmax(0)[y], parameters)
-            for total, gradient in zip(expected, gradients, strict=True):
-                total += gradient.double().square()
-            count += 1
-    assert count == 80
-    found = list(running.parts["fisher"].module.parameters())
-    for mean, total in zip(found, expected, strict=True):
-        assert total.norm() > 0
-        assert (mean - total / count).norm() <= 1e-6 * (total / count).norm()
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def log_likelihood(given, x, y):
+        return (torch.func.functional_call(module, given, (x[None],))[0].log_softmax(0) * (torch.arange(10) == y)).sum()
+
+    each = torch.func.vmap(torch.func.grad(log_likelihood), in_dims=(None, 0, 0))
+    batches = [each(parameters, images, labels) for images, labels in labels_of(running, fisher)]
+    for name, mean in zip(parameters, running.parts["fisher"].module.parameters(), strict=True):
+        gradients = torch.cat([batch[name] for batch in batches]).double()
+        assert len(gradients) == 80
+        expected = gradients.square().mean(0)
+        assert expected.norm() > 0
+        assert (mean - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_both_kinds_differ(folder):

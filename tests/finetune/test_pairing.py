@@ -10,11 +10,10 @@ from netgraft.errors import UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.engine.pairing import given_names, last_of_stages, names_of
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.protocol import Pair
-from netgraft.plan import REFITTED, Pairing, Plan, PlannedPass
-from netgraft.plan import Pair as PlanPair
+from netgraft.finetune.protocol import FeaturePair
+from netgraft.plan import REFITTED, Pair, Pairing, Plan, PlannedPass
 
-PLAN = Plan("source", "target", "", "", "hmt", {}, Pairing((PlanPair("a", "b", ""),)), (), ())
+PLAN = Plan("source", "target", "", "", "hmt", {}, Pairing((Pair("a", "b", ""),)), (), ())
 
 
 def test_by_hand():
@@ -44,7 +43,7 @@ def test_the_ledgers_pairs_are_of_its_source():
 
 
 def test_last_of_each_stage():
-    pairs = [Pair(n, n, (4, s, s), (4, s, s)) for n, s in (("a", 8), ("b", 8), ("c", 4), ("d", 2), ("e", 2))]
+    pairs = [FeaturePair(n, n, (4, s, s), (4, s, s)) for n, s in (("a", 8), ("b", 8), ("c", 4), ("d", 2), ("e", 2))]
     assert [pair.target for pair in last_of_stages(pairs)] == ["b", "c", "e"]
 
 

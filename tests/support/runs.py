@@ -11,7 +11,7 @@ from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training, finetune
 from netgraft.finetune.engine.parts import lambda_of, set_train_mode
 from netgraft.finetune.engine.prepare import prepare
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 
 NET = """
 import torch
@@ -68,7 +68,7 @@ def settings(folder, **more):
         "device": "cpu",
         "tensorboard": False,
     }
-    return Settings(**(given | more))
+    return TrainingSettings(**(given | more))
 
 
 def with_source(folder, **more):

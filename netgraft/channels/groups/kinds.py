@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from netgraft.architecture.graph import Layer, Node, Slot
+from netgraft.architecture.kinds import Mixes
 from netgraft.channels.groups.axes import Axis, Concat, Fixed, Product, fix, normal, run, unify
 from netgraft.channels.groups.call import Axes, Mixed
 
@@ -111,7 +112,8 @@ def norm(layer: Layer, node: Node, data: Axes, known: Tensors, mixed: Mixed) -> 
     shape = tuple(axis.size for axis in data)
     if not layer.shape or not shape:
         return None
-    if layer.kind == "layer_norm" and len(layer.shape) > 1:
+    mixes = layer.rules.mixes
+    if mixes is Mixes.CHANNELS and len(layer.shape) > 1:
         rank = len(layer.shape)
         if layer.shape != shape[-rank:]:
             return None
@@ -128,9 +130,9 @@ def norm(layer: Layer, node: Node, data: Axes, known: Tensors, mixed: Mixed) -> 
         inner = run(size // groups)
         unify(data[channel], Product((run(groups), inner)))
         mixed.append((inner, "mean", node.id))
-    elif layer.kind not in ("batch_norm", "instance_norm"):
+    elif mixes in (Mixes.CHANNELS, Mixes.BOTH):
         mixed.append((data[channel], "mean", node.id))
-    if layer.kind in ("instance_norm", "group_norm", "norm"):
+    if mixes in (Mixes.POSITIONS, Mixes.BOTH):
         mixed += [(axis, "mean", node.id) for axis in (*data[1:channel], *data[channel + 1 :])]
     for slot in layer.tensors.values():
         known.place(slot, [data[channel] if n == size else Fixed(1) for n in slot.shape])
@@ -140,7 +142,7 @@ def norm(layer: Layer, node: Node, data: Axes, known: Tensors, mixed: Mixed) -> 
 def _channel_axis(layer: Layer, node: Node, shape: tuple[int, ...]) -> int | None:
     """The axis of the input that the norm's weights go along; None if it is unclear."""
     size = max(layer.shape)
-    if layer.kind in ("batch_norm", "instance_norm", "group_norm"):
+    if layer.out_axis == 1:
         return 1 if len(shape) > 1 and shape[1] == size else None
     fits = [d for d, n in enumerate(shape) if d and n == size]
     if len(shape) == 1 or "axis" in node.facts:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 from netgraft.architecture.graph import Layer, Node
+from netgraft.architecture.kinds import ChannelRule
 from netgraft.architecture.operations import IGNORES_ORDER, REDUCES_WEIGHT, WEIGHT_PRODUCTS
 from netgraft.channels.groups.axes import Axis, Fixed, fix, unify
 from netgraft.channels.groups.call import Axes, Call, Mixed
@@ -45,19 +47,24 @@ def _by_kind(layer: Layer, node: Node, values: Mapping[str, Axes], known: Tensor
     data, bias = _data(layer, node, values)
     if data is None or len(data) != len(layer.in_shape or data):
         return None
-    output = None
-    if layer.is_conv and layer.kind != "conv_dynamic":
-        output = conv(layer, data, node.shape, known)
-    elif layer.kind == "linear":
-        output = linear(layer, data, known, sure=_is_left(node, values))
-    elif layer.is_norm:
-        output = norm(layer, node, data, known, mixed)
-    elif layer.kind == "embedding":
-        output = embedding(layer, data, known)
-    elif layer.kind == "activation":
-        output = activation(layer, data, known)
-    elif layer.kind == "rnn":
-        output = recurrent(layer, data, known)
+    output: Axes | None
+    match layer.rules.channels:
+        case ChannelRule.CONV:
+            output = conv(layer, data, node.shape, known)
+        case ChannelRule.LINEAR:
+            output = linear(layer, data, known, sure=_is_left(node, values))
+        case ChannelRule.NORM:
+            output = norm(layer, node, data, known, mixed)
+        case ChannelRule.EMBEDDING:
+            output = embedding(layer, data, known)
+        case ChannelRule.ACTIVATION:
+            output = activation(layer, data, known)
+        case ChannelRule.RECURRENT:
+            output = recurrent(layer, data, known)
+        case ChannelRule.FIXED:
+            output = None
+        case never:
+            assert_never(never)
     if output is not None and bias is not None:
         unify(bias, output[layer.out_axis])
     if output is not None and REDUCES_WEIGHT & set(node.facts.get("prepared", ())):

@@ -11,14 +11,16 @@ run, but copying its channels changes what they compute; they are noted in ``Cal
 from __future__ import annotations
 
 from netgraft.architecture.operations import (
-    BATCH_NORMALISES,
     BROADCASTS,
     FILLS,
+    GROUP_NORMS,
     KEEPS_CHANNELS,
-    NORMALISES,
+    LAYER_NORMS,
+    PLAIN_BATCH_NORMS,
     PRODUCTS,
     RESAMPLES,
     RESHAPES,
+    RMS_NORMS,
     SOFTMAX,
     SUMS_UP,
 )
@@ -39,10 +41,6 @@ def result_of(call: Call) -> Axes:
     return unknown(call)
 
 
-def _norms(*kinds: str) -> list[str]:
-    return [op for op, kind in NORMALISES.items() if kind in kinds]
-
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTS, arithmetic.broadcast),
     **dict.fromkeys(KEEPS_CHANNELS, arithmetic.same),
@@ -55,9 +53,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), arithmetic.reduction(2)),
     **dict.fromkeys(PRODUCTS - {"einsum"}, arithmetic.matmul),
     **dict.fromkeys(SOFTMAX | {"_log_softmax", "log_softmax"}, arithmetic.softmax),
-    **dict.fromkeys(_norms("layer_norm", "rms_norm"), arithmetic.layer_norm),
-    **dict.fromkeys(_norms("group_norm"), arithmetic.group_norm),
-    **dict.fromkeys(BATCH_NORMALISES, arithmetic.batch_norm),
+    **dict.fromkeys(LAYER_NORMS | RMS_NORMS, arithmetic.layer_norm),
+    **dict.fromkeys(GROUP_NORMS, arithmetic.group_norm),
+    **dict.fromkeys(PLAIN_BATCH_NORMS, arithmetic.batch_norm),
     **dict.fromkeys(("constant_pad_nd", "pad"), reshaping.pad),
     **dict.fromkeys(("cumsum", "flip", "sort", "argsort", "logcumsumexp", "cumprod"), reshaping.along(1)),
     "roll": reshaping.along(2),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
 from netgraft.errors import UsageError
+from netgraft.models.running import one_thread
 
 Size = tuple[int, int, int]  # channels, height, width
 
@@ -39,7 +39,7 @@ def draw_in_chunks(
     """``count`` images by calls ``draw(some, size, generator)``, each for as many as fit into a fixed memory."""
     images = torch.empty((count, *size), dtype=torch.float32, device=generator.device)
     step = max(1, min(_IMAGES, _VALUES // math.prod(size)))
-    with _one_thread():
+    with one_thread():
         for start in range(0, count, step):
             images[start : start + step] = draw(min(step, count - start), size, generator)
     return images
@@ -57,14 +57,3 @@ def checked(images: object, shape: tuple[int, ...], name: str) -> Tensor:
         if not 0 <= low <= high <= 1:  # NaN fails too
             raise UsageError(f"The generator {name} returned values from {low:g} to {high:g}, not within 0 to 1.")
     return images
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads cut loops and sums at other places, which may change last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from netgraft.errors import OutputError
 from netgraft.files.atomic import written
-from netgraft.finetune.protocol import Batch, Seen
+from netgraft.finetune.protocol import Batch, Outputs
 
 LOGITS = "logits"
 
@@ -38,7 +38,7 @@ class FeatureCache:
         self._shapes: dict[str, list[int]] = {}
         self._text = text + "\n"
 
-    def read(self, batch: Batch, logits: bool) -> Seen | None:
+    def read(self, batch: Batch, logits: bool) -> Outputs | None:
         """What is known of all these images, on their device; None if anything is missing."""
         if batch.data not in self.counts or not self._load_shapes():
             return None
@@ -49,9 +49,9 @@ class FeatureCache:
             return None
         found = {name: self._values(batch, name)[batch.ids].to(batch.x.device) for name in wanted}
         empty = batch.x.new_zeros((len(batch.ids), 0))
-        return Seen(found.pop(LOGITS, empty), found)
+        return Outputs(found.pop(LOGITS, empty), found)
 
-    def write(self, batch: Batch, seen: Seen) -> None:
+    def write(self, batch: Batch, seen: Outputs) -> None:
         """Keep what a pass gave; values first, then the marks that say so. Raises OutputError."""
         if batch.data not in self.counts:
             return

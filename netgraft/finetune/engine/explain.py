@@ -15,7 +15,7 @@ from netgraft.finetune.engine.loop import Quiet, Training
 from netgraft.finetune.engine.parts import lambda_of, set_train_mode
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Prepares
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cost:
         return asdict(self)
 
 
-def explain(settings: Settings) -> Cost:
+def explain(settings: TrainingSettings) -> Cost:
     """The cost of the first step. Nothing is written. Raises what ``prepare`` raises."""
     prepared = prepare(settings)
     run, rule = prepared.run, prepared.rule
@@ -99,7 +99,7 @@ def _source_cost(training: Training, batch: Any) -> int:
     return _count(lambda: run.source(batch, logits=bool(seen.logits.shape[1])))
 
 
-def _remarks(settings: Settings, training: Training, views: int, losses: set[str], ahead: float) -> list[str]:
+def _remarks(settings: TrainingSettings, training: Training, views: int, losses: set[str], ahead: float) -> list[str]:
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")

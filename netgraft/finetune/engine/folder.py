@@ -18,10 +18,10 @@ from torch import Tensor
 from netgraft.errors import OutputError, UsageError
 from netgraft.files.atomic import written
 from netgraft.files.checkpoint import write_checkpoint
-from netgraft.finetune.settings import Settings, option
+from netgraft.finetune.settings import TrainingSettings, option
 
 CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
-OURS = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
+WRITTEN = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
 
 
 class Folder:
@@ -34,7 +34,7 @@ class Folder:
     def state(self) -> Path:
         return self.path / STATE
 
-    def check(self, settings: Settings, *, resume: bool, force: bool) -> bool:
+    def check(self, settings: TrainingSettings, *, resume: bool, force: bool) -> bool:
         """Whether there is a state to go on from. Raises before anything is written: OutputError, UsageError."""
         path = self.path
         if path.exists() and not path.is_dir():
@@ -42,8 +42,8 @@ class Folder:
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not os.access(above, os.W_OK | os.X_OK):
             raise OutputError("The output's folder is not writable.", where=str(above), hint="Choose another --out.")
-        there = [name for name in OURS if (path / name).exists()]
-        if not there or (force and not resume):
+        begun = any((path / name).exists() for name in WRITTEN)
+        if not begun or (force and not resume):
             return False
         if not resume:
             hint = "Add --resume auto to go on with it, --force to begin anew, or choose another --out."
@@ -53,7 +53,7 @@ class Folder:
         self._check_same(settings)
         return True
 
-    def _check_same(self, settings: Settings) -> None:
+    def _check_same(self, settings: TrainingSettings) -> None:
         try:
             before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -66,11 +66,11 @@ class Folder:
             hint = f"Type {again}, or choose another --out."
             raise UsageError("A training goes on with the settings that it began with.", where=where, hint=hint)
 
-    def create(self, settings: Settings) -> None:
+    def create(self, settings: TrainingSettings) -> None:
         """An empty folder with the configuration; what was there of a training is removed."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in OURS:
+            for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
             self._write(CONFIG, json.dumps(settings.document(), indent=2) + "\n")
         except OSError as error:

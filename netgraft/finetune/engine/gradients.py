@@ -43,8 +43,8 @@ class Gradients:
         call = _Call(update, list(parameters), self.processes, weight, stop)
         direction, telemetry = self.rule((*update.losses, *update.penalties), call.grads)
         if self.clip is not None:
-            there = [piece for piece in direction.pieces if piece is not None]
-            torch._foreach_mul_(there, (self.clip / ((direction @ direction).sqrt() + 1e-6)).clamp(max=1.0))
+            reached = [piece for piece in direction.pieces if piece is not None]
+            torch._foreach_mul_(reached, (self.clip / ((direction @ direction).sqrt() + 1e-6)).clamp(max=1.0))
         for parameter, piece in zip(parameters, direction.pieces, strict=True):
             parameter.grad = None if piece is None else piece.to(parameter.dtype)
         return Performed(call.values, telemetry, call.stopped)
@@ -86,13 +86,13 @@ class _Call:
 
     def _average(self, vectors: Sequence[Vector]) -> None:
         """Gradients, and the losses' values beside them, averaged in one collective. All processes reach the same."""
-        there = [(v, i, piece) for v in vectors for i, piece in enumerate(v.pieces) if piece is not None]
-        flats = [piece.reshape(-1) for _, _, piece in there]
+        reached = [(v, i, piece) for v in vectors for i, piece in enumerate(v.pieces) if piece is not None]
+        flats = [piece.reshape(-1) for _, _, piece in reached]
         stop = torch.full((1,), float(self.stop), device=self.parameters[0].device)
         values = [value.reshape(1) for value in self.values.values()]
         fused = self.processes.mean_(torch.cat([*flats, *values, stop]))
         *pieces, rest = fused.split([*map(len, flats), len(values) + 1])
-        for (vector, i, old), new in zip(there, pieces, strict=True):
+        for (vector, i, old), new in zip(reached, pieces, strict=True):
             vector.pieces[i] = laid_out(new.view(old.shape), self.parameters[i])
         self.values = dict(zip(self.values, rest[:-1].unbind(), strict=True))
         self.stopped = rest[-1]
@@ -105,8 +105,8 @@ class _Call:
             penalty = self.update.penalties[name]
             self.values[name] = penalty.value.detach().float()
             known = {id(p): g for p, g in zip(penalty.parameters, penalty.gradients, strict=True)}
-            theirs = (known.get(id(p)) for p in self.parameters)
-            laid = (None if g is None else laid_out(g, p) for g, p in zip(theirs, self.parameters, strict=True))
+            analytic = (known.get(id(p)) for p in self.parameters)
+            laid = (None if g is None else laid_out(g, p) for g, p in zip(analytic, self.parameters, strict=True))
             vector.add_(Vector(laid))
         return vector
 

@@ -28,11 +28,11 @@ from netgraft.finetune.engine.parts import (
     parameters_of,
     set_train_mode,
 )
-from netgraft.finetune.engine.prepare import Prepared, prepare
+from netgraft.finetune.engine.prepare import PreparedTraining, prepare
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
 from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 
 
 class Diverged(NetgraftError):
@@ -42,7 +42,7 @@ class Diverged(NetgraftError):
 class Watch(Protocol):
     """Who looks on: told of every batch and epoch."""
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None: ...
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None: ...
     def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None: ...
     def epoch(self, record: Mapping[str, Any]) -> None: ...
     def say(self, text: str) -> None: ...
@@ -51,7 +51,7 @@ class Watch(Protocol):
 class Quiet:
     """Nobody looks on."""
 
-    def begin(self, prepared: Prepared, step: int, batches: int) -> None: ...
+    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None: ...
     def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None: ...
     def epoch(self, record: Mapping[str, Any]) -> None: ...
     def say(self, text: str) -> None: ...
@@ -68,7 +68,9 @@ class Result:
     first: bool = True  # whether this is the process that reports
 
 
-def finetune(settings: Settings, *, resume: bool = False, force: bool = False, watch: Watch | None = None) -> Result:
+def finetune(
+    settings: TrainingSettings, *, resume: bool = False, force: bool = False, watch: Watch | None = None
+) -> Result:
     """Train, and leave the folder behind. Same settings, same bytes on a CPU.
 
     Raises a NetgraftError before any work for what is wrong with the input, Diverged if a loss is not finite, and
@@ -93,7 +95,7 @@ def finetune(settings: Settings, *, resume: bool = False, force: bool = False, w
 class Training:
     """A training on its way."""
 
-    prepared: Prepared
+    prepared: PreparedTraining
     folder: Folder
     watch: Watch
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -306,7 +308,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
-def _tensorboard(settings: Settings, folder: Folder) -> Any:
+def _tensorboard(settings: TrainingSettings, folder: Folder) -> Any:
     """A writer where TensorBoard is installed."""
     if not settings.tensorboard:
         return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UnknownName, UsageError
-from netgraft.finetune.protocol import Pair
+from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.toolbox.taps import shapes
 from netgraft.passes.refitting.pairing import follow_points
 from netgraft.plan import DISTILLED, REFITTED, Plan
@@ -43,8 +43,8 @@ def names_of(
     if plan is not None and plan.source == source and plan.pairing.pairs and not _computed(plan):
         return [(pair.source, pair.target) for pair in plan.pairing.pairs], False
     mapped = plan.pairing.mapped if plan is not None and plan.source == source else {}
-    there, here = trace_both()
-    return [(mapped.get(b, a), b) for a, b in follow_points(there, here)], True
+    followed = follow_points(*trace_both())
+    return [(mapped.get(target_layer, source_layer), target_layer) for source_layer, target_layer in followed], True
 
 
 def _computed(plan: Plan) -> bool:
@@ -59,7 +59,7 @@ def measure(
     images: tuple[Tensor, Tensor],  # for the source, for the target
     *,
     chosen: bool,
-) -> tuple[Pair, ...]:
+) -> tuple[FeaturePair, ...]:
     """The pairs with the shapes of their outputs. Both networks run once.
 
     Pairs that cannot be compared are left out: of maps with vectors, of layers that do not run, of classifiers.
@@ -68,26 +68,26 @@ def measure(
     if not chosen:
         known = [{path for path, _ in module.named_modules()} for module in (source, target)]
         names = [(a, b) for a, b in names if a in known[0] and b in known[1]]  # the rest are no modules
-    theirs = shapes(source, [a for a, _ in names], images[0])
-    ours = shapes(target, [b for _, b in names], images[1])
+    source_shapes = shapes(source, [a for a, _ in names], images[0])
+    target_shapes = shapes(target, [b for _, b in names], images[1])
     found = []
     for a, b in names:
-        if a in theirs and b in ours and len(theirs[a]) == len(ours[b]):
-            found.append(Pair(a, b, theirs[a], ours[b]))
+        if a in source_shapes and b in target_shapes and len(source_shapes[a]) == len(target_shapes[b]):
+            found.append(FeaturePair(a, b, source_shapes[a], target_shapes[b]))
         elif chosen:
-            there, here = theirs.get(a, "none"), ours.get(b, "none")
+            where = f"{a} {source_shapes.get(a, 'none')}, {b} {target_shapes.get(b, 'none')}"
             hint = "Outputs must have as many axes, and be none of the classifier's."
-            raise UsageError("These layers cannot be compared.", where=f"{a} {there}, {b} {here}", hint=hint)
+            raise UsageError("These layers cannot be compared.", where=where, hint=hint)
     return tuple(found)
 
 
-def last_of_stages(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def last_of_stages(pairs: Sequence[FeaturePair]) -> tuple[FeaturePair, ...]:
     """The last pair of each stage: of those whose target outputs have one height and width, or length."""
     last = {pair.target_shape[1:] if len(pair.target_shape) == 3 else len(pair.target_shape): pair for pair in pairs}
     return tuple(pair for pair in pairs if pair in last.values())
 
 
-def check_some(pairs: Sequence[Pair], source: str, target: str) -> None:
+def check_some(pairs: Sequence[FeaturePair], source: str, target: str) -> None:
     if not pairs:
         hint = f"Name them: --pairs SOURCE:TARGET; netgraft inspect-chains {source} {target} shows the layers."
         raise UsageError("No layers of the source and the target are paired.", where=f"{source}, {target}", hint=hint)

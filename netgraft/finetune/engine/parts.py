@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import TARGET, Part
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import submodule
 
 FUSED = ("sgd", "momentum", "adam", "adamw")
@@ -68,7 +68,7 @@ def parameters_of(part: Part) -> list[nn.Parameter]:
     return [parameter for parameter in part.module.parameters() if parameter.requires_grad]
 
 
-def make_optimizer(part: Part, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(part: Part, settings: TrainingSettings) -> torch.optim.Optimizer:
     """By timm's factory: no decay of norms and biases. Raises UsageError for an unknown name or a wrong option."""
     from timm.optim import create_optimizer_v2
 
@@ -88,7 +88,7 @@ def make_optimizer(part: Part, settings: Settings) -> torch.optim.Optimizer:
     return optimizer
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, batches: int) -> Any:
+def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, batches: int) -> Any:
     """timm's schedule, stepped with every batch: a function of the number of the step. None for a constant rate."""
     from timm.scheduler import create_scheduler_v2
 
@@ -118,6 +118,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, batches:
     return schedule
 
 
-def lambda_of(settings: Settings, epoch: int) -> float:
+def lambda_of(settings: TrainingSettings, epoch: int) -> float:
     """lambda_e = lambda_0 r^e ("decays at a ratio in [0, 1] per epoch", DTNH V-B)."""
     return settings.lam * math.pow(settings.lam_decay, epoch)

@@ -15,6 +15,7 @@ from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.operations import ACTIVATES
 from netgraft.errors import TraceError
 from netgraft.finetune.toolbox.taps import first_tensor
+from netgraft.models.running import hearing_outputs
 from netgraft.trace.replay import Replay
 
 CLOSE = 1e-5
@@ -95,21 +96,13 @@ def _outputs(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     runs: Counter[str] = Counter()
 
-    def keep(name: str, output: Any) -> None:
+    def keep(name: str, _: nn.Module, output: Any) -> None:
         runs[name] += 1
         if isinstance(output, (Tensor, list, tuple, dict)):
             found[name] = first_tensor(output).clone()
 
-    handles = [
-        part.register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
-        for name, part in module.named_modules()
-        if name
-    ]
-    try:
+    with hearing_outputs({name: part for name, part in module.named_modules() if name}, keep):
         module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: output for name, output in found.items() if runs[name] == 1}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netgraft import plugins
 from netgraft.data.pictures import Pictures, Pixels
-from netgraft.errors import ForwardError, NetgraftError, UsageError
+from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
 from netgraft.finetune.engine import pairing
@@ -24,11 +24,11 @@ from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
 from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
-from netgraft.finetune.protocol import Method, Need, Pair
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.protocol import FeaturePair, Method, Need
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
-from netgraft.models.construct import brief, user_line
 from netgraft.models.model import Model, load_model
+from netgraft.models.running import forward
 from netgraft.models.side import own_weights
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.trace import trace
@@ -37,10 +37,10 @@ Progress = Callable[[str], None]
 
 
 @dataclass
-class Prepared:
+class PreparedTraining:
     """Everything that a training is made of."""
 
-    settings: Settings
+    settings: TrainingSettings
     processes: Processes
     method: Method
     rule: Rule
@@ -52,7 +52,7 @@ class Prepared:
     record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
 
 
-def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared:
+def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> PreparedTraining:
     """Load, open and check all of it. Raises a NetgraftError for anything that is wrong, with nothing written."""
     described = plugins.describe(FOLDER, settings.method)
     check_needs(settings, described)
@@ -92,7 +92,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         progress(f"building {source.name}")
         net, source_record = build_source(settings, source, model.input_size, normalisation, processes.device)
         _check_source(net, source, images, train, needs)
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[FeaturePair, ...] = ()
     if net is not None and source is not None and (Need.PAIRS in needs or by_hand is not None):
         progress("pairing layers")
         names, computed = (
@@ -134,7 +134,7 @@ def prepare(settings: Settings, progress: Progress = lambda _: None) -> Prepared
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "pairs": [[pair.source, pair.target] for pair in pairs],
     }
-    return Prepared(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
+    return PreparedTraining(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -155,16 +155,7 @@ def _forward(module: nn.Module, images: Tensor, model: Model) -> Tensor:
     training = module.training
     try:
         with torch.no_grad():
-            return first_tensor(module.eval()(images))
-    except NetgraftError:
-        raise
-    except Exception as error:  # it is the user's code that runs
-        shape = "x".join(map(str, images.shape))
-        raise ForwardError(
-            f"{model.name} failed on images of shape {shape}: {brief(error)}",
-            where=user_line(error, model.file),
-            hint="If the images are of a size it does not take, add --input-size C,H,W.",
-        ) from error
+            return first_tensor(forward(module.eval(), images, model))
     finally:
         module.train(training)
 
@@ -187,14 +178,14 @@ def _check_source(net: SourceNet, source: Model, images: Tensor, train: Pictures
 
 def _measure(
     names: pairing.Names, net: SourceNet, module: nn.Module, images: Tensor, *, chosen: bool, computed: bool
-) -> tuple[Pair, ...]:
+) -> tuple[FeaturePair, ...]:
     if chosen:
-        for theirs, ours in names:
-            submodule(net.module, theirs), submodule(module, ours)
+        for source_layer, target_layer in names:
+            submodule(net.module, source_layer), submodule(module, target_layer)
     if computed:
-        there = places(net.module, net.adapt(images), (theirs for theirs, _ in names))
-        here = places(module, images, (ours for _, ours in names))
-        seen = [(there[a], here[b]) for a, b in names if a in there and b in here]
+        in_source = places(net.module, net.adapt(images), (source_layer for source_layer, _ in names))
+        in_target = places(module, images, (target_layer for _, target_layer in names))
+        seen = [(in_source[a], in_target[b]) for a, b in names if a in in_source and b in in_target]
         names = list(dict.fromkeys(seen))
     training = module.training
     found = pairing.measure(names, net.module, module.eval(), (net.adapt(images), images), chosen=chosen)
@@ -202,7 +193,7 @@ def _measure(
     return found
 
 
-def _last(net: SourceNet, pairs: tuple[Pair, ...], images: Tensor) -> str:
+def _last(net: SourceNet, pairs: tuple[FeaturePair, ...], images: Tensor) -> str:
     """The paired layer of the source that runs last."""
     return list(shapes(net.module, [pair.source for pair in pairs], net.adapt(images)))[-1]
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
+from netgraft.models.running import find_device
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -35,12 +36,8 @@ class Processes:
         state = _partial_state()(cpu=device == "cpu")
         self.rank: int = state.process_index
         self.world: int = state.num_processes
-        self.device = state.device if device in ("auto", "cpu") or self.world > 1 else torch.device(device)
-        try:
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            what = f"The device {device!r} cannot be used."
-            raise UsageError(what, where=str(error).splitlines()[0], hint="For example --device cpu.") from error
+        chosen = device in ("auto", "cpu") or self.world > 1
+        self.device: torch.device = state.device if chosen else find_device(device)
 
     @property
     def first(self) -> bool:

@@ -19,7 +19,7 @@ from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import eval_mode
 from netgraft.finetune.engine.processes import Processes
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Seen
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part
 from netgraft.finetune.toolbox.random_numbers import RunNumbers
 from netgraft.finetune.toolbox.taps import Taps
 from netgraft.finetune.toolbox.terms import cross_entropy
@@ -50,7 +50,7 @@ class LiveRun:
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
     channels_last: bool = False
     net: SourceNet | None = None
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[FeaturePair, ...] = ()
     needs: frozenset[Need] = frozenset()
     find_heads: Callable[[], tuple[str, ...]] = tuple
     find_transferred: Callable[[], frozenset[str]] = frozenset
@@ -69,7 +69,7 @@ class LiveRun:
         self._source_taps = Taps(net.module, layers, compiled=net.compiled) if net else None
         self._current: Batch | None = None
         self._owned = False
-        self._seen: dict[int, tuple[Batch, Seen]] = {}  # the batch too: no other can have its id meanwhile
+        self._seen: dict[int, tuple[Batch, Outputs]] = {}  # the batch too: no other can have its id meanwhile
 
     @property
     def source_module(self) -> nn.Module | None:
@@ -144,7 +144,7 @@ class LiveRun:
         train: bool = True,
         stats: bool | None = None,
         draw: bool | None = None,
-    ) -> Seen:
+    ) -> Outputs:
         if stats is None:
             stats = params is None and train and x is self._current and not self._owned
         if stats and not train:
@@ -161,7 +161,7 @@ class LiveRun:
                 return self._target_taps(lambda: functional_call(module, given, (images,)))
             return self._target_taps(lambda: module(images))
 
-    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Seen:
+    def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:
         net = self._source_net()
         if params is not None:
             return self._differentiable_source_pass(net, x, logits, params)
@@ -178,11 +178,11 @@ class LiveRun:
             raise UsageError("The method asks for a source and declares no need of one.", hint="Add --source REF.")
         return self.net
 
-    def known(self, batch: Batch) -> Seen | None:
+    def known(self, batch: Batch) -> Outputs | None:
         """What the source gave for this batch, if it was asked."""
         return self._seen.get(id(batch), (None, None))[1]
 
-    def _source_pass(self, net: SourceNet, x: Batch | Tensor, logits: bool) -> Seen:
+    def _source_pass(self, net: SourceNet, x: Batch | Tensor, logits: bool) -> Outputs:
         if net.cache is not None and isinstance(x, Batch) and (found := net.cache.read(x, logits)) is not None:
             return found
         with torch.no_grad():
@@ -193,13 +193,13 @@ class LiveRun:
 
     def _differentiable_source_pass(
         self, net: SourceNet, x: Batch | Tensor, logits: bool, params: Mapping[str, Tensor]
-    ) -> Seen:
+    ) -> Outputs:
         """With other tensors in place of its own, so that nothing can reach these; neither remembered nor cached."""
         self._check_source_gradients()
         given = {name: buffer.clone() for name, buffer in net.module.named_buffers()} | dict(params)
         return self._run_source(net, x, logits, lambda images: functional_call(net.module, given, (images,)))
 
-    def _run_source(self, net: SourceNet, x: Batch | Tensor, logits: bool, call: Callable[[Tensor], Any]) -> Seen:
+    def _run_source(self, net: SourceNet, x: Batch | Tensor, logits: bool, call: Callable[[Tensor], Any]) -> Outputs:
         assert self._source_taps is not None
         images = net.adapt(self._images(x))
         with self.autocast():
@@ -214,7 +214,7 @@ class LiveRun:
         images = x.x if isinstance(x, Batch) else x
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def task(self, seen: Seen, batch: Batch) -> Tensor:
+    def task(self, seen: Outputs, batch: Batch) -> Tensor:
         return cross_entropy(seen.logits, batch.y, self.smoothing)
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -11,12 +11,12 @@ from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
 from netgraft.finetune.engine.processes import Processes
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
 
 
-def open_sets(settings: Settings) -> tuple[Pictures, Pictures, dict[str, Pictures]]:
+def open_sets(settings: TrainingSettings) -> tuple[Pictures, Pictures, dict[str, Pictures]]:
     """Training images, test images, and what comes beside every batch: "source", "unlabelled", where it is given.
 
     Raises what ``open_data`` raises.
@@ -38,7 +38,7 @@ def open_sets(settings: Settings) -> tuple[Pictures, Pictures, dict[str, Picture
 
 
 def make_loader(
-    settings: Settings,
+    settings: TrainingSettings,
     size: tuple[int, ...],
     normalisation: Normalisation,
     train: Pictures,
@@ -76,7 +76,7 @@ def make_loader(
     )
 
 
-def find_normalisation(settings: Settings, target: Model, source: Model | None) -> Normalisation:
+def find_normalisation(settings: TrainingSettings, target: Model, source: Model | None) -> Normalisation:
     """What the user says, else what ``choose_normalisation`` finds. Raises UsageError."""
     if (settings.mean is None) != (settings.std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")

@@ -14,13 +14,13 @@ from netgraft.errors import UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.run import SourceNet
-from netgraft.finetune.protocol import Pair
-from netgraft.finetune.settings import Settings
+from netgraft.finetune.protocol import FeaturePair
+from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import Model, load_model, read_weights
 from netgraft.models.normalisation import Normalisation, normalisation_of
 
 
-def load_source(settings: Settings) -> Model | None:
+def load_source(settings: TrainingSettings) -> Model | None:
     """The source that the user named, unread. Raises what ``load_model`` raises."""
     if settings.source is None:
         return None
@@ -35,11 +35,11 @@ def load_source(settings: Settings) -> Model | None:
 
 
 def build_source(
-    settings: Settings, source: Model, size: tuple[int, ...], ours: Normalisation, device: torch.device
+    settings: TrainingSettings, source: Model, size: tuple[int, ...], target: Normalisation, device: torch.device
 ) -> tuple[SourceNet, dict[str, Any]]:
     """The source with its weights, in eval mode and without gradients, and what provenance tells of it.
 
-    ``size`` and ``ours`` are the shape and the normalisation of the target's images.
+    ``size`` and ``target`` are the shape and the normalisation of the target's images.
     """
     weights = read_weights(source)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -50,28 +50,33 @@ def build_source(
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
     own = normalisation_of(source, module)
-    theirs = ours if own.said == "nobody" else own
+    own_or_target = target if own.said == "nobody" else own
     wanted = source.input_size if settings.source_input_size else None
     channels = source.input_size[0] if source.input_size else size[0]
-    adapt = _adapter(size[0], channels, ours, theirs, wanted, device)
+    adapt = _adapter(size[0], channels, target, own_or_target, wanted, device)
     record = {"name": source.name, "sha256": weights.origin.sha256, "description": weights.origin.description}
     return SourceNet(module, adapt, compiled=settings.compile_source), record
 
 
 def _adapter(
-    have: int, want: int, ours: Normalisation, theirs: Normalisation, size: tuple[int, ...] | None, device: torch.device
+    have: int,
+    want: int,
+    target: Normalisation,
+    source: Normalisation,
+    size: tuple[int, ...] | None,
+    device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
     """The target's images as the source's: its channels, normalisation and, where it was given, its size."""
-    mean, std = (t.to(device) for t in ours.tensors(have))
-    their_mean, their_std = (t.to(device) for t in theirs.tensors(want))
-    same = have == want and torch.equal(mean, their_mean) and torch.equal(std, their_std)
+    mean, std = (t.to(device) for t in target.tensors(have))
+    source_mean, source_std = (t.to(device) for t in source.tensors(want))
+    same = have == want and torch.equal(mean, source_mean) and torch.equal(std, source_std)
 
     def adapt(images: Tensor) -> Tensor:
         if not same:
             images = images * std + mean
             if have != want:
                 images = images.mean(1, keepdim=True).expand(-1, want, -1, -1)
-            images = (images - their_mean) / their_std
+            images = (images - source_mean) / source_std
         if size is not None and images.shape[2:] != size[1:]:
             images = F.interpolate(images, size=size[1:], mode="bilinear", align_corners=False, antialias=True)
         return images
@@ -80,7 +85,7 @@ def _adapter(
 
 
 def make_cache(
-    settings: Settings, source: dict[str, Any], loader: Loader, pairs: tuple[Pair, ...]
+    settings: TrainingSettings, source: dict[str, Any], loader: Loader, pairs: tuple[FeaturePair, ...]
 ) -> FeatureCache | None:
     """The cache of the source's features, if it is wanted. Raises UsageError where views never come again."""
     if settings.cache is None:

@@ -56,11 +56,11 @@ class AdversarialDiscriminative:
         discriminator, reference, head = module["net"], module["reference"], head_of(run)
         for batch in batches:
             assert batch.source is not None, "Need.SOURCE_DATA"
-            with torch.no_grad(), run.autocast(), listening(reference, head) as theirs:
+            with torch.no_grad(), run.autocast(), listening(reference, head) as of_source:
                 reference(batch.source.x)
-            with listening(run.target_module, head) as ours, _without_chance(run.target_module):
+            with listening(run.target_module, head) as of_target, _without_chance(run.target_module):
                 run.target(batch.unlabelled or batch, stats=True)
-            source, target = pooled(theirs[FEATURES]), pooled(ours[FEATURES])
+            source, target = pooled(of_source[FEATURES]), pooled(of_target[FEATURES])
             logits = discriminator(source), discriminator(target.detach())
             run.note("domain_accuracy", recognised(*logits))
             yield Update(("discriminator",), {"domain": domain_loss(*logits)})

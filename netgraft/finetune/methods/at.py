@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import check_places, features, pairs_of
 from netgraft.finetune.toolbox.terms import match_size
 
@@ -46,13 +46,13 @@ class AttentionTransfer:
         beta = self.beta if self.beta is not None else {"code": 1000.0, "paper": 1.0}[self.form]
         pairs = _with_places(run)
         for batch in batches:
-            here, there = run.target(batch), run.source(batch, logits=False)
-            ours, theirs = features(run.target_module, here), features(run.source_module, there)
-            distances = [attention_distance(theirs[p.source], ours[p.target], self.form) for p in pairs]
-            yield Update(("target",), {"task": run.task(here, batch), "at": beta * torch.stack(distances).sum()})
+            target, source = run.target(batch), run.source(batch, logits=False)
+            of_target, of_source = features(run.target_module, target), features(run.source_module, source)
+            distances = [attention_distance(of_source[p.source], of_target[p.target], self.form) for p in pairs]
+            yield Update(("target",), {"task": run.task(target, batch), "at": beta * torch.stack(distances).sum()})
 
 
-def _with_places(run: Run) -> list[Pair]:
+def _with_places(run: Run) -> list[FeaturePair]:
     pairs = [pair for pair in pairs_of(run) if len(pair.target_shape) > 1]
     if not pairs:
         hint = "Name layers that put out maps or tokens: --pairs SOURCE:TARGET"
@@ -62,8 +62,8 @@ def _with_places(run: Run) -> list[Pair]:
 
 def attention_distance(source: Tensor, target: Tensor, form: str) -> Tensor:  # [B, C, H, W] or [B, tokens, width]
     """Of the normalised attention of two layers: the mean squared difference (code), half the norm of it (paper)."""
-    theirs, ours = attention(source), attention(target)
-    difference = F.normalize(match_size(theirs, ours).flatten(1)) - F.normalize(ours.flatten(1))
+    source, target = attention(source), attention(target)
+    difference = F.normalize(match_size(source, target).flatten(1)) - F.normalize(target.flatten(1))
     return difference.square().mean() if form == "code" else difference.norm(dim=1).mean() / 2
 
 

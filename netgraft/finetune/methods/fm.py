@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Seen, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
@@ -61,35 +61,35 @@ class FeatureMatching:
         if self.hint_epochs:
             _begin_momentum(run.optimizer("target"))
         for batch in batches:
-            here, losses = run.target(batch), {}
+            target, losses = run.target(batch), {}
             if task:
-                losses["task"] = run.task(here, batch)
+                losses["task"] = run.task(target, batch)
             if hints:
-                there = run.source(batch, logits=False)
-                losses["fm"] = self.beta * _distance(run, pairs, parts["adapters"].module, here, there)
+                source = run.source(batch, logits=False)
+                losses["fm"] = self.beta * _distance(run, pairs, parts["adapters"].module, target, source)
             yield Update(("target", "adapters"), losses)
 
 
-def _compared(pairs: tuple[Pair, ...], match: str) -> list[Pair]:
+def _compared(pairs: tuple[FeaturePair, ...], match: str) -> list[FeaturePair]:
     if match == "single":
         return [pairs[-1]]
     if match == "all":
-        each = (Pair(a.source, b.target, a.source_shape, b.target_shape) for b in pairs for a in pairs)
+        each = (FeaturePair(a.source, b.target, a.source_shape, b.target_shape) for b in pairs for a in pairs)
         pairs = tuple(pair for pair in each if len(pair.source_shape) == len(pair.target_shape))
     return list(dict.fromkeys(pairs))
 
 
-def _distance(run: Run, pairs: list[Pair], adapters: nn.Module, here: Seen, there: Seen) -> Tensor:
+def _distance(run: Run, pairs: list[FeaturePair], adapters: nn.Module, target: Outputs, source: Outputs) -> Tensor:
     """The sum over the pairs; a map of the source is resized once for each size of the target's."""
-    ours, theirs = features(run.target_module, here), features(run.source_module, there)
+    of_target, of_source = features(run.target_module, target), features(run.source_module, source)
     resized: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     distances = []
     for pair, adapt in zip(pairs, adapters.children(), strict=True):
         with run.autocast():
-            mapped = adapt(ours[pair.target])
+            mapped = adapt(of_target[pair.target])
         key = pair.source, pair.target_shape[1:]
         if key not in resized:
-            resized[key] = match_size(theirs[pair.source], mapped)
+            resized[key] = match_size(of_source[pair.source], mapped)
         distances.append(squared_distance(mapped, resized[key]))
     return torch.stack(distances).sum()
 

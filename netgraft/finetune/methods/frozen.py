@@ -10,7 +10,7 @@ from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """The classifier alone trains, on the frozen features of the initialisation.
 
     d = grad J with respect to the head; everything else, BatchNorm's statistics included, stays as it is.

@@ -44,12 +44,12 @@ class KnowledgeDistillation:
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:  # noqa: ARG002
         weight = self.alpha / (1 - self.alpha)
         for batch in batches:
-            here, there = run.target(batch), run.source(batch)
-            distance = soft_divergence(here.logits, there.logits, self.temperature)
-            yield Update(("target",), {"task": run.task(here, batch), "kd": weight * distance})
+            target, source = run.target(batch), run.source(batch)
+            distance = soft_divergence(target.logits, source.logits, self.temperature)
+            yield Update(("target",), {"task": run.task(target, batch), "kd": weight * distance})
 
 
 def soft_divergence(logits: Tensor, source: Tensor, temperature: float) -> Tensor:  # [B, K], [B, K]
     """T^2 KL(softmax(source / T) || softmax(logits / T)), a mean over samples."""
-    ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in (logits, source))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    of_target, of_source = (F.log_softmax(z / temperature, dim=1) for z in (logits, source))
+    return temperature**2 * F.kl_div(of_target, of_source, reduction="batchmean", log_target=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from netgraft.finetune.protocol import Batch, Need, Pair, Part, Run, Update
+from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
@@ -42,17 +42,17 @@ class KnowDist:
         identities = nn.ModuleList(nn.Identity() for _ in run.pairs)
         adapters = parts["adapters"].module if "adapters" in parts else identities
         for batch in batches:
-            here, there = run.target(batch), run.source(batch, logits=False)
-            ours, theirs = features(run.target_module, here), features(run.source_module, there)
+            target, source = run.target(batch), run.source(batch, logits=False)
+            of_target, of_source = features(run.target_module, target), features(run.source_module, source)
             distances = []
             for pair, adapt in zip(run.pairs, adapters.children(), strict=True):
                 with run.autocast():
-                    mapped = adapt(ours[pair.target])
-                distances.append(squared_distance(mapped, match_size(theirs[pair.source], mapped)))
+                    mapped = adapt(of_target[pair.target])
+                distances.append(squared_distance(mapped, match_size(of_source[pair.source], mapped)))
             distance = torch.stack(distances).mean()
-            yield Update(tuple(parts), {"task": run.task(here, batch), "knowdist": self.beta * distance})
+            yield Update(tuple(parts), {"task": run.task(target, batch), "knowdist": self.beta * distance})
 
 
-def _adapter(pair: Pair) -> nn.Module:
-    theirs = width(pair.source_shape)
-    return nn.Identity() if theirs == width(pair.target_shape) else adapter(pair.target_shape, theirs)
+def _adapter(pair: FeaturePair) -> nn.Module:
+    channels = width(pair.source_shape)
+    return nn.Identity() if channels == width(pair.target_shape) else adapter(pair.target_shape, channels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Part, Run, Seen, Update
+from netgraft.finetune.protocol import Batch, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import features
 from netgraft.finetune.toolbox.adversary import recognised, reverse
 from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, Gan, discriminator_loss, generator_loss
@@ -18,7 +18,7 @@ from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
-    Weights,
+    MatchingWeights,
     coefficients,
     distances,
     first_order_loss,
@@ -105,16 +105,16 @@ class L2TGAN:
             found["discriminators"] = Part(adversaries, lr=self.gan_lr, opt="adam", weight_decay=0.0, options=betas)
         return found
 
-    def _weights(self, pairs: Sequence[object]) -> Weights:
-        return Weights(pairs, networks=self.weights == "network", losses=False)  # type: ignore[arg-type]
+    def _weights(self, pairs: Sequence[object]) -> MatchingWeights:
+        return MatchingWeights(pairs, networks=self.weights == "network", losses=False)  # type: ignore[arg-type]
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         for batch in batches:
             turn = _Turn(self, run, batch, parts)
-            here = run.target(batch)
-            losses = turn.transfer(turn.adapted(here))
+            target = run.target(batch)
+            losses = turn.transfer(turn.adapted(target))
             yield Update(
-                ("target", "adapters"), {"task": run.task(here, batch), **losses, **self._mmd(run, batch, here)}
+                ("target", "adapters"), {"task": run.task(target, batch), **losses, **self._mmd(run, batch, target)}
             )
             if not self.inner_steps:
                 continue
@@ -123,30 +123,30 @@ class L2TGAN:
             saved = run.snapshot("target", "adapters") if self.inner == "rollback" else None
             for _ in range(self.inner_steps):
                 yield from turn.steps()
-            here = run.target(batch, draw=True)
+            target = run.target(batch, draw=True)
             if learning and self.meta == "first-order":
                 with torch.no_grad():
-                    away = distances(turn.adapted(here), turn.sources)
+                    away = distances(turn.adapted(target), turn.sources)
                 meta = first_order_loss(turn.w, away, self.entropy_floor)
-            yield Update(("target",), {"task": run.task(here, batch)})
+            yield Update(("target",), {"task": run.task(target, batch)})
             if saved is not None:
                 run.restore(saved)
             if meta is not None:
                 yield Update(("weights",), {"meta": meta})
             note(run, turn.w, turn.ones)
 
-    def _mmd(self, run: Run, batch: Batch, here: Seen) -> dict[str, Tensor]:
+    def _mmd(self, run: Run, batch: Batch, target: Outputs) -> dict[str, Tensor]:
         """gamma |mean S(I_s) - mean T(I_t)|^2 over all processes' images; with ``ddc`` T(I_s)."""
         if not self.gamma:
             return {}
         if batch.source is None:
             raise UsageError("The MMD compares source images with the target's.", hint="Add --source-data NAME")
-        there = run.source(batch.source) if self.mmd_mode == "paper" else run.target(batch.source, draw=True)
-        if there.logits.shape[1] != here.logits.shape[1]:
-            where = f"{there.logits.shape[1]} and {here.logits.shape[1]}"
+        source = run.source(batch.source) if self.mmd_mode == "paper" else run.target(batch.source, draw=True)
+        if source.logits.shape[1] != target.logits.shape[1]:
+            where = f"{source.logits.shape[1]} and {target.logits.shape[1]}"
             raise UsageError("The MMD needs a source of the target's classes.", where=where, hint="Add --set gamma=0")
-        everywhere, ours = gather(run.gather, [there.logits, here.logits])
-        return {"mmd": self.gamma * linear_mmd(everywhere, ours)}
+        of_source, of_target = gather(run.gather, [source.logits, target.logits])
+        return {"mmd": self.gamma * linear_mmd(of_source, of_target)}
 
 
 class _Turn:
@@ -156,18 +156,18 @@ class _Turn:
         self.method, self.run, self.batch = method, run, batch
         self.pairs = pairs_to_match(run, method.match)
         self.adapters = parts["adapters"].module
-        there = features(run.source_module, run.source(batch, logits=False))
-        self.sources = source_features(self.pairs, there)
-        seen = [pooled(there[pair.source]) for pair in self.pairs]
+        of_source = features(run.source_module, run.source(batch, logits=False))
+        self.sources = source_features(self.pairs, of_source)
+        seen = [pooled(of_source[pair.source]) for pair in self.pairs]
         weights = parts["weights"].module if method.learns else method._weights(self.pairs).to(run.device)
         self.w, self.ones = weights(seen)
         self.a = coefficients(self.w, self.ones, method.beta)
         adversaries = parts["discriminators"].module if method.lam else None
         self.adversaries = adversaries if isinstance(adversaries, Discriminators) else None
 
-    def adapted(self, here: Seen) -> list[Tensor]:
+    def adapted(self, target: Outputs) -> list[Tensor]:
         with self.run.autocast():
-            found: list[Tensor] = self.adapters(features(self.run.target_module, here))
+            found: list[Tensor] = self.adapters(features(self.run.target_module, target))
         return [one.float() for one in found]
 
     def transfer(self, adapted: Sequence[Tensor], *, names: Sequence[str] = ("fm", "gan")) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from netgraft.finetune.toolbox.bilevel.look_ahead import look_ahead
 from netgraft.finetune.toolbox.bilevel.matching import (
     Adapters,
     Match,
-    Weights,
+    MatchingWeights,
     coefficients,
     distances,
     matching_loss,
@@ -58,7 +58,7 @@ class L2TWW:
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         pairs = pairs_to_match(run, self.match)
-        weights = Weights(pairs, losses=self.loss_weights, start=self.weight_start)
+        weights = MatchingWeights(pairs, losses=self.loss_weights, start=self.weight_start)
         return {
             "target": Part(run.target_module),
             "adapters": Part(Adapters(pairs)),
@@ -69,15 +69,15 @@ class L2TWW:
         pairs = pairs_to_match(run, self.match)
         adapters, weights = parts["adapters"].module, parts["weights"].module
         for batch in batches:
-            there = features(run.source_module, run.source(batch, logits=False))
-            sources = source_features(pairs, there)
-            w, lam = weights([pooled(there[pair.source]) for pair in pairs])
+            of_source = features(run.source_module, run.source(batch, logits=False))
+            sources = source_features(pairs, of_source)
+            w, lam = weights([pooled(of_source[pair.source]) for pair in pairs])
             a = coefficients(w, lam, self.beta)
-            here = run.target(batch)
+            target = run.target(batch)
             with run.autocast():
-                adapted = adapters(features(run.target_module, here))
+                adapted = adapters(features(run.target_module, target))
             loss = matching_loss([one.detach() for one in a], distances(adapted, sources))
-            yield Update(("target", "adapters"), {"task": run.task(here, batch), "wfm": loss})
+            yield Update(("target", "adapters"), {"task": run.task(target, batch), "wfm": loss})
             if run.step % self.meta_every == 0:
                 yield Update(
                     ("weights",), {"meta": look_ahead(run, batch, adapters, sources, a, steps=self.inner_steps)}

@@ -7,21 +7,21 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Pair, Run, Seen
+from netgraft.finetune.protocol import FeaturePair, Outputs, Run
 from netgraft.finetune.toolbox.taps import submodule
 
 LAST = nn.Linear, nn.LayerNorm
 """Layers that put their channels last, in maps too: [B, H, W, C]."""
 
 
-def pairs_of(run: Run) -> tuple[Pair, ...]:
+def pairs_of(run: Run) -> tuple[FeaturePair, ...]:
     """The run's pairs with the shapes of maps as (C, H, W), whatever order the networks compute in."""
 
     def first(module: nn.Module | None, layer: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[2], *shape[:2]) if len(shape) == 3 and _is_last(module, layer) else shape
 
     return tuple(
-        Pair(
+        FeaturePair(
             pair.source,
             pair.target,
             first(run.source_module, pair.source, pair.source_shape),
@@ -31,7 +31,7 @@ def pairs_of(run: Run) -> tuple[Pair, ...]:
     )
 
 
-def features(module: nn.Module | None, seen: Seen) -> dict[str, Tensor]:
+def features(module: nn.Module | None, seen: Outputs) -> dict[str, Tensor]:
     """The outputs of all tapped layers of a network, maps as [B, C, H, W]."""
     return {
         layer: output.permute(0, 3, 1, 2) if output.dim() == 4 and _is_last(module, layer) else output
@@ -57,7 +57,7 @@ def adapter(shape: tuple[int, ...], channels: int) -> nn.Module:
     return nn.Conv2d(width(shape), channels, 1) if len(shape) == 3 else nn.Linear(width(shape), channels)
 
 
-def check_places(pairs: Iterable[Pair]) -> None:
+def check_places(pairs: Iterable[FeaturePair]) -> None:
     """Raise UsageError where places have no counterpart: maps are resized, tokens are not."""
     for pair in pairs:
         if len(pair.target_shape) == 2 and pair.source_shape[0] != pair.target_shape[0]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Batch, Need, Run, Seen
+from netgraft.finetune.protocol import Batch, Need, Outputs, Run
 from netgraft.finetune.toolbox.taps import first_tensor, submodule
+from netgraft.models.running import hearing_inputs, hearing_outputs
 
 FEATURES, LOGITS = "features", "logits"
 """Names of layers beside module paths: what the classifier reads, and what it puts out."""
@@ -50,23 +51,23 @@ class DomainAdaptation:
 
     def sides(self, run: Run, batch: Batch, layers: Sequence[str] = (FEATURES,)) -> Sides:
         """One pass of all images. Maps and tokens are averaged over places."""
-        theirs = batch.source
-        assert theirs is not None, "Need.SOURCE_DATA"
-        check_labels(run, theirs)
-        ours = [batch] if batch.unlabelled is None else [batch.unlabelled]
+        source_batch = batch.source
+        assert source_batch is not None, "Need.SOURCE_DATA"
+        check_labels(run, source_batch)
+        target_batches = [batch] if batch.unlabelled is None else [batch.unlabelled]
         if batch.unlabelled is not None and self.labels != "source":
-            ours.append(batch)
-        sizes = [sum(len(b.x) for b in ours), len(theirs.x)]
+            target_batches.append(batch)
+        sizes = [sum(len(b.x) for b in target_batches), len(source_batch.x)]
         groups = sizes if self.norm == "each" else sizes[:0]
         with listening(run.target_module, head_of(run), layers) as found, statistics_of(run.target_module, groups):
-            seen = run.target(torch.cat([b.x for b in (*ours, theirs)]), stats=True)
+            seen = run.target(torch.cat([b.x for b in (*target_batches, source_batch)]), stats=True)
         found[LOGITS] = seen.logits
-        compared, end = len(ours[0].x), sizes[0]  # the target domain's images stand before the source's
+        compared, end = len(target_batches[0].x), sizes[0]  # the target domain's images stand before the source's
         source = {name: pooled(found[name][end:]) for name in layers}
         target = {name: pooled(found[name][:compared]) for name in layers}
         labelled = []
         if self.labels != "target":
-            labelled.append((seen.logits[end:], theirs))
+            labelled.append((seen.logits[end:], source_batch))
         if self.labels != "source":
             labelled.append((seen.logits[end - len(batch.x) : end], batch))
         return Sides(source, target, _task(run, labelled))
@@ -76,7 +77,7 @@ def _task(run: Run, labelled: Sequence[tuple[Tensor, Batch]]) -> Tensor:
     """The mean cross-entropy over all images that have labels."""
     logits = torch.cat([logits for logits, _ in labelled])
     x, y, ids = (torch.cat([getattr(batch, name) for _, batch in labelled]) for name in ("x", "y", "ids"))
-    return run.task(Seen(logits, {}), Batch(x, y, ids))
+    return run.task(Outputs(logits, {}), Batch(x, y, ids))
 
 
 def head_of(run: Run) -> str:
@@ -130,18 +131,13 @@ def listening(module: nn.Module, head: str, layers: Sequence[str] = (FEATURES,))
     def keep(name: str, value: Any) -> None:
         found.setdefault(name, first_tensor(value).float())
 
-    handles = []
-    for name in layers:
-        if name == FEATURES:
-            handles.append(submodule(module, head).register_forward_pre_hook(lambda _, given: keep(FEATURES, given)))
-        elif name != LOGITS:
-            layer = submodule(module, name)
-            handles.append(layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
-    try:
+    outputs = {name: submodule(module, name) for name in layers if name not in (FEATURES, LOGITS)}
+    inputs = {FEATURES: submodule(module, head)} if FEATURES in layers else {}
+    with (
+        hearing_outputs(outputs, lambda name, _, output: keep(name, output)),
+        hearing_inputs(inputs, lambda name, args, _: keep(name, args)),
+    ):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

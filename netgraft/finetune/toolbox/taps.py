@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from netgraft.errors import ForwardError, UnknownName
-from netgraft.finetune.protocol import Seen
+from netgraft.finetune.protocol import Outputs
+from netgraft.models.running import find_submodule
 
 
 class _Enough(Exception):
@@ -34,7 +35,7 @@ class Taps:
             self._hook(self._kept, None)
             module.compile()
 
-    def __call__(self, call: Callable[[], Any], *, last: str | None = None) -> Seen:
+    def __call__(self, call: Callable[[], Any], *, last: str | None = None) -> Outputs:
         """Run ``call``, which runs the network once; with ``last``, only until this layer has run.
 
         A layer that runs several times in a pass counts the first time. Outputs come in float32.
@@ -52,7 +53,7 @@ class Taps:
         found |= self._kept or {}
         if missing := [name for name in self.layers if name not in found and last is None]:
             raise ForwardError("A paired layer did not run.", where=", ".join(missing), hint="Leave it out of --pairs.")
-        return Seen(logits, found)
+        return Outputs(logits, found)
 
     @contextmanager
     def _watch(self, found: dict[str, Tensor], last: str | None) -> Iterator[None]:
@@ -78,12 +79,10 @@ class Taps:
 
 def submodule(module: nn.Module, name: str) -> nn.Module:
     """The module at a path of a layer graph. Raises UnknownName."""
-    if name == "(model)":
-        return module
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        raise UnknownName("layer", name, [path for path, _ in module.named_modules() if path]) from None
+    found = find_submodule(module, name)
+    if found is None:
+        raise UnknownName("layer", name, [path for path, _ in module.named_modules() if path])
+    return found
 
 
 def first_tensor(output: Any) -> Tensor:

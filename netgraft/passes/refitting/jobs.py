@@ -196,7 +196,7 @@ def _permuted(graph: LayerGraph, start: str, end: str) -> bool:
 
 def _unfit(graph: LayerGraph, layer: Layer) -> str:
     """Why a layer cannot be refitted, whatever it follows."""
-    if layer.kind not in ("conv2d", "linear"):
+    if not layer.rules.refits:
         return f"a {layer.kind} is not refitted"
     slot = layer.tensors.get("weight")
     if slot is None or slot.shape != layer.shape:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from netgraft.finetune.protocol import Pair
+from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.toolbox.adapters import width
 from netgraft.finetune.toolbox.bilevel.matching import pooled
 
@@ -22,7 +22,7 @@ VECTOR_WIDTH = 1024
 """The hidden features of a discriminator of vectors, as in TLlib's."""
 
 
-class Discriminator(nn.Module):
+class PairDiscriminator(nn.Module):
     """The logit that features [B, *shape] are the source's, [B].
 
     Of maps: 1x1 and 3x3 (stride 2) convolutions, the mean over places, a linear layer; of vectors and tokens three
@@ -54,9 +54,9 @@ class Discriminator(nn.Module):
 class Discriminators(nn.Module):
     """One for each pair."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[FeaturePair]) -> None:
         super().__init__()
-        self.each = nn.ModuleList(Discriminator(pair.source_shape) for pair in pairs)
+        self.each = nn.ModuleList(PairDiscriminator(pair.source_shape) for pair in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits, [pairs, B]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from netgraft.finetune.protocol import Batch, Run, Seen
+from netgraft.finetune.protocol import Batch, Outputs, Run
 from netgraft.finetune.toolbox.adapters import features
 from netgraft.finetune.toolbox.bilevel.adjoint import Loss, Sgd, hypergradient
 from netgraft.finetune.toolbox.bilevel.matching import distances, matching_loss
@@ -19,7 +19,7 @@ Extra = Callable[[Sequence[Tensor]], Tensor]
 """A further loss of the steps, of the adapted features of each pair."""
 
 
-class Network:
+class LookAheadNetwork:
     """The target and its adapters as functions of their trained parameters."""
 
     def __init__(self, run: Run, adapters: nn.Module) -> None:
@@ -31,11 +31,11 @@ class Network:
             for module in (run.target_module, adapters)
         ]
 
-    def target(self, parameters: Sequence[Tensor], batch: Batch) -> Seen:
+    def target(self, parameters: Sequence[Tensor], batch: Batch) -> Outputs:
         """A pass that leaves no trace in BatchNorm's statistics."""
         return self.run.target(batch, params={name: parameters[i] for name, i in self.names[0].items()})
 
-    def adapted(self, parameters: Sequence[Tensor], seen: Seen) -> list[Tensor]:
+    def adapted(self, parameters: Sequence[Tensor], seen: Outputs) -> list[Tensor]:
         given = {name: parameters[i] for name, i in self.names[1].items()}
         at = features(self.run.target_module, seen)
         with self.run.autocast():
@@ -59,13 +59,13 @@ def look_ahead(
     (L2T-ww, Algorithm 1). Everything happens on copies, with random numbers of its own: the target, its momentum, its
     BatchNorm statistics and the random numbers of later passes are as if nothing had been.
     """
-    network = Network(run, adapters)
+    network = LookAheadNetwork(run, adapters)
     leaves = [a.detach().requires_grad_() for a in coefficients]
 
     def matching(parameters: Sequence[Tensor]) -> Tensor:
-        here = network.adapted(parameters, network.target(parameters, batch))
-        loss = matching_loss(leaves, distances(here, sources))
-        return loss if extra is None else loss + extra(here)
+        adapted = network.adapted(parameters, network.target(parameters, batch))
+        loss = matching_loss(leaves, distances(adapted, sources))
+        return loss if extra is None else loss + extra(adapted)
 
     def task(parameters: Sequence[Tensor]) -> Tensor:
         return run.task(network.target(parameters, batch), batch)
@@ -79,7 +79,7 @@ def look_ahead(
 
 @contextmanager
 def _own_random_numbers(run: Run) -> Iterator[None]:
-    """Dropout here does not change dropout later on."""
+    """Dropout inside does not change dropout later on."""
     devices = [run.device] if run.device.type == "cuda" else []
     seed = int(torch.randint(2**62, (), generator=run.generator("look ahead")))
     with torch.random.fork_rng(devices=devices):

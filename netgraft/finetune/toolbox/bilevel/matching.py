@@ -18,21 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netgraft.finetune.protocol import Pair, Run
+from netgraft.finetune.protocol import FeaturePair, Run
 from netgraft.finetune.toolbox.adapters import adapter, check_places, pairs_of, width
 from netgraft.finetune.toolbox.terms import match_size
 
 Match = Literal["one-to-one", "all"]
 
 
-def pairs_to_match(run: Run, match: Match) -> tuple[Pair, ...]:
+def pairs_to_match(run: Run, match: Match) -> tuple[FeaturePair, ...]:
     """The run's pairs, or each of their source layers with each of their target layers whose output is of its kind.
 
     Shapes of maps are (C, H, W). Raises UsageError for tokens that differ in number.
     """
-    pairs: Iterable[Pair] = pairs_of(run)
+    pairs: Iterable[FeaturePair] = pairs_of(run)
     if match == "all":
-        each = [Pair(a.source, b.target, a.source_shape, b.target_shape) for a in pairs for b in pairs]
+        each = [FeaturePair(a.source, b.target, a.source_shape, b.target_shape) for a in pairs for b in pairs]
         pairs = dict.fromkeys(pair for pair in each if len(pair.source_shape) == len(pair.target_shape))
     found = tuple(pairs)
     check_places(found)
@@ -50,7 +50,7 @@ class Adapters(nn.Module):
     Those of one target layer are one module whose outputs are split: its features are read once.
     """
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[FeaturePair]) -> None:
         super().__init__()
         self.layers: dict[str, list[int]] = {}
         for number, pair in enumerate(pairs):
@@ -70,12 +70,12 @@ class Adapters(nn.Module):
         return [found[i] for i in range(len(found))]
 
 
-def source_features(pairs: Sequence[Pair], there: Mapping[str, Tensor]) -> list[Tensor]:
+def source_features(pairs: Sequence[FeaturePair], outputs: Mapping[str, Tensor]) -> list[Tensor]:
     """The source's features of each pair at the size of the target's; resized once for layers of one size."""
     done: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for source, _, _, shape in pairs:
         if (source, shape[1:]) not in done:
-            features = there[source]
+            features = outputs[source]
             done[source, shape[1:]] = match_size(features, features.new_empty((1, *shape)))
     return [done[pair.source, pair.target_shape[1:]] for pair in pairs]
 
@@ -116,7 +116,7 @@ def matching_loss(a: Iterable[Tensor], distance: Iterable[Tensor]) -> Tensor:
     return torch.stack([(one * d).sum() for one, d in zip(a, distance, strict=True)]).sum()
 
 
-class Weights(nn.Module):
+class MatchingWeights(nn.Module):
     """w and lambda of each pair: uniform over channels, and ``start``, until they have learnt.
 
     ``networks`` are linear in the source's features, one row per sample; without, w is a softmax of parameters, the
@@ -124,7 +124,7 @@ class Weights(nn.Module):
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], *, networks: bool = True, losses: bool = True, start: float = 1.0
+        self, pairs: Sequence[FeaturePair], *, networks: bool = True, losses: bool = True, start: float = 1.0
     ) -> None:
         super().__init__()
         widths = [width(pair.source_shape) for pair in pairs]
@@ -133,12 +133,12 @@ class Weights(nn.Module):
         self.channels = nn.ModuleList(_Affine(n, c) for n, c in zip(inputs, widths, strict=True))
         self.losses = nn.ModuleList(_Affine(n, 1, start) for n in inputs) if losses else None
 
-    def forward(self, there: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, source: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """From the source's pooled features [B, C] of each pair: w [B, C], which sums to 1, and lambda [B, 1]."""
-        read = [g if self.networks else g[:, :0] for g in there]
+        read = [g if self.networks else g[:, :0] for g in source]
         w = [torch.softmax(net(g), 1) for net, g in zip(self.channels, read, strict=True)]
         if self.losses is None:
-            return w, [g.new_ones((len(g), 1)) for g in there]
+            return w, [g.new_ones((len(g), 1)) for g in source]
         return w, [F.relu6(net(g)) for net, g in zip(self.losses, read, strict=True)]
 
 
