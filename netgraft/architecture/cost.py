@@ -6,7 +6,7 @@ from math import prod
 from typing import assert_never
 
 from netgraft.architecture.graph import Layer, LayerGraph, Shape
-from netgraft.architecture.kinds import Positions
+from netgraft.architecture.kinds import CostRule
 
 MOST_ACTIVATIONS = 2**25
 """Most numbers that the largest activation of a network may hold over all images that are refitted on."""
@@ -29,14 +29,14 @@ def multiply_adds(graph: LayerGraph, batch: int = 2) -> int:
 
 def _positions(layer: Layer) -> int:
     """At how many positions of one call, over the whole batch, every number of the weight is multiplied."""
-    match layer.rules.positions:
-        case Positions.OUTPUT_MAP:
+    match layer.rules.cost:
+        case CostRule.OUTPUT_MAP:
             return prod(layer.out_shape[:1] + layer.out_shape[2:])
-        case Positions.INPUT_MAP:
+        case CostRule.INPUT_MAP:
             return prod(layer.in_shape[:1] + layer.in_shape[2:])
-        case Positions.ROWS:
+        case CostRule.ROWS:
             return prod(layer.out_shape[:-1])
-        case Positions.NONE:
+        case CostRule.NONE:
             return 0
         case never:
             assert_never(never)

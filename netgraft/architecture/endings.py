@@ -1,7 +1,13 @@
-"""Where what a layer computes has been normalised, scaled and added: the value to compare layers of two networks by.
+"""Follows a layer to the end of its branch: past its norm and its layer scale, to the addition that it ends in.
 
-A convolution's own output says little where a batch norm follows and a residual addition after that; what the next
-layer reads is the sum. Nothing here imports torch.
+The value there is what the next layer reads, and so what layers of two networks are compared by. A convolution's own
+output says little where a batch norm and a residual addition follow. For example::
+
+    x --+-- conv1 - bn1 - relu - conv2 - bn2 --- add
+        +---------------------------------------+
+
+The ending of conv1 is bn1 (an activation follows: ``activated``); that of conv2 is the addition, with bn2 as ``norm``
+and x as ``skip``. Nothing here imports torch.
 """
 
 from __future__ import annotations

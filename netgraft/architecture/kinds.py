@@ -79,7 +79,7 @@ class Exchange(StrEnum):
     SAME_SHAPE = "same shape"  # of its kind
 
 
-class Positions(StrEnum):
+class CostRule(StrEnum):
     """At how many positions of one call every number of its weight is multiplied once (``architecture.cost``)."""
 
     OUTPUT_MAP = "output map"  # batch and space of the feature map it puts out
@@ -112,7 +112,7 @@ class Kind:
     mixes: Mixes
     stream: StreamRule
     exchange: Exchange
-    positions: Positions
+    cost: CostRule
     moments: MomentRule
     refits: bool  # whether a pass can fit new weights to what it should put out
     dirac: bool  # whether weights make it pass its input through, where it keeps size and resolution
@@ -140,7 +140,7 @@ _CONV = Kind(
     mixes=Mixes.NOTHING,
     stream=StreamRule.MAP,
     exchange=Exchange.SAME_KIND,
-    positions=Positions.OUTPUT_MAP,
+    cost=CostRule.OUTPUT_MAP,
     moments=MomentRule.CONV,
     refits=True,
     dirac=True,
@@ -152,7 +152,7 @@ _LINEAR = replace(
     convolves=False,
     out_axis=-1,
     channels=ChannelRule.LINEAR,
-    positions=Positions.ROWS,
+    cost=CostRule.ROWS,
     moments=MomentRule.LINEAR,
 )
 _KERNEL = replace(  # a kernel without rules of its own
@@ -175,7 +175,7 @@ _NORM = Kind(
     mixes=Mixes.CHANNELS,
     stream=StreamRule.LAYER_NORM,
     exchange=Exchange.SAME_KIND,
-    positions=Positions.NONE,
+    cost=CostRule.NONE,
     moments=MomentRule.UNKNOWN,
     refits=False,
     dirac=False,
@@ -202,7 +202,7 @@ KINDS: dict[str, Kind] = {
                 name=f"conv_transpose{n}d",  # weight [in, out / groups, *kernel]
                 in_axis=0,
                 stream=StreamRule.BREAKS,
-                positions=Positions.INPUT_MAP,
+                cost=CostRule.INPUT_MAP,
                 moments=MomentRule.UNKNOWN,
                 refits=False,
                 dirac=False,

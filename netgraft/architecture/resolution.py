@@ -45,7 +45,11 @@ def takes_image(graph: LayerGraph) -> bool:
 
 
 def grid_of(tokens: int) -> tuple[int, int] | None:
-    """(side, extra): a square grid of side x side tokens behind a few extra ones; None where there is no such."""
+    """Returns (side, extra) for a sequence that is a square grid of side x side tokens behind ``extra`` others.
+
+    197 tokens are (14, 1), a grid of 14 x 14 behind a class token. Of several ways the one with the fewest extra tokens
+    counts. None for a number of tokens that is no square plus a few.
+    """
     for extra in range(min(MOST_EXTRA_TOKENS, tokens)):
         side = math.isqrt(tokens - extra)
         if side * side == tokens - extra:

@@ -1,8 +1,14 @@
-"""Values whose scale a norm takes away again: what weights can be scaled together without changing a network.
+"""Finds weights that can be multiplied by a number without changing what a network computes.
 
-LayerNorm and RMSNorm give the same for x and for c x. So everything that is added up in a residual stream that is read
-through such norms alone can be scaled by one number. Between such a norm and the linear layers that read it, a factor
-can be moved from the one to the other. Nothing here imports torch.
+LayerNorm and RMSNorm give the same for x and for c x. So everything that is added up in a residual stream can be
+multiplied by one number, where the stream is read through such norms alone::
+
+    patches - linear -+- add ------------------ add ------------- norm - head
+             position-+   +- norm - attention -+
+
+Here the linear layer, the position embedding and the attention's last layer are one ``Region``: all three times c, and
+the head reads what it read before. A ``Trade`` is a norm's gamma and beta and the linear layers that alone read them:
+one may be multiplied by c, the others by 1 / c. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -99,7 +105,7 @@ def _is_linear(layer: Layer) -> bool:
 
 
 def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None:
-    """The nodes whose values have to be scaled together with that of ``start``; None where one cannot be."""
+    """Returns the nodes whose values are scaled together with that of ``start``; None if one of them cannot be."""
     found: dict[str, Node] = {}
     stack = [start]
     while stack:
@@ -122,7 +128,11 @@ def _close(graph: LayerGraph, start: str, usable: set[str]) -> list[Node] | None
 
 
 def _scaled_with(graph: LayerGraph, node: Node, usable: set[str]) -> tuple[str, ...] | None:
-    """Which of its inputs must be scaled for a node's value to be; none for what weights make; None: it cannot be."""
+    """Returns the inputs of a node that must be c times as large for its value to be.
+
+    An empty tuple for a layer: its own weights can be multiplied instead. None where neither will do, as behind a ReLU
+    with a bias, or a layer whose weights others use too.
+    """
     layer = graph.layer_of(node)
     if layer is not None:
         affine = layer.rules.scale_free and "weight" in layer.tensors

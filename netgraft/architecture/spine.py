@@ -1,7 +1,14 @@
-"""A network as a sequence of units: the steps every path from input to output goes through, and what lies between them.
+"""Cuts a network into units at the steps that every path from input to output goes through.
 
-A residual block, an attention branch with its addition, a squeeze-and-excitation gate, a single convolution of a plain
-chain: each is one unit. Units are what can be left out, put in, or matched as a whole. Nothing here imports torch.
+The spine are these steps; a unit is one of them with what lies between it and the one before. A residual block, an
+attention branch with its addition, a gate with its product, a single convolution of a plain chain: each is one unit, so
+it can be left out, put in, or matched as a whole. For example::
+
+    input - conv - bn - relu --+-- conv - bn - relu - conv - bn --- add - relu - linear - output
+                               +---------------------------------------+
+    units: (input) (conv bn relu) (conv bn relu conv bn add) (relu) (linear) (output)
+
+The addition is on every path, the layers before it are not: there is a way around them. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,10 +35,10 @@ class Unit:
 
 
 def spine(graph: LayerGraph) -> tuple[Unit, ...]:
-    """The units of a graph in order. What neither feeds the output nor is fed by the input and used is left out.
+    """Returns the units of a graph in order; nodes that the output does not depend on are in none.
 
-    A node is a step of every path if no edge of the data flow jumps over it in execution order. Parameters, and layers
-    that the input does not reach (tables of positions), belong to the unit that stands around them.
+    A node is on every path if no edge of the data flow jumps over it in execution order. Parameters, and layers that
+    the input does not reach (a table of positions, say), belong to the unit that is open when they run.
     """
     nodes = [node for node in graph.nodes if node.id in graph.to_output]
     last_use = dict.fromkeys((node.id for node in nodes), -1)

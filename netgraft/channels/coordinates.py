@@ -1,8 +1,9 @@
-"""Where the attention of a transformer can be told to read neighbouring tokens, as a convolution does.
+"""Finds residual streams of tokens into which coordinates fit, so that attention can read neighbouring tokens.
 
-An attention layer over positions can compute what a convolution computes, one head for each tap of its kernel, if the
-tokens carry their coordinates (Cordonnier et al., arXiv:1911.03584). This module finds where coordinates fit in: a
-residual stream of tokens on a square grid, to which a learned position embedding is added. Nothing here imports torch.
+An attention layer can compute what a convolution computes, one head for each tap of its kernel, if the tokens carry
+their coordinates (Cordonnier et al., arXiv:1911.03584). They can be written to the position embedding, where a learned
+one is added to tokens on a square grid: a ViT with patches of 16 has 14 x 14 tokens of 192 channels, and six of these
+are enough for x^2 + y^2, x, y, 1, 0 and a mark on the class token. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LEAST_SIDE = 3
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """A residual stream of tokens in reading order, and what in it has to do with coordinates."""
 
     positions: str  # key of the position embedding [.., tokens, channels]
@@ -60,14 +61,14 @@ class Stream:
         return tuple(dict.fromkeys(key for slot in (*parameters, *slots) for key in slot.keys))
 
 
-def find_streams(graph: LayerGraph) -> list[Stream]:
+def find_token_streams(graph: LayerGraph) -> list[TokenStream]:
     """The streams of ``graph`` that can hold coordinates, with at least one attention that can read them.
 
     The stream must be only added to, normalised (LayerNorm or RMSNorm) and read, so that what is written once stays;
     the attention must see all of its tokens. So windows, downsampled keys, norms behind the addition are left out, and
     streams to which a layer writes whose weight is shared or prepared before use.
     """
-    found: list[Stream] = []
+    found: list[TokenStream] = []
     attending = attentions(graph) if takes_image(graph) else []
     if not attending:
         return found
@@ -143,7 +144,7 @@ def _stream(
     key: str,
     grid: tuple[int, int],
     seen: tuple[Attention, ...],
-) -> Stream:
+) -> TokenStream:
     writers, tokens, hidden = [], [], []
     endings = find_endings(graph)
     attending = {name for each in seen for name in (each.query, each.key, each.value)}
@@ -166,7 +167,7 @@ def _stream(
             slot = next(iter(slots.values()))
             if slot.key != key and len(slot.shape) > 1 and _run(groups, slot.key, -1) is run:
                 tokens += [slot.key] if _joins(graph, layer) else []
-    return Stream(key, *grid, run.size, tuple(tokens), tuple(writers), seen, tuple(hidden))
+    return TokenStream(key, *grid, run.size, tuple(tokens), tuple(writers), seen, tuple(hidden))
 
 
 def _touches(groups: Groups, key: str, run: Var) -> bool:

@@ -28,8 +28,8 @@ class Correspondence:
 
     def __init__(
         self,
-        theirs: Groups,
-        ours: Groups,
+        source: Groups,
+        target: Groups,
         pairs: Iterable[tuple[Layer, Layer]],
         shrink: Shrink,
         norms: Norms | None = None,
@@ -37,23 +37,23 @@ class Correspondence:
         fresh: bool = False,
     ) -> None:
         """With ``fresh`` the channels a target has beyond the source's stand for none, instead of being copies."""
-        self.theirs, self.ours, self.shrink, self.norms, self.fresh = theirs, ours, shrink, norms, fresh
+        self.source, self.target, self.shrink, self.norms, self.fresh = source, target, shrink, norms, fresh
         self.runs: dict[int, tuple[Var, Var]] = {}  # id of a target run -> that run and the source's run behind it
         self.mirrored: set[int] = set()  # target runs whose second half repeats the first
-        for there, here in pairs:
-            for role, slot in here.tensors.items():
-                partner = there.tensors.get(role)
+        for source_layer, target_layer in pairs:
+            for role, slot in target_layer.tensors.items():
+                partner = source_layer.tensors.get(role)
                 if partner is not None and len(partner.shape) == len(slot.shape):
-                    for a, b in zip(axes_of(theirs, partner), axes_of(ours, slot), strict=True):
+                    for a, b in zip(axes_of(source, partner), axes_of(target, slot), strict=True):
                         self._connect(a, b)
 
-    def _connect(self, theirs: Axis, ours: Axis) -> None:
-        theirs, ours = normal(theirs), normal(ours)
-        if isinstance(ours, Var) and isinstance(theirs, Var):
-            self.runs.setdefault(id(ours), (ours, theirs))
+    def _connect(self, source: Axis, target: Axis) -> None:
+        source, target = normal(source), normal(target)
+        if isinstance(target, Var) and isinstance(source, Var):
+            self.runs.setdefault(id(target), (target, source))
             return
-        parts = [axis.parts if isinstance(axis, (Product, Concat)) else () for axis in (theirs, ours)]
-        if type(theirs) is type(ours) and len(parts[0]) == len(parts[1]):
+        parts = [axis.parts if isinstance(axis, (Product, Concat)) else () for axis in (source, target)]
+        if type(source) is type(target) and len(parts[0]) == len(parts[1]):
             for a, b in zip(*parts, strict=True):
                 self._connect(a, b)
 
@@ -81,7 +81,7 @@ class Correspondence:
     def _importance(self, run: Var, norms: Norms) -> list[float]:
         """Score of each channel of a source run: its share of the weights it goes through, summed over the tensors."""
         scores = [0.0] * run.size
-        for key, sides in self.theirs.axes.items():
+        for key, sides in self.source.axes.items():
             for number, axis in enumerate(sides):
                 if normal(axis) is run:
                     squares = norms(key, number)
@@ -89,27 +89,27 @@ class Correspondence:
                     scores = [score + square / total for score, square in zip(scores, squares, strict=True)]
         return scores
 
-    def index(self, theirs: Axis, ours: Axis) -> list[int] | None:
+    def index(self, source: Axis, target: Axis) -> list[int] | None:
         """The source position of each position of an axis; None where the two axes are not built alike."""
-        if not self._alike(theirs, ours):
+        if not self._alike(source, target):
             return None
         return positions(
-            ours,
+            target,
             lambda run: index_map.indices(self.channels(run)),
             lambda run: self.source_size(run) or run.size,
         )
 
-    def _alike(self, theirs: Axis, ours: Axis) -> bool:
-        theirs, ours = normal(theirs), normal(ours)
-        if isinstance(ours, Var):
-            return isinstance(theirs, Var) and self.source_size(ours) == theirs.size
-        if isinstance(ours, Fixed):
-            return theirs == ours
-        if not isinstance(theirs, type(ours)) or len(theirs.parts) != len(ours.parts):
+    def _alike(self, source: Axis, target: Axis) -> bool:
+        source, target = normal(source), normal(target)
+        if isinstance(target, Var):
+            return isinstance(source, Var) and self.source_size(target) == source.size
+        if isinstance(target, Fixed):
+            return source == target
+        if not isinstance(source, type(target)) or len(source.parts) != len(target.parts):
             return False
-        return all(self._alike(a, b) for a, b in zip(theirs.parts, ours.parts, strict=True))
+        return all(self._alike(a, b) for a, b in zip(source.parts, target.parts, strict=True))
 
-    def clusters(self, theirs: Axis, ours: Axis) -> list[int] | None:
+    def clusters(self, source: Axis, target: Axis) -> list[int] | None:
         """For each source position the position of the narrower target axis that it is folded into.
 
         The inverse of cyclic widening (OPERATORS D2); None where the axes are not built alike, or one grows.
@@ -124,10 +124,10 @@ class Correspondence:
                 return a == b
             return all(walk(x, y) for x, y in zip(a.parts, b.parts, strict=True))
 
-        if not walk(theirs, ours):
+        if not walk(source, target):
             return None
         return positions(
-            theirs,
+            source,
             lambda run: index_map.indices(index_map.cyclic(sizes[id(run)], run.size)),
             lambda run: sizes[id(run)],
         )

@@ -78,7 +78,8 @@ def blocks(outer: Runs, n_inner: int, inner: Runs) -> Runs:
     """The map of an axis of blocks: block P reads block outer(P), and inside it entry r reads entry inner(r).
 
     ``n_inner`` is the length of a source block. Whole heads of 64: ``blocks(heads, 64, identity(64))``; positions
-    behind a flattened channel: ``blocks(channels, H * W, identity(H * W))``.
+    behind a flattened channel: ``blocks(channels, H * W, identity(H * W))``; queries, keys and values of n rows each
+    along one axis: ``blocks(identity(3), n, rows)``.
     """
     within = indices(inner)
     if max(within, default=NEW) >= n_inner:
@@ -86,18 +87,6 @@ def blocks(outer: Runs, n_inner: int, inner: Runs) -> Runs:
     return runs(
         NEW if NEW in (block, entry) else block * n_inner + entry for block in indices(outer) for entry in within
     )
-
-
-def concat(parts: Iterable[tuple[Runs, int]]) -> Runs:
-    """Maps one after the other, each with the source offset it reads from, such as q, k and v at 0, n and 2n."""
-    return runs(NEW if entry == NEW else entry + offset for of, offset in parts for entry in indices(of))
-
-
-def compose(first: Runs, then: Runs) -> Runs:
-    """Target entry q of ``then`` reads ``first(then(q))``. Raises ValueError if ``then`` reads beyond ``first``."""
-    read = indices(first)
-    multiplicity(then, len(read))
-    return runs(NEW if entry == NEW else read[entry] for entry in indices(then))
 
 
 def copies(of: Runs, n_source: int) -> Sequence[Sequence[int]]:

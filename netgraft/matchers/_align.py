@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from netgraft.architecture.wiring import Place
-from netgraft.matchers._worth import SCORES, Scores, reads_from, worth_of
+from netgraft.matchers._worth import PAIR_SCORES, PairScores, reads_from, worth_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class WiredWays:
         whole: float,  # cost of using a block in part
         intact: float,  # gained by a cell before which nothing is left out in either network, without a stream
         reuse: bool,  # whether a row may come again
-        scores: Scores = SCORES,
+        scores: PairScores = PAIR_SCORES,
     ) -> None:
         self.source, self.target, self.bonus, self.reuse, self.scores = source, target, bonus, reuse, scores
         self.first, self.last = [place.run for place in source], _ends(source)
@@ -191,7 +191,7 @@ def _ends(places: Sequence[Place]) -> list[int]:
     return [last[place.run] for place in places]
 
 
-def _parts(places: Sequence[Place], others: Sequence[Place], cost: float, scores: Scores) -> list[float]:
+def _parts(places: Sequence[Place], others: Sequence[Place], cost: float, scores: PairScores) -> list[float]:
     """What it costs to enter or leave the block of each place in the middle: little, if the others' are shorter."""
     lengths = Counter(place.run for place in places)
     usual = Counter(length for length in Counter(place.run for place in others).values() if length > 1)
@@ -200,7 +200,7 @@ def _parts(places: Sequence[Place], others: Sequence[Place], cost: float, scores
 
 
 def _beginning(
-    source: Sequence[Place], target: Sequence[Place], bonus: float, intact: float, scores: Scores
+    source: Sequence[Place], target: Sequence[Place], bonus: float, intact: float, scores: PairScores
 ) -> list[tuple[float, Path | None, bool]]:
     """Ways to the cells (0, 0), (1, 1), ... along which neither network leaves anything out."""
     found: list[tuple[float, Path | None, bool]] = []

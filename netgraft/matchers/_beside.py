@@ -14,7 +14,7 @@ Owned = dict[tuple[str, str, str, int], list[str]]
 
 
 @dataclass
-class Found:
+class Matches:
     """What has been paired so far, by the target layer, and why other target layers are left alone."""
 
     pairs: dict[str, Pair] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Found:
         return Pairing(ordered, unpaired)
 
 
-def beside(source: Wiring, target: Wiring, found: Found, *, reuse: bool) -> None:
+def beside(source: Wiring, target: Wiring, found: Matches, *, reuse: bool) -> None:
     """Add to ``found`` the kernels of shortcuts between paired residual blocks, and those of gates on paired layers.
 
     With ``reuse`` a source layer may serve several.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.wiring import Wiring
 from netgraft.errors import UnknownName, UsageError
 from netgraft.matchers._beside import attached
@@ -37,17 +37,17 @@ def override(pairing: Pairing, source: LayerGraph, target: LayerGraph, maps: Map
         if name in skipped:
             where = f"--map {mapped[name]}={name} and --skip {skipped[name]}"
             raise UsageError(f"The layer {name} of the target is both mapped and skipped.", where=where)
-    found = {here: Pair(there, here, f"{MAPPED} {there}={here}") for here, there in mapped.items()}
+    found = {name: Pair(partner, name, f"{MAPPED} {partner}={name}") for name, partner in mapped.items()}
     left = {name: f"{SKIPPED} {glob}" for name, glob in skipped.items()}
-    theirs, ours = Wiring(source), Wiring(target)
+    source_wiring, target_wiring = Wiring(source), Wiring(target)
     for name in (*mapped, *skipped):
         if not target.layers[name].is_kernel:
             continue
         partners: dict[str, Pair] = {}
         if name in mapped:
-            beside = attached(theirs, ours, [(mapped[name], name)])
-            partners = {here: Pair(there, here, f"{why}, as mapped") for there, here, why in beside}
-        for _, norm, why in attached(ours, ours, [(name, name)]):
+            beside = attached(source_wiring, target_wiring, [(mapped[name], name)])
+            partners = {norm: Pair(partner, norm, f"{why}, as mapped") for partner, norm, why in beside}
+        for _, norm, why in attached(target_wiring, target_wiring, [(name, name)]):
             if not target.layers[norm].is_norm or norm in mapped or norm in skipped:
                 continue
             if norm in partners:
@@ -72,22 +72,26 @@ def override(pairing: Pairing, source: LayerGraph, target: LayerGraph, maps: Map
 def _mapped(source: LayerGraph, target: LayerGraph, maps: Maps) -> dict[str, str]:
     """The source layer of every mapped target layer, checked."""
     found: dict[str, str] = {}
-    for there, here in maps:
-        where = f"--map {there}={here}"
-        for role, graph, name in (("source", source, there), ("target", target, here)):
-            if name not in graph.layers:
-                raise _unknown(role, graph, name, where)
-        if found.setdefault(here, there) != there:
-            where = f"--map {found[here]}={here} and {where}"
-            raise UsageError(f"The layer {here} of the target is mapped twice.", where=where)
-        one, other = source.layers[there], target.layers[here]
-        if reason := unlike(one, other):
+    for partner, name in maps:
+        where = f"--map {partner}={name}"
+        for role, graph, layer in (("source", source, partner), ("target", target, name)):
+            if layer not in graph.layers:
+                raise _unknown(role, graph, layer, where)
+        if found.setdefault(name, partner) != partner:
+            where = f"--map {found[name]}={name} and {where}"
+            raise UsageError(f"The layer {name} of the target is mapped twice.", where=where)
+        source_layer, target_layer = source.layers[partner], target.layers[name]
+        if reason := unlike(source_layer, target_layer):
             raise UsageError(
-                f"The weights of {there} cannot be turned into those of {here}: {reason}.",
-                where=f"{where}: {one.kind} {list(one.shape)} and {other.kind} {list(other.shape)}",
-                hint=f"Map a {other.kind} layer of the source, or leave {here} as it is with --skip {here}.",
+                f"The weights of {partner} cannot be turned into those of {name}: {reason}.",
+                where=f"{where}: {_brief(source_layer)} and {_brief(target_layer)}",
+                hint=f"Map a {target_layer.kind} layer of the source, or leave {name} as it is with --skip {name}.",
             )
     return found
+
+
+def _brief(layer: Layer) -> str:
+    return f"{layer.kind} {list(layer.shape)}"
 
 
 def _skipped(target: LayerGraph, skips: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from netgraft.matchers.longest_chain import unlike
 
 
 @dataclass(frozen=True)
-class Scores:
+class PairScores:
     """The weights of an alignment, where a pair of equal layers in equal places is worth 1.
 
     They were chosen by hand, so that pairs of well-known networks come out as a reader would pair them.
@@ -30,10 +30,10 @@ class Scores:
     next: float = 0.2  # gained by a pair of residual layers before which nothing is left out
 
 
-SCORES = Scores()
+PAIR_SCORES = PairScores()
 
 
-def worth_of(source: Place, target: Place, scores: Scores = SCORES) -> float:
+def worth_of(source: Place, target: Place, scores: PairScores = PAIR_SCORES) -> float:
     """What it is worth to pair two layers: 1 for equals, down to minus infinity for those that must not be paired."""
     if unlike(source.layer, target.layer):
         return -math.inf

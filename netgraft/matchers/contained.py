@@ -32,8 +32,8 @@ class Contained:
     """
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        theirs, ours = spine(source), spine(target)
-        steps = _align(source, target, theirs, ours)
+        source_units, target_units = spine(source), spine(target)
+        steps = _align(source, target, source_units, target_units)
         pairs: list[Pair] = []
         inserted: list[str] = []
         zeroed: dict[str, str] = {}
@@ -42,51 +42,53 @@ class Contained:
         taken: set[str] = set()
 
         def pair_up(a: Unit, b: Unit, why: str) -> None:
-            for there, here in zip(a.layers, b.layers, strict=True):
-                if here not in taken:
-                    taken.add(here)
-                    pairs.append(Pair(there, here, why))
+            for source_layer, target_layer in zip(a.layers, b.layers, strict=True):
+                if target_layer not in taken:
+                    taken.add(target_layer)
+                    pairs.append(Pair(source_layer, target_layer, why))
 
         for i, j in steps:
             if i is not None and j is not None:
-                pair_up(theirs[i], ours[j], "same place")
+                pair_up(source_units[i], target_units[j], "same place")
         matched = [(i, j) for i, j in steps if i is not None and j is not None]
         for i, j in steps:
-            if i is None and j is not None and ours[j].layers:
-                ends = is_identity_when_zero(target, ours[j])
-                like = signature(target, ours[j])
+            if i is None and j is not None and target_units[j].layers:
+                ends = is_identity_when_zero(target, target_units[j])
+                like = signature(target, target_units[j])
                 donors = [
-                    (-_gain(source, target, theirs[a], ours[j]), abs(j - b), b > j, a)
+                    (-_gain(source, target, source_units[a], target_units[j]), abs(j - b), b > j, a)
                     for a, b in matched
-                    if signature(source, theirs[a]) == like
+                    if signature(source, source_units[a]) == like
                 ]
-                name = ours[j].layers[0]
-                if not ends and is_identity_when_dirac(target, ours[j]):
-                    inserted += ours[j].layers
-                    diracs += ours[j].layers
+                name = target_units[j].layers[0]
+                if not ends and is_identity_when_dirac(target, target_units[j]):
+                    inserted += target_units[j].layers
+                    diracs += target_units[j].layers
                     continue
                 if not ends:
                     notes.append(f"{name} and what follows it has no counterpart and cannot pass its input through")
                     continue
-                inserted += ours[j].layers
+                inserted += target_units[j].layers
                 zeroed |= dict.fromkeys(ends, "end of an inserted block: zero makes the block the identity")
                 if donors:
-                    pair_up(theirs[min(donors)[-1]], ours[j], "inserted block, weights of its neighbour")
-            elif j is None and i is not None and theirs[i].layers:
-                notes.append(f"{theirs[i].layers[0]} of the source has no place in the target")
+                    pair_up(source_units[min(donors)[-1]], target_units[j], "inserted block, weights of its neighbour")
+            elif j is None and i is not None and source_units[i].layers:
+                notes.append(f"{source_units[i].layers[0]} of the source has no place in the target")
         pairs.sort(key=lambda pair: list(target.layers).index(pair.target))
         unpaired = {layer.name: "no counterpart in the source" for layer in target.kernels() if layer.name not in taken}
         return Pairing(tuple(pairs), unpaired, tuple(inserted), zeroed, tuple(diracs), tuple(notes))
 
 
 def _align(
-    source: LayerGraph, target: LayerGraph, theirs: tuple[Unit, ...], ours: tuple[Unit, ...]
+    source: LayerGraph, target: LayerGraph, source_units: tuple[Unit, ...], target_units: tuple[Unit, ...]
 ) -> list[tuple[int | None, int | None]]:
     """The best monotone alignment: (i, j) a match, (None, j) an extra target unit, (i, None) a dropped source unit."""
-    kinds = [[signature(graph, unit) for unit in units] for graph, units in ((source, theirs), (target, ours))]
-    m, n = len(theirs), len(ours)
-    drop = [_drop_cost(source, unit) for unit in theirs]
-    extra = [_extra_cost(target, unit) for unit in ours]
+    kinds = [
+        [signature(graph, unit) for unit in units] for graph, units in ((source, source_units), (target, target_units))
+    ]
+    m, n = len(source_units), len(target_units)
+    drop = [_drop_cost(source, unit) for unit in source_units]
+    extra = [_extra_cost(target, unit) for unit in target_units]
     best = [[0.0] * (n + 1) for _ in range(m + 1)]
     for i in range(m):
         best[i + 1][0] = best[i][0] - drop[i]
@@ -97,7 +99,7 @@ def _align(
         for j in range(n):
             score = max(best[i][j + 1] - drop[i], best[i + 1][j] - extra[j])
             if kinds[0][i] == kinds[1][j]:
-                gains[i, j] = _gain(source, target, theirs[i], ours[j])
+                gains[i, j] = _gain(source, target, source_units[i], target_units[j])
                 score = max(score, best[i][j] + gains[i, j])
             best[i + 1][j + 1] = score
     # From the end back: an extra unit is preferred over a match of equal score, so matches come early in a stage.
@@ -147,10 +149,10 @@ def _gain(source: LayerGraph, target: LayerGraph, a: Unit, b: Unit) -> float:
         return 0.1 - (0.05 if a.exit.shape[2:] != b.exit.shape[2:] else 0.0)
     resolution = 0.0 if a.exit.shape[2:] == b.exit.shape[2:] else 0.2
     ratios = []
-    for there, here in zip(a.layers, b.layers, strict=True):
-        one, other = source.layers[there], target.layers[here]
-        if layer_signature(one) != layer_signature(other):
+    for source_layer, target_layer in zip(a.layers, b.layers, strict=True):
+        shapes = source.layers[source_layer].shape, target.layers[target_layer].shape
+        if layer_signature(source.layers[source_layer]) != layer_signature(target.layers[target_layer]):
             return -math.inf
-        ratios += [abs(math.log(x / y)) for x, y in zip(one.shape, other.shape, strict=True) if x and y]
+        ratios += [abs(math.log(x / y)) for x, y in zip(*shapes, strict=True) if x and y]
     size = sum(ratios) / len(ratios) if ratios else 0.0
     return value - value * min(0.3, 0.1 * size) - resolution

@@ -27,5 +27,5 @@ class IntervalChain:
             raise ValueError("every must be at least 1")
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        there, here = longest_chain(source), longest_chain(target)
-        return pair_along(source, target, there, here, range(0, len(there), self.every))
+        source_chain, target_chain = longest_chain(source), longest_chain(target)
+        return pair_along(source, target, source_chain, target_chain, range(0, len(source_chain), self.every))

@@ -16,35 +16,35 @@ class LongestChain:
     """The l-th layer of one longest chain to the l-th of the other, l <= min(m, n) (HMT 2.3.2)."""
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        there, here = longest_chain(source), longest_chain(target)
-        return pair_along(source, target, there, here, range(min(len(there), len(here))))
+        source_chain, target_chain = longest_chain(source), longest_chain(target)
+        return pair_along(source, target, source_chain, target_chain, range(min(len(source_chain), len(target_chain))))
 
 
 def pair_along(
-    source: LayerGraph, target: LayerGraph, there: Chain, here: Chain, positions: Sequence[int | None]
+    source: LayerGraph, target: LayerGraph, source_chain: Chain, target_chain: Chain, positions: Sequence[int | None]
 ) -> Pairing:
-    """Pair place i of the target's chain ``here`` with place ``positions[i]`` of the source's chain ``there``.
+    """Pair place i of the target's chain with place ``positions[i]`` of the source's.
 
     None, or a list that ends early, leaves a target layer alone. Departs from the paper: layers of unlike kind are not
     paired, and a layer that stands on the chain twice (shared weights) is paired once.
     """
     pairs: list[Pair] = []
     unpaired: dict[str, str] = {}
-    for i, name in enumerate(here.layers):
+    for i, name in enumerate(target_chain.layers):
         position = positions[i] if i < len(positions) else None
         if any(pair.target == name for pair in pairs):
             continue
         if position is None:
-            unpaired[name] = f"layer {i + 1} of the chain has no partner on the source's chain of {len(there)}"
+            unpaired[name] = f"layer {i + 1} of the chain has no partner on the source's chain of {len(source_chain)}"
             continue
-        other = source.layers[there.layers[position]]
-        if reason := unlike(other, target.layers[name]):
+        partner = source.layers[source_chain.layers[position]]
+        if reason := unlike(partner, target.layers[name]):
             unpaired[name] = f"layer {i + 1} of the chain: {reason}"
         else:
             unpaired.pop(name, None)
-            pairs.append(Pair(other.name, name, f"layers {position + 1} and {i + 1} of the longest chains"))
+            pairs.append(Pair(partner.name, name, f"layers {position + 1} and {i + 1} of the longest chains"))
     for layer in target.kernels():
-        if layer.name not in here.layers:
+        if layer.name not in target_chain.layers:
             unpaired[layer.name] = "not on the longest chain"
     return Pairing(tuple(pairs), unpaired)
 

@@ -11,7 +11,7 @@ from netgraft.architecture.resolution import levels
 from netgraft.matchers.longest_chain import pair_along
 from netgraft.plan import Pairing
 
-Place = tuple[str, bool, float]  # kind, whether it is a head, halvings of the input's side rounded to tenths
+Stage = tuple[str, bool, float]  # kind, whether it is a head, halvings of the input's side rounded to tenths
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,31 @@ class Proportional:
     """
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        there, here = (longest_chain(graph, gates=False) for graph in (source, target))
-        theirs = _stages(_places(source, there.layers))
-        known = {(kind, head): [place[2] for place in theirs if place[:2] == (kind, head)] for kind, head, _ in theirs}
-        places: list[Place | None] = []
-        for kind, head, level in _places(target, here.layers):
+        source_chain, target_chain = (longest_chain(graph, gates=False) for graph in (source, target))
+        source_stages = _stages(_places(source, source_chain.layers))
+        known: dict[tuple[str, bool], list[float]] = {}
+        for kind, head, level in source_stages:
+            known.setdefault((kind, head), []).append(level)
+        places: list[Stage | None] = []
+        for kind, head, level in _places(target, target_chain.layers):
             near = min(known.get((kind, head), ()), key=lambda other: (abs(other - level), other), default=None)
             places.append(None if near is None else (kind, head, near))
         positions: list[int | None] = [None] * len(places)
-        for place, mine in _stages(places).items():
-            others = theirs[place]
-            for j, i in enumerate(mine):
-                positions[i] = others[j * len(others) // len(mine)]
-        return pair_along(source, target, there, here, positions)
+        for place, columns in _stages(places).items():
+            rows = source_stages[place]
+            for j, i in enumerate(columns):
+                positions[i] = rows[j * len(rows) // len(columns)]
+        return pair_along(source, target, source_chain, target_chain, positions)
 
 
-def _places(graph: LayerGraph, chain: Sequence[str]) -> list[Place]:
+def _places(graph: LayerGraph, chain: Sequence[str]) -> list[Stage]:
     level, heads = levels(graph), graph.head_names
     return [(graph.layers[name].kind, name in heads, round(level[name], 1)) for name in chain]
 
 
-def _stages(places: Sequence[Place | None]) -> dict[Place, list[int]]:
+def _stages(places: Sequence[Stage | None]) -> dict[Stage, list[int]]:
     """Positions by place; of a layer that stands on the chain twice each counts."""
-    found: dict[Place, list[int]] = {}
+    found: dict[Stage, list[int]] = {}
     for i, place in enumerate(places):
         if place is not None:
             found.setdefault(place, []).append(i)

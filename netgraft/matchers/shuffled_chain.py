@@ -20,7 +20,7 @@ class ShuffledChain:
     seed: int = field(default=0, metadata={"help": "which permutation"})
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        there, here = longest_chain(source), longest_chain(target)
-        order = list(range(len(there)))
+        source_chain, target_chain = longest_chain(source), longest_chain(target)
+        order = list(range(len(source_chain)))
         random.Random(self.seed).shuffle(order)
-        return pair_along(source, target, there, here, order[: len(here)])
+        return pair_along(source, target, source_chain, target_chain, order[: len(target_chain)])

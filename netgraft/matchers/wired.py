@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.wiring import Place, Wiring
 from netgraft.matchers._align import WiredWays, best_path
-from netgraft.matchers._beside import Found, attached, beside
+from netgraft.matchers._beside import Matches, attached, beside
 from netgraft.matchers._separable import join_separable
 from netgraft.matchers._worth import worth_of
 from netgraft.plan import Pair, Pairing
@@ -48,7 +48,7 @@ class Wired:
 
     def __call__(self, source: LayerGraph, target: LayerGraph) -> Pairing:
         wirings = Wiring(source), Wiring(target)
-        found = Found()
+        found = Matches()
         self._sequence(*wirings, wirings[0].chain, wirings[1].chain, found)
         beside(*wirings, found, reuse=self.reuse)
         self._sequence(*wirings, wirings[0].others, wirings[1].others, found)
@@ -63,7 +63,7 @@ class Wired:
         target: Wiring,
         source_names: Sequence[str],
         target_names: Sequence[str],
-        found: Found,
+        found: Matches,
     ) -> None:
         """Align two sequences of layers, and add what comes of it to ``found``."""
         kinds = _kinds(source, source_names) & _kinds(target, target_names)

@@ -50,7 +50,7 @@ def propagate(network: LiveModel, settle: Settle = lambda *_: None) -> Propagate
         replay = Replay(network.module, torch.zeros(shape, device=device))
     except TraceError as error:
         return Propagated(lost=dict.fromkeys(batch_norms(network.module), error.what))
-    walk = _Walk(replay, network, settle)
+    walk = _Propagation(replay, network, settle)
     needed = _needed(replay, walk.norms)
     for node in replay.nodes:
         if node in needed:
@@ -67,7 +67,7 @@ def _needed(replay: Replay, norms: Mapping[str, nn.Module]) -> set[fx.Node]:
     return found
 
 
-class _Walk:
+class _Propagation:
     def __init__(self, replay: Replay, network: LiveModel, settle: Settle) -> None:
         self.replay, self.settle = replay, settle
         self.module = network.module

@@ -270,6 +270,6 @@ class _Learner:
         ]
         maps = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms).maps
         source_weight, target_weight = source_layer.tensors["weight"], self.layer.tensors["weight"]
-        a, b = axes_of(maps.theirs, source_weight)[1], axes_of(maps.ours, target_weight)[1]
+        a, b = axes_of(maps.source, source_weight)[1], axes_of(maps.target, target_weight)[1]
         index = maps.index(a, b)
         return index if index is not None and len(index) == target_weight.shape[1] else None

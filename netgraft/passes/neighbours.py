@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from netgraft.architecture.attention import Attention
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.channels.coordinates import Stream, find_streams
+from netgraft.channels.coordinates import TokenStream, find_token_streams
 from netgraft.passes.protocol import Stage
 from netgraft.passes.refitting.heads import Heads, find_heads
-from netgraft.passes.refitting.values import Turned
+from netgraft.passes.refitting.values import AimedAttention
 from netgraft.plan import SET, Pairing
 from netgraft.trace.replay import Replay
 
@@ -46,7 +46,8 @@ class Neighbours:
 
     a Gaussian around the neighbour. Values are random projections of all other channels. Class and register tokens
     have a mark instead of coordinates; they are far from all others, and read all alike. Hidden layers get a scale at
-    which activations bend. All that is of no use by itself: a refit finds what to make of it.
+    which activations bend. By itself this makes no network better: a refit has to follow, which fits what the heads
+    carry and what reads them.
     """
 
     sharpness: float = field(
@@ -61,7 +62,7 @@ class Neighbours:
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
         """Queries, keys and values, position embeddings and tokens, whatever writes to their stream, hidden layers."""
-        return tuple(dict.fromkeys(key for stream in find_streams(target) for key in stream.keys(target)))
+        return tuple(dict.fromkeys(key for stream in find_token_streams(target) for key in stream.keys(target)))
 
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Neighbours:
 
         ``focus``: the weight that heads give to the neighbour they are to look at, on average, on synthetic images.
         """
-        streams = find_streams(stage.target.graph)
+        streams = find_token_streams(stage.target.graph)
         stage.progress(f"turning the attention of {stage.target.model.name} to neighbours")
         replay = Replay(stage.target.module, stage.shown(stage.images(4, seed=6), stage.target))
         setting = _Setting(stage, replay, self.sharpness)
@@ -91,10 +92,10 @@ class _Setting:
         self.stage, self.replay, self.sharpness = stage, replay, sharpness
         self.tensors: dict[str, Tensor] = dict(stage.target.module.named_parameters(remove_duplicate=False))
         self.generator = torch.Generator().manual_seed(stage.seed)
-        self.done: list[tuple[Stream, Heads, list[Tap]]] = []
+        self.done: list[tuple[TokenStream, Heads, list[Tap]]] = []
         self.left: list[str] = []
 
-    def stream(self, stream: Stream) -> None:
+    def stream(self, stream: TokenStream) -> None:
         found = [(each, find_heads(self.replay, each)) for each in stream.attentions]
         self.left += [each.node for each, heads in found if heads is None]
         known = [(each, heads) for each, heads in found if heads is not None]
@@ -108,13 +109,13 @@ class _Setting:
             self._project(stream, self.stage.target.graph.layers[attention.value], values)
             self.done.append((stream, heads, taps))
             data = tuple(range(stream.codes.start))
-            turned = Turned(attention.query, attention.key, attention.value, heads, data)
-            self.stage.prepared.attentions.append(turned)
+            aimed = AimedAttention(attention.query, attention.key, attention.value, heads, data)
+            self.stage.prepared.attentions.append(aimed)
         for layer in stream.hidden:
             weight = self.tensors[layer.tensors["weight"].key]
             weight.mul_(BEND / sqrt(stream.width) / weight.std())
 
-    def _place(self, stream: Stream) -> Tensor:
+    def _place(self, stream: TokenStream) -> Tensor:
         """Writes coordinates to the embedding, and keeps all else from there; how large each code's unit is written."""
         *codes, _ = stream.codes
         table = self.tensors[stream.positions]
@@ -137,7 +138,7 @@ class _Setting:
 
     def _look(
         self,
-        stream: Stream,
+        stream: TokenStream,
         attention: Attention,
         heads: Heads,
         taps: list[Tap],
@@ -161,7 +162,7 @@ class _Setting:
             queries[list(query[:4])] = root * torch.stack([one, 2 * (x + dx * one), 2 * (y + dy * one), there])
             keys[list(key[:4])] = root * torch.stack([-square - away, x, y, -one])
 
-    def _project(self, stream: Stream, layer: Layer, rows: list[int]) -> None:
+    def _project(self, stream: TokenStream, layer: Layer, rows: list[int]) -> None:
         """Values: random projections, of variance 1 where the stream's is, that do not read coordinates."""
         weight = self.tensors[layer.tensors["weight"].key]
         values = torch.randn(len(rows), stream.width, generator=self.generator) / sqrt(stream.width)

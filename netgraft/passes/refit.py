@@ -9,7 +9,7 @@ import torch
 from netgraft.architecture.cost import refit_images
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import LayerGraph
-from netgraft.channels.coordinates import find_streams
+from netgraft.channels.coordinates import find_token_streams
 from netgraft.errors import UsageError
 from netgraft.passes.protocol import Row, Stage
 from netgraft.passes.refitting.channels import OutputChannels
@@ -58,7 +58,7 @@ class Refit:
             for name in names:
                 for slot in target.layers[name].tensors.values():
                     keys.update(dict.fromkeys(slot.keys))
-        for stream in find_streams(target) if self.values else ():
+        for stream in find_token_streams(target) if self.values else ():
             for attention in stream.attentions:
                 keys.update(dict.fromkeys(target.layers[attention.value].tensors["weight"].keys))
         return tuple(keys)

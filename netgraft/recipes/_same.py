@@ -17,7 +17,7 @@ def same_backbone(source: LayerGraph, target: LayerGraph, left_out: str = "") ->
     same = same_wiring(target, source)
     if same is None:
         return None
-    heads = {layer.name for layer in target.heads()}
+    heads = target.head_names
     for target_name, source_name in same.items():
         shapes = [
             {role: slot.shape for role, slot in layer.tensors.items()}
@@ -32,7 +32,7 @@ def same_backbone(source: LayerGraph, target: LayerGraph, left_out: str = "") ->
 
 def copy_all(task: Task, head: str) -> Draft:
     """Every tensor of a pairing from ``same_backbone``; those of a head only where its size is equal."""
-    heads = {layer.name for layer in task.target.heads()}
+    heads = task.target.head_names
     moves: list[Move] = []
     reasons: dict[str, str] = {}
     for pair in task.pairing.pairs:

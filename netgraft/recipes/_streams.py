@@ -18,13 +18,13 @@ def growing_streams(target: LayerGraph, maps: Correspondence) -> dict[int, str]:
     ratio fits, those that hold whole copies of the source's count, whatever else acts on them channel by channel.
     """
     found: dict[int, str] = {}
-    for group in maps.ours.groups:
-        run = maps.ours.variables[group.name]
+    for group in maps.target.groups:
+        run = maps.target.variables[group.name]
         before = maps.source_size(run)
         if before is None or run.size <= before:
             continue
         kinds = _mixing(target, group)
-        if norm := stretch(target, maps.ours, run, scaled=True):
+        if norm := stretch(target, maps.target, run, scaled=True):
             found[id(run)] = norm
         elif kinds and kinds <= {"layer_norm", "rms_norm"} and run.size % before == 0:
             found[id(run)] = min(kinds)
@@ -34,7 +34,7 @@ def growing_streams(target: LayerGraph, maps: Correspondence) -> dict[int, str]:
 def _mixing(graph: LayerGraph, group: Group) -> set[str]:
     """The kinds of what mixes the channels of a group without weights."""
     nodes = [graph.by_id.get(name) for _, name in group.mixed]
-    return {graph.layers[node.layer].kind if node.layer else node.op for node in nodes if node is not None}
+    return {layer.rules.stream if (layer := graph.layer_of(node)) else node.op for node in nodes if node is not None}
 
 
 def stretch_step(
@@ -47,7 +47,7 @@ def stretch_step(
     """
     if reads:
         return Step("stretch-columns", {"dim": dim, "size": size, **seed})
-    if target_layer.kind == norm:
+    if target_layer.rules.stream == norm:
         role = "bias" if slot is target_layer.tensors.get("bias") else "weight"
         return Step("stretch-norm", {"size": size, "role": role, "dim": dim})
     return Step("stretch-rows", {"dim": dim, "size": size, "rest": "mean" if norm == "layer_norm" else "zero"})

@@ -26,7 +26,7 @@ def resize(
     """What to do about the axes of a tensor that hold positions; nothing where they agree."""
     if target_layer.kind == "parameter":
         return _positions(partner, slot)
-    if not target_layer.kind.startswith("conv") or slot.shape != target_layer.shape:
+    if not target_layer.is_conv or slot.shape != target_layer.shape:
         return Resized()
     steps: list[Step] = []
     dims: tuple[int, ...] = ()

@@ -162,7 +162,7 @@ class _Planner:
             return None
         if not slot.shape:
             return ()
-        kernel = target_layer.kind.startswith("conv") and slot.shape == target_layer.shape
+        kernel = target_layer.is_conv and slot.shape == target_layer.shape
         steps: list[Step] = []
         if kernel and (folded := self._folded(source_layer, target_layer)) is not None:
             tensors = self.source.layers[folded].tensors
@@ -214,13 +214,13 @@ class _Planner:
     def _stretch(self, target_layer: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
         """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
         source_run, target_run = (
-            normal(axes_of(self.channels.theirs, partner)[dim]),
-            normal(axes_of(self.channels.ours, slot)[dim]),
+            normal(axes_of(self.channels.source, partner)[dim]),
+            normal(axes_of(self.channels.target, slot)[dim]),
         )
         norm = self.stretched.get(id(target_run))
         if norm is None or self.channels.runs[id(target_run)][1] is not source_run:
             return None
-        reads, seed = (slot.key, dim) in self.channels.ours.reads, {"seed": self.places[slot.key]}
+        reads, seed = (slot.key, dim) in self.channels.target.reads, {"seed": self.places[slot.key]}
         return stretch_step(norm, target_layer, slot, dim, target_run.size, reads=reads, seed=seed)
 
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
@@ -229,7 +229,8 @@ class _Planner:
     def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
         """The source position of each position along an axis, -1 for new ones."""
         a, b = (
-            axes_of(groups, each)[dim] for groups, each in ((self.channels.theirs, partner), (self.channels.ours, slot))
+            axes_of(groups, each)[dim]
+            for groups, each in ((self.channels.source, partner), (self.channels.target, slot))
         )
         index = self.channels.index(a, b)
         if index is not None and len(index) == slot.shape[dim]:
@@ -240,7 +241,7 @@ class _Planner:
 
     def _split_rows(self, partner: Slot, slot: Slot) -> list[int]:
         """Filters stand for the source's input channels."""
-        a, b = axes_of(self.channels.theirs, partner)[1], axes_of(self.channels.ours, slot)[0]
+        a, b = axes_of(self.channels.source, partner)[1], axes_of(self.channels.target, slot)[0]
         index = self.channels.index(a, b)
         return index if index is not None and len(index) == slot.shape[0] else _first(partner.shape[1], slot.shape[0])
 
@@ -262,7 +263,7 @@ class _Planner:
 
 def _split(source_layer: Layer, target_layer: Layer) -> bool:
     """Whether a dense kernel is to become a depthwise one."""
-    depthwise = target_layer.kind.startswith("conv") and target_layer.groups > 1 and target_layer.shape[1:2] == (1,)
+    depthwise = target_layer.is_conv and target_layer.groups > 1 and target_layer.shape[1:2] == (1,)
     return (
         depthwise
         and source_layer.kind == target_layer.kind
@@ -278,7 +279,7 @@ def _patches(layer: Layer) -> bool:
     than random weights.
     """
     sizes = layer.shape[2:]
-    return bool(layer.kind.startswith("conv") and sizes and min(sizes) > 1 and layer.stride >= sizes)
+    return bool(layer.is_conv and sizes and min(sizes) > 1 and layer.stride >= sizes)
 
 
 def _first(before: int, after: int) -> list[int]:

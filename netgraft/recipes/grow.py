@@ -121,8 +121,8 @@ class _Planner:
         self.places = {key: place for place, key in enumerate(target.slots)}
         owners = {slot.key: layer.name for layer in target.layers.values() for slot in layer.tensors.values()}
         self.inner = {  # runs of channels that belong to inserted blocks alone
-            id(self.channels.ours.variables[group.name])
-            for group in self.channels.ours.groups
+            id(self.channels.target.variables[group.name])
+            for group in self.channels.target.groups
             if all(owners[key] in self.inserted for key, _ in group.members)
         }
         self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
@@ -132,7 +132,7 @@ class _Planner:
         paired = {target_layer.name for _, _, target_layer in self.pairs}
         cancelled = {name for name in self.pairing.zeroed if name in paired and self._mirror(name)}
         self._check_mixing()
-        heads = {layer.name for layer in self.target.heads()}
+        heads = self.target.head_names
         moves: list[Move] = []
         reasons: dict[str, str] = {}
         for pair, source_layer, target_layer in self.pairs:
@@ -167,15 +167,15 @@ class _Planner:
 
     def _check_mixing(self) -> None:
         """Note the runs whose copies change what an operation without weights computes, and rescale queries."""
-        for group in self.channels.ours.groups:
-            run = self.channels.ours.variables[group.name]
+        for group in self.channels.target.groups:
+            run = self.channels.target.variables[group.name]
             before = self.channels.source_size(run)
             if before is None or run.size == before or id(run) in self.inner:
                 continue
             if run.size < before:
                 self._note(f"{group.name}: {run.size} channels cannot hold the source's {before}")
                 continue
-            if run.size % before and (norm := stretch(self.target, self.channels.ours, run)) is not None:
+            if run.size % before and (norm := stretch(self.target, self.channels.target, run)) is not None:
                 self.stretched[id(run)] = norm
                 eps = "eps is not in a state_dict: the target keeps its own, an error of about eps over the variance"
                 self._note(f"{group.name}: {before} channels grow to {run.size} under {norm}, whose {eps}")
@@ -209,9 +209,9 @@ class _Planner:
         """
         layer = self.target.layers[name]
         slot = layer.tensors.get("weight")
-        if slot is None or not layer.is_kernel or layer.groups > 1 or layer.kind.startswith("conv_transpose"):
+        if slot is None or not layer.is_kernel or layer.groups > 1 or (layer.is_conv and layer.in_axis == 0):
             return False
-        run = outermost(axes_of(self.channels.ours, slot)[1])
+        run = outermost(axes_of(self.channels.target, slot)[1])
         if (
             not isinstance(run, Var)
             or run.size % 2
@@ -230,8 +230,8 @@ class _Planner:
         """From the partner's tensor to the target's; None if no operator does it."""
         if len(partner.shape) != len(slot.shape):
             return None
-        source_axes, target_axes = axes_of(self.channels.theirs, partner), axes_of(self.channels.ours, slot)
-        kernel = target_layer.kind.startswith("conv") and slot.shape == target_layer.shape
+        source_axes, target_axes = axes_of(self.channels.source, partner), axes_of(self.channels.target, slot)
+        kernel = target_layer.is_conv and slot.shape == target_layer.shape
         resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
         steps = list(resized.steps)
         self.notes += resized.notes
@@ -261,7 +261,7 @@ class _Planner:
         self, target_layer: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis
     ) -> Iterator[Step]:
         """Resize one channel axis: copied where the tensor produces the channels, shared where it reads them."""
-        reads = (slot.key, dim) in self.channels.ours.reads
+        reads = (slot.key, dim) in self.channels.target.reads
         clusters = self.channels.clusters(a, b) if self.options.shrink == "fold" and len(index) < a.size else None
         runs = [list(run) for run in index_map.runs(index if clusters is None else clusters)]
         if id(normal(b)) in self.stretched:

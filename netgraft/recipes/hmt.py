@@ -105,7 +105,7 @@ def resize_steps(source: Shape, target: Shape, source_layer: Layer, target_layer
         return None
     if target_layer.kind == "linear" and len(target) == 2 and (source_layer.flattened or target_layer.flattened):
         return _flattened_steps(source, target, source_layer.flattened, target_layer.flattened)
-    if len(target) > 2 and not target_layer.kind.startswith("conv"):
+    if len(target) > 2 and not target_layer.is_conv:
         return None
     steps = []
     if source[2:] != target[2:]:

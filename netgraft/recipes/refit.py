@@ -7,7 +7,7 @@ from typing import Literal
 
 from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.graph import LayerGraph
-from netgraft.channels.coordinates import find_streams
+from netgraft.channels.coordinates import find_token_streams
 from netgraft.plan import WantedPass
 from netgraft.recipes._scale import scaled
 from netgraft.recipes.graft import Graft
@@ -59,4 +59,4 @@ class GraftAndRefit(Graft):
 
 def worth_refitting(source: LayerGraph, target: LayerGraph) -> bool:
     """Whether a refit is any good: what convolutions do attention can only follow where it reads neighbours."""
-    return not is_transformer(target) or is_transformer(source) or bool(find_streams(target))
+    return not is_transformer(target) or is_transformer(source) or bool(find_token_streams(target))

@@ -57,7 +57,7 @@ class Event:
 
 
 @dataclass
-class Group:
+class GroupedCall:
     """A module or function call whose operations become one node."""
 
     kind: str  # "call_module" or "call_function"
@@ -71,7 +71,7 @@ class Group:
     producer: Producer = field(default_factory=Producer)
     inputs: dict[fx.Node, None] = field(default_factory=dict)  # what the operations read from outside, in order of use
     operations: list[Operation] = field(default_factory=list)
-    events: list[Event | Group] = field(default_factory=list)  # what happened, should it turn out to be no layer
+    events: list[Event | GroupedCall] = field(default_factory=list)  # what happened, should it turn out to be no layer
 
 
 class Recorder(TorchDispatchMode):
@@ -84,8 +84,8 @@ class Recorder(TorchDispatchMode):
         self.keep_constants = keep_constants  # tensors that no input made: their values are needed to run it again
         self.graph = fx.Graph()
         self.flow = Flow(module)
-        self.group: Group | None = None
-        self.inner: Group | None = None  # a function call inside a module's group
+        self.group: GroupedCall | None = None
+        self.inner: GroupedCall | None = None  # a function call inside a module's group
         self.constants = WeakTensorKeyDictionary()
         self.paths = {id(m): path for path, m in module.named_modules() if is_one_layer(m)}
         self.attributes: dict[str, fx.Node] = {}
@@ -134,7 +134,7 @@ class Recorder(TorchDispatchMode):
     # -- groups --------------------------------------------------------------------------------------------------
 
     def _run_module(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        group = self._open(Group("call_module", self.paths[id(module)], args, kwargs))
+        group = self._open(GroupedCall("call_module", self.paths[id(module)], args, kwargs))
         try:
             group.result = function(*args, **kwargs)
         finally:
@@ -148,14 +148,14 @@ class Recorder(TorchDispatchMode):
 
     def _run_function(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.group is not None:
-            self.inner = Group("call_function", function, args, kwargs)
+            self.inner = GroupedCall("call_function", function, args, kwargs)
             self.group.events.append(self.inner)
             try:
                 self.inner.result = result = function(*args, **kwargs)
             finally:
                 self.inner = None
             return result
-        group = self._open(Group("call_function", function, args, kwargs))
+        group = self._open(GroupedCall("call_function", function, args, kwargs))
         try:
             group.result = function(*args, **kwargs)
         finally:
@@ -163,7 +163,7 @@ class Recorder(TorchDispatchMode):
         self._close(group)
         return group.result
 
-    def _open(self, group: Group) -> Group:
+    def _open(self, group: GroupedCall) -> GroupedCall:
         # Arguments are looked up first: an in-place operation inside the group would change what they stand for.
         group.node_args, group.node_kwargs = self._arguments(group.args), self._arguments(group.kwargs)
         tensors = tensors_in((group.args, group.kwargs))
@@ -172,7 +172,7 @@ class Recorder(TorchDispatchMode):
         self.group = group
         return group
 
-    def _close(self, group: Group) -> None:
+    def _close(self, group: GroupedCall) -> None:
         if not group.operations:
             return
         node = self.graph.create_node(group.kind, group.target, group.node_args, group.node_kwargs)
@@ -183,14 +183,14 @@ class Recorder(TorchDispatchMode):
         group.events = []
         node.meta["params"] = frozenset() if group.producer.layer else frozenset().union(*outside)
 
-    def _ungroup(self, group: Group) -> None:
+    def _ungroup(self, group: GroupedCall) -> None:
         """Record one by one what was recorded as a group that is no layer."""
         self.flow.forget_writes(group.producer)
         for event in group.events:
             if isinstance(event, Event):
                 self._write_down(self._again(event, group))
                 continue
-            again = self._open(Group(event.kind, event.target, event.args, event.kwargs))
+            again = self._open(GroupedCall(event.kind, event.target, event.args, event.kwargs))
             for part in event.events:
                 if isinstance(part, Event):
                     self._write_down(self._again(part, group))
@@ -198,7 +198,7 @@ class Recorder(TorchDispatchMode):
             again.result = event.result
             self._close(again)
 
-    def _again(self, event: Event, group: Group) -> Event:
+    def _again(self, event: Event, group: GroupedCall) -> Event:
         """``event`` with what is now known of the tensors that were made inside ``group``."""
         inputs = [(t, self.flow.value(t) if v.producer is group.producer else v) for t, v in event.inputs]
         return Event(event.func, event.args, event.kwargs, inputs, event.result, event.time)

@@ -12,8 +12,6 @@ from netgraft.channels import index_map
 from netgraft.channels.index_map import (
     blocks,
     check,
-    compose,
-    concat,
     copies,
     cyclic,
     identity,
@@ -84,14 +82,12 @@ def test_blocks(outer, inner):
     assert indices(blocks(runs(outer), 4, runs(inner))) == wanted
 
 
-def test_blocks_concat_and_compose_by_hand():
+def test_blocks_by_hand():
     heads = blocks(cyclic(3, 4), 64, identity(64))
     assert heads == ((0, 192), (0, 64))
     fused = ((0, 192), (0, 64), (192, 192), (192, 64), (384, 192), (384, 64))
-    assert concat([(heads, 0), (heads, 192), (heads, 384)]) == fused
-    assert concat([(identity(2), 0), (((-1, 1),), 5), (identity(2), 2)]) == ((0, 2), (-1, 1), (2, 2))
+    assert blocks(identity(3), 192, heads) == fused
     assert indices(blocks(cyclic(2, 3), 2, identity(2))) == [0, 1, 2, 3, 0, 1]  # channels of 1x2 positions, flattened
-    assert indices(compose(cyclic(3, 5), ((3, 2), (-1, 1), (0, 1)))) == [0, 1, -1, 0]
 
 
 def test_what_is_no_map():
@@ -104,8 +100,6 @@ def test_what_is_no_map():
         multiplicity(((2, 2),), 3)
     with pytest.raises(ValueError, match="entry 4 of 4"):
         blocks(identity(2), 4, ((0, 5),))
-    with pytest.raises(ValueError, match="entry 2 of 2"):
-        compose(identity(2), ((1, 2),))
     for build in (cyclic, uniform):
         for n_source, n_target in ((0, 3), (3, 0)):
             with pytest.raises(ValueError, match="positive"):

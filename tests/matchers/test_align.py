@@ -13,7 +13,7 @@ from support.drawn import Drawing
 from netgraft.architecture.graph import Layer
 from netgraft.architecture.wiring import Place, Wiring
 from netgraft.matchers._align import NOWHERE, WiredWays, _beginning, _parts, best_path
-from netgraft.matchers._worth import SCORES, Scores, reads_from, worth_of
+from netgraft.matchers._worth import PAIR_SCORES, PairScores, reads_from, worth_of
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=150)
 
@@ -118,7 +118,7 @@ def spec(source, target, bonus, whole, intact, reuse, path):
     """What a path earns, said cell by cell; None for one that takes a way that there is not."""
 
     def edges(side, other):
-        part = _parts(side, other, whole / 2, SCORES)
+        part = _parts(side, other, whole / 2, PAIR_SCORES)
         last = {place.run: i for i, place in enumerate(side)}
         enters = [cost if place.run != i else 0.0 for i, (place, cost) in enumerate(zip(side, part, strict=True))]
         leaves = [cost if last[place.run] != i else 0.0 for i, (place, cost) in enumerate(zip(side, part, strict=True))]
@@ -139,14 +139,14 @@ def spec(source, target, bonus, whole, intact, reuse, path):
             if source[p].run == source[i].run:
                 rows.append(part[i] * (p + 1 < i))
         if reuse and (p == i or (source[i].run == i and p == last[i])):
-            rows.append(SCORES.again)
+            rows.append(PAIR_SCORES.again)
         if not rows:
             return None
         columns = 0.0 if c + 1 == j else column_leaves[c] + column_enters[j]
         wired = reads_from(source[i], source[p]) and reads_from(target[j], target[c])
         totals.append(totals[-1] + worth - min(rows) - columns + bonus * wired)
     best = totals[-1]
-    for k, (before, _, _) in enumerate(_beginning(source, target, bonus, intact, SCORES)):
+    for k, (before, _, _) in enumerate(_beginning(source, target, bonus, intact, PAIR_SCORES)):
         if path[: k + 1] == [(n, n) for n in range(k + 1)]:
             earned = before + worth_of(source[k], target[k])
             best = max(best, totals[-1] - totals[k + 1] + earned)
@@ -226,6 +226,6 @@ def test_each_score_is_what_one_difference_costs(score, changes):
     }
     one, other = Place(**facts), Place(**(facts | changes))
     assert worth_of(one, one) == 1
-    assert worth_of(one, other) == pytest.approx(1 - getattr(SCORES, score))
-    assert worth_of(one, other, Scores(**{score: 0.0})) == 1
+    assert worth_of(one, other) == pytest.approx(1 - getattr(PAIR_SCORES, score))
+    assert worth_of(one, other, PairScores(**{score: 0.0})) == 1
     assert worth_of(Place(**(facts | {"layer": Layer("l", "linear", (8, 8))})), one) == -math.inf

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netgraft.channels.index_map import blocks, concat, cyclic, identity
+from netgraft.channels.index_map import blocks, cyclic, identity
 from netgraft.operators.fold import Fold
 from netgraft.operators.gather import Gather
 from netgraft.operators.head_dim import HeadDim
@@ -61,7 +61,7 @@ def test_whole_heads(heads, more, width, share, seed):
     head_map = cyclic(heads, heads + more)
     index = blocks(head_map, width, identity(width))
     n = heads * width
-    qkv_index = concat([(index, 0), (index, n), (index, 2 * n)])
+    qkv_index = blocks(identity(3), n, index)
     grown = both(Gather(0, qkv_index), qkv)
     shared = Share(1, index, share)(proj[0]), proj[1]
     assert relative_error(fused(x, grown, shared, heads + more), fused(x, qkv, proj, heads)) < 1e-12
@@ -94,7 +94,7 @@ def test_more_heads_and_wider_heads_at_once():
     x, qkv, proj = source(3, 2, 4)
     index = blocks(cyclic(2, 5), 6, identity(6))
     grown = both(HeadDim(0, 6, 4, 6, queries=((0, 2),)), qkv)
-    grown = both(Gather(0, concat([(index, 0), (index, 12), (index, 24)])), grown)
+    grown = both(Gather(0, blocks(identity(3), 12, index)), grown)
     shared = Share(1, blocks(cyclic(2, 5), 4, cyclic(4, 6)))(proj[0]), proj[1]
     assert relative_error(fused(x, grown, shared, 5), fused(x, qkv, proj, 2)) < 1e-12
 

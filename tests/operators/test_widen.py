@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netgraft.channels.index_map import blocks, concat, copies, identity, indices, runs
+from netgraft.channels.index_map import blocks, copies, identity, indices, runs
 from netgraft.operators.fold import Fold
 from netgraft.operators.gather import Gather
 from netgraft.operators.share import Share
@@ -91,7 +91,7 @@ class Pair:
             n = self.random.randint(1, 3)
             out = self.onto(n)
             branch = self.block(n, out, index, c)
-            self.channels, self.index = c + n, concat([(index, 0), (out, c)])
+            self.channels, self.index = c + n, runs([*indices(index), *(c + i for i in indices(out))])
             self.steps.append(lambda side, x: torch.cat([x, branch(side, x)], 1))
         else:
             self.steps.append(lambda _, x: F.max_pool2d(x, 3, stride=1, padding=1))

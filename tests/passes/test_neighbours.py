@@ -28,7 +28,7 @@ from support.transformer_nets import (
 from torch import nn
 
 from netgraft import plugins
-from netgraft.channels.coordinates import find_streams
+from netgraft.channels.coordinates import find_token_streams
 from netgraft.errors import UsageError
 from netgraft.passes.neighbours import SHIFT, TAPS, Neighbours
 from netgraft.passes.refit import Refit
@@ -98,7 +98,7 @@ def test_every_head_attends_to_its_neighbour(build, sharpness, monkeypatch):
     work, report = turned(build, sharpness=sharpness)
     assert (report["attentions"], report["heads"], report["left"]) == (2, 8, [])
     module, images = work.target.module, torch.rand(3, *SIZE)
-    codes = len(find_streams(work.target.graph)[0].codes)
+    codes = len(find_token_streams(work.target.graph)[0].codes)
     for name in ("patch_embed.proj.weight", "patches.weight"):  # data in the other channels, of any size
         if name in module.state_dict():
             module.get_parameter(name)[:-codes] *= 5
@@ -137,7 +137,7 @@ def test_focus_is_what_the_heads_give_to_their_neighbours(monkeypatch):
 @pytest.mark.parametrize("build", TRANSFORMERS)
 def test_nothing_writes_to_the_coordinates_and_no_value_reads_them(build):
     work, _ = turned(build)
-    module, stream = work.target.module, find_streams(work.target.graph)[0]
+    module, stream = work.target.module, find_token_streams(work.target.graph)[0]
     read = []
     hooks = [
         part.register_forward_pre_hook(lambda _, x: read.append(x[0][..., list(stream.codes)]))
@@ -192,14 +192,14 @@ def test_queries_that_are_more_than_channels_are_left_alone():
 def test_the_rows_of_each_head():
     """Against the order in which timm and the interleaved attention lay their rows out."""
     net = network(vit, SIZE)
-    stream = find_streams(net.graph)[0]
+    stream = find_token_streams(net.graph)[0]
     heads = find_heads(Replay(net.module, torch.rand(2, *SIZE)), stream.attentions[0])
     assert heads.queries == tuple(tuple(range(8 * h, 8 * h + 8)) for h in range(4))
     assert heads.keys == tuple(tuple(range(32 + 8 * h, 40 + 8 * h)) for h in range(4))
     assert heads.values == tuple(tuple(range(64 + 8 * h, 72 + 8 * h)) for h in range(4))
     assert heads.scale == pytest.approx(8**-0.5)
     net = network(interleaved, SIZE)
-    heads = find_heads(Replay(net.module, torch.rand(2, *SIZE)), find_streams(net.graph)[0].attentions[1])
+    heads = find_heads(Replay(net.module, torch.rand(2, *SIZE)), find_token_streams(net.graph)[0].attentions[1])
     assert heads.queries == tuple(tuple(range(24 * h, 24 * h + 8)) for h in range(4))
     assert heads.keys == tuple(tuple(range(24 * h + 8, 24 * h + 16)) for h in range(4))
     assert heads.values == tuple(tuple(range(24 * h + 16, 24 * h + 24)) for h in range(4))
@@ -235,7 +235,7 @@ def outputs(found):
 def test_a_refit_leaves_the_coordinates_and_follows_convolutions_further(build):
     work, after = followed(build, Neighbours(), Refit(images=128))
     _, before = followed(build, Refit(images=128))
-    stream = find_streams(work.target.graph)[0]
+    stream = find_token_streams(work.target.graph)[0]
     for layer in stream.writers:
         for slot in layer.tensors.values():
             assert not work.target.module.get_parameter(slot.key)[list(stream.codes)].any()
@@ -248,7 +248,7 @@ def test_chosen_values_carry_more_than_random_ones(build):
     """And read no coordinates; what heads look at stays as it is."""
     work, chosen = followed(build, Neighbours(), Refit(images=128, values=True))
     random, drawn = followed(build, Neighbours(), Refit(images=128))
-    stream = find_streams(work.target.graph)[0]
+    stream = find_token_streams(work.target.graph)[0]
     values = [attention.value for attention in stream.attentions]
     assert [name for name in chosen if name in values] == values
     assert not any(name in drawn for name in values)

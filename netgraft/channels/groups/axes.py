@@ -4,6 +4,15 @@ An axis is a tree. A ``Var`` is a run of channels that may be permuted (or copie
 a ``Fixed`` run may not (pixels, classes, batch). A ``Product`` is an axis made by flattening several, outermost first
 (heads x head dim; channels x height x width); a ``Concat`` one made by putting several behind one another.
 
+For example, ``Conv2d(2, 4) -> BatchNorm2d(4) -> ReLU -> Flatten -> Linear(4 * 3 * 3, 5)`` on a map of 3 x 3 pixels::
+
+    conv.weight    [c, Fixed(2), Fixed(3), Fixed(3)]    c = Var(4): the channels between the layers
+    bn.weight      [c]                                  the norm works channel by channel
+    linear.weight  [Fixed(5), Product(c, Fixed(9))]     4 channels, and behind each its 9 pixels
+
+Permute c, in all three tensors, and the network computes the same. In ``cat([x, y], 1)`` the channels would be
+``Concat(c, d)``: each run may be permuted, but not mixed with the other.
+
 A ``Fixed`` run remembers ``why``: what was being looked at when it was made.
 
 Operations of a network make axes equal. ``unify`` records that, splitting runs where the two structures differ, as
@@ -20,7 +29,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
-NEW = -1  # of an index map: no source
+from netgraft.channels.index_map import NEW
+
 Axis: TypeAlias = "Var | Fixed | Product | Concat"
 because: ContextVar[str] = ContextVar("because", default="")
 """What is being looked at: the reason of every run fixed meanwhile. Explains, and decides nothing."""

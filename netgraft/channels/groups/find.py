@@ -15,12 +15,17 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.channels.groups.axes import Axis, Var, because, normal, positions, reasons, variables
 from netgraft.channels.groups.call import Mixed
 from netgraft.channels.groups.kinds import Tensors
-from netgraft.channels.groups.walk import Walk, reason
+from netgraft.channels.groups.walk import AxisWalk, reason
 
 
 @dataclass(frozen=True)
 class Group:
-    """A run of channels with one index map, and the tensor axes it runs through."""
+    """A run of channels with one index map, and the tensor axes it runs through.
+
+    ``Conv2d(2, 4) -> BatchNorm2d(4) -> ReLU -> Conv2d(4, 3)`` has one: the 4 channels between convolutions, with the
+    members (0.weight, 0), (0.bias, 0), (1.weight, 0), (1.bias, 0), (1.running_mean, 0), (1.running_var, 0) and
+    (3.weight, 1). The 2 channels of the input and the 3 of the output have a meaning outside, and are in none.
+    """
 
     name: str  # "layer1.0.conv1.weight[0]": where it first stands
     size: int
@@ -57,7 +62,7 @@ def find_groups(graph: LayerGraph) -> Groups:
     """The channel groups of an architecture. Tensors that no rule covers have fixed axes and stand in no group."""
     token = because.set("")
     try:
-        walk = Walk(graph)
+        walk = AxisWalk(graph)
         for node in graph.nodes:
             because.set(reason(node))
             walk.visit(node)

@@ -21,7 +21,7 @@ def reason(node: Node) -> str:
     return f"{node.op} ({node.id})" if node.op in RULES or node.op in SPLITS else f"{node.op} ({node.id}), no rule"
 
 
-class Walk:
+class AxisWalk:
     """What is known of the axes of every value and every tensor so far."""
 
     def __init__(self, graph: LayerGraph) -> None:

@@ -19,22 +19,26 @@ class OutputChannels:
         self.norms = norms
         self.maps = Correspondence(find_groups(source), find_groups(target), pairs, "importance", norms, fresh=True)
 
-    def __call__(self, there: Layer, here: Layer) -> Sequence[int]:
-        """The source channel of each output channel of ``here``; -1 for those that follow none."""
-        theirs, ours = there.tensors.get("weight"), here.tensors.get("weight")
-        if theirs is not None and ours is not None and not (there.transposed or here.transposed):
-            a, b = axes_of(self.maps.theirs, theirs)[0], axes_of(self.maps.ours, ours)[0]
+    def __call__(self, source_layer: Layer, target_layer: Layer) -> Sequence[int]:
+        """The source channel of each output channel of ``target_layer``; -1 for those that follow none."""
+        source_slot, target_slot = source_layer.tensors.get("weight"), target_layer.tensors.get("weight")
+        if (
+            source_slot is not None
+            and target_slot is not None
+            and not (source_layer.transposed or target_layer.transposed)
+        ):
+            a, b = axes_of(self.maps.source, source_slot)[0], axes_of(self.maps.target, target_slot)[0]
             index = self.maps.index(a, b)
-            if index is not None and a.size == there.out_channels and b.size == here.out_channels:
+            if index is not None and a.size == source_layer.out_channels and b.size == target_layer.out_channels:
                 return index
-        return self._by_itself(there, here.out_channels)
+        return self._by_itself(source_layer, target_layer.out_channels)
 
-    def _by_itself(self, there: Layer, wanted: int) -> list[int]:
+    def _by_itself(self, source_layer: Layer, wanted: int) -> list[int]:
         """Without a group in common: the most important channels of this layer, or all of them and new ones."""
-        have = there.out_channels
+        have = source_layer.out_channels
         if wanted >= have:
             return [*range(have), *[index_map.NEW] * (wanted - have)]
-        weight = there.tensors.get("weight")
+        weight = source_layer.tensors.get("weight")
         if self.norms is None or weight is None or weight.shape[0] != have:
             return index_map.indices(index_map.uniform(have, wanted))
         scores = self.norms(weight.key, 0)

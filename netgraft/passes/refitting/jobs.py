@@ -30,13 +30,13 @@ HELD = NEW - 1
 class Job:
     """One target layer, the source layer it follows, and what it is to give."""
 
-    here: Layer
-    there: Layer
+    layer: Layer  # of the target
+    source: Layer  # the one it follows
     ending: Ending
     layout: Layout  # of the value that is compared: the layer's own output, or the sum it is added to
     rows: Tensor  # sampled positions of that value
     channels: Tensor  # [m] target channels that follow the source
-    theirs: Tensor  # [m] the source's channels
+    followed: Tensor  # [m] the source's channels
     signs: Tensor  # [m] 1, or -1 for what is to give the negative
     wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
 
@@ -65,8 +65,8 @@ class Jobs:
     ) -> None:
         self.source, self.target, self.channels, self.held = source, target, channels, held
         self.generator, self.most_rows = generator, rows
-        self.theirs, self.ours = find_endings(source.graph), find_endings(target.graph)
-        self.ending_at = {each.node: each for each in self.ours.values() if each.add is None or each.main}
+        self.source_endings, self.target_endings = find_endings(source.graph), find_endings(target.graph)
+        self.ending_at = {each.node: each for each in self.target_endings.values() if each.add is None or each.main}
         self.batch = source.inputs[0].shape[0]
         self.left: dict[str, str] = {}
 
@@ -77,32 +77,32 @@ class Jobs:
         self._scale(jobs)
         return jobs
 
-    def _job(self, source: str, target: str) -> Job | None:
-        there, here = self.source.graph.layers[source], self.target.graph.layers[target]
-        if not here.is_kernel:
+    def _job(self, source_name: str, name: str) -> Job | None:
+        source, layer = self.source.graph.layers[source_name], self.target.graph.layers[name]
+        if not layer.is_kernel:
             return None
-        theirs, ours = self.theirs.get(source), self.ours.get(target)
-        reason = _unfit(self.target.graph, here)
-        if theirs is None or ours is None:
+        source_ending, ending = self.source_endings.get(source_name), self.target_endings.get(name)
+        reason = _unfit(self.target.graph, layer)
+        if source_ending is None or ending is None:
             reason = "used more than once, or not on the way to the output"
-        if reason or theirs is None or ours is None:
-            self.left[target] = reason
+        if reason or source_ending is None or ending is None:
+            self.left[name] = reason
             return None
-        there_layout = self._layout(self.source, _value_of(theirs, ours), there)
-        here_layout = self._layout(self.target, ours.add or here.name, here)
-        if not comparable(there_layout, here_layout):
-            self.left[target] = f"its positions have no counterpart in {source}'s"
+        source_layout = self._layout(self.source, _value_of(source_ending, ending), source)
+        layout = self._layout(self.target, ending.add or name, layer)
+        if not comparable(source_layout, layout):
+            self.left[name] = f"its positions have no counterpart in {source_name}'s"
             return None
-        index = torch.tensor(list(self.channels(there, here)))
-        held = list(self.held.get(target, ()))
+        index = torch.tensor(list(self.channels(source, layer)))
+        held = list(self.held.get(name, ()))
         index[held] = NEW
         mapped = (index != NEW).nonzero().flatten()
-        if there_layout.channels != there.out_channels or not len(mapped):
-            self.left[target] = f"its channels do not correspond to {source}'s"
+        if source_layout.channels != source.out_channels or not len(mapped):
+            self.left[name] = f"its channels do not correspond to {source_name}'s"
             return None
-        rows = sample(there_layout, here_layout, self.most_rows, self.generator)
-        job = Job(here, there, ours, here_layout, rows, mapped, index[mapped], torch.ones(len(mapped)))
-        if job.rectified and not (theirs.activated or theirs.late):
+        rows = sample(source_layout, layout, self.most_rows, self.generator)
+        job = Job(layer, source, ending, layout, rows, mapped, index[mapped], torch.ones(len(mapped)))
+        if job.rectified and not (source_ending.activated or source_ending.late):
             index[held] = HELD
             _mirror(job, (index == NEW).nonzero().flatten())
         return job
@@ -115,16 +115,16 @@ class Jobs:
     def _watch_source(self, jobs: Sequence[Job]) -> None:
         by_node: dict[fx.Node, list[Job]] = {}
         for job in jobs:
-            followed = _value_of(self.theirs[job.there.name], job.ending)
-            by_node.setdefault(self.source.ends[followed], []).append(job)
+            node = _value_of(self.source_endings[job.source.name], job.ending)
+            by_node.setdefault(self.source.ends[node], []).append(job)
 
         def take(asking: list[Job], value: Tensor) -> None:
             for job in asking:
-                theirs = self.theirs[job.there.name]
-                layout = self._layout(self.source, _value_of(theirs, job.ending), job.there)
-                rows, channels = job.rows.to(value.device), job.theirs.to(value.device)
+                ending = self.source_endings[job.source.name]
+                layout = self._layout(self.source, _value_of(ending, job.ending), job.source)
+                rows, channels = job.rows.to(value.device), job.followed.to(value.device)
                 job.wanted = rows_from(value, layout, job.layout, rows, channels) * job.signs.to(value.device)
-                if theirs.activated and not job.ending.activated and not job.rectified:
+                if ending.activated and not job.ending.activated and not job.rectified:
                     job.wanted = job.wanted.relu()  # what the source's next layer reads
 
         self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
@@ -168,20 +168,21 @@ def _mirror(job: Job, free: Tensor) -> None:
     the probe better, and fine-tuning no better.
     """
     free = free[: len(job.channels)]
-    job.channels, job.theirs = torch.cat([job.channels, free]), torch.cat([job.theirs, job.theirs[: len(free)]])
+    job.channels = torch.cat([job.channels, free])
+    job.followed = torch.cat([job.followed, job.followed[: len(free)]])
     job.signs = torch.cat([job.signs, -torch.ones(len(free))])
 
 
-def _value_of(theirs: Ending, ours: Ending) -> str:
+def _value_of(source: Ending, target: Ending) -> str:
     """The node of the source to compare with: a branch's end is the sum, a shortcut's projection itself.
 
     Where the source's norm stands behind an activation, a layer with an activation follows what comes before both.
     """
-    if theirs.add is not None and theirs.main:
-        return theirs.node
-    if theirs.late and (ours.late or ours.activated) and ours.add is None:
-        return theirs.layer
-    return theirs.norm or theirs.layer
+    if source.add is not None and source.main:
+        return source.node
+    if source.late and (target.late or target.activated) and target.add is None:
+        return source.layer
+    return source.norm or source.layer
 
 
 def _permuted(graph: LayerGraph, start: str, end: str) -> bool:

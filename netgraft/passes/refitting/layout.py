@@ -71,43 +71,43 @@ def rows_of(value: Tensor, layout: Layout, rows: Tensor) -> Tensor:
     return flat.reshape(-1, layout.channels)[rows].float()
 
 
-def comparable(theirs: Layout, ours: Layout) -> bool:
+def comparable(source: Layout, target: Layout) -> bool:
     """Whether positions of the one have a place in the other."""
-    if theirs.grid is None or ours.grid is None:
-        return theirs.grid is ours.grid and theirs.rows == ours.rows
-    return theirs.shape[0] == ours.shape[0]
+    if source.grid is None or target.grid is None:
+        return source.grid is target.grid and source.rows == target.rows
+    return source.shape[0] == target.shape[0]
 
 
-def sample(theirs: Layout, ours: Layout, most: int, generator: torch.Generator) -> Tensor:
-    """At most ``most`` rows of ``ours``, drawn without replacement, that have a place in ``theirs``; sorted."""
-    rows = torch.arange(ours.rows)
-    if ours.grid is not None and ours.prefix > theirs.prefix:
-        rows = rows[(rows % ours.tokens < theirs.prefix) | (rows % ours.tokens >= ours.prefix)]
+def sample(source: Layout, target: Layout, most: int, generator: torch.Generator) -> Tensor:
+    """At most ``most`` rows of ``target``, drawn without replacement, that have a place in ``source``; sorted."""
+    rows = torch.arange(target.rows)
+    if target.grid is not None and target.prefix > source.prefix:
+        rows = rows[(rows % target.tokens < source.prefix) | (rows % target.tokens >= target.prefix)]
     if len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator)[:most]].sort().values
     return rows
 
 
-def rows_from(value: Tensor, theirs: Layout, ours: Layout, rows: Tensor, channels: Tensor) -> Tensor:
+def rows_from(value: Tensor, source: Layout, target: Layout, rows: Tensor, channels: Tensor) -> Tensor:
     """What ``value`` holds where the rows of another layout lie in the image: [len(rows), len(channels)].
 
     A finer grid is averaged, a coarser one interpolated bilinearly. ``channels`` are those of ``value`` that are read.
     """
-    if ours.grid is None or theirs.grid is None or (theirs.grid == ours.grid and theirs.prefix == ours.prefix):
-        return rows_of(value, theirs, rows)[:, channels]
-    images, tokens = rows // ours.tokens, rows % ours.tokens
-    flat = value.movedim(theirs.axis, -1).reshape(value.shape[0], theirs.tokens, -1)
+    if target.grid is None or source.grid is None or (source.grid == target.grid and source.prefix == target.prefix):
+        return rows_of(value, source, rows)[:, channels]
+    images, tokens = rows // target.tokens, rows % target.tokens
+    flat = value.movedim(source.axis, -1).reshape(value.shape[0], source.tokens, -1)
     result = value.new_empty((len(rows), len(channels)), dtype=torch.float32)
-    front = tokens < ours.prefix
+    front = tokens < target.prefix
     if front.any():
         result[front] = flat[images[front], tokens[front]][:, channels].float()
-    grid = flat[:, theirs.prefix :][..., channels].float().transpose(1, 2).unflatten(2, theirs.grid)
-    there, here = theirs.grid, ours.grid
-    if there[0] >= here[0] and there[1] >= here[1]:
-        resized = F.adaptive_avg_pool2d(grid, here)
+    grid = flat[:, source.prefix :][..., channels].float().transpose(1, 2).unflatten(2, source.grid)
+    source_grid, target_grid = source.grid, target.grid
+    if source_grid[0] >= target_grid[0] and source_grid[1] >= target_grid[1]:
+        resized = F.adaptive_avg_pool2d(grid, target_grid)
     else:
-        resized = F.interpolate(grid, size=here, mode="bilinear", align_corners=False)
-    places = tokens[~front] - ours.prefix
+        resized = F.interpolate(grid, size=target_grid, mode="bilinear", align_corners=False)
+    places = tokens[~front] - target.prefix
     result[~front] = resized.flatten(2)[images[~front], :, places]
     return result
 

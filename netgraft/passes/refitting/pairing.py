@@ -15,8 +15,8 @@ from netgraft.architecture.resolution import levels
 from netgraft.architecture.wiring import Wiring
 
 
-class _Side:
-    """One network: its points, which are the layers whose value everything passes through, by resolution."""
+class _Way:
+    """A network as a way from input to output: its points, the layers whose value everything passes through."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self.graph, self.wiring = graph, Wiring(graph)
@@ -53,18 +53,20 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     way to it if the source is plain there. A projection on a shortcut follows the source's, or the block's end. A
     depthwise layer follows what the layer after it does.
     """
-    theirs, ours = _Side(source), _Side(target)
-    chosen = _points(theirs, ours)
+    source_way, target_way = _Way(source), _Way(target)
+    chosen = _points(source_way, target_way)
     inside: dict[str, str] = {}
-    for block in ours.wiring.blocks:
-        end = next((name for name in block.kernels if name in chosen and ours.endings[name].add is not None), None)
+    for block in target_way.wiring.blocks:
+        end = next(
+            (name for name in block.kernels if name in chosen and target_way.endings[name].add is not None), None
+        )
         if end is not None:
-            before = [chosen[name] for name in ours.points[: ours.points.index(end)] if name in chosen]
-            inside |= _within(theirs, ours, block, end, chosen[end], before[-1] if before else None)
-    chosen |= {name: there for name, there in inside.items() if name not in chosen}
-    for name in reversed(ours.wiring.chain):  # a depthwise layer outside of any block
-        if name not in chosen and name in ours.endings and target.layers[name].is_depthwise:
-            after = ours.wiring.chain[ours.wiring.position[name] + 1 :][:1]
+            before = [chosen[name] for name in target_way.points[: target_way.points.index(end)] if name in chosen]
+            inside |= _within(source_way, target_way, block, end, chosen[end], before[-1] if before else None)
+    chosen |= {name: partner for name, partner in inside.items() if name not in chosen}
+    for name in reversed(target_way.wiring.chain):  # a depthwise layer outside of any block
+        if name not in chosen and name in target_way.endings and target.layers[name].is_depthwise:
+            after = target_way.wiring.chain[target_way.wiring.position[name] + 1 :][:1]
             if after and after[0] in chosen:
                 chosen[name] = chosen[after[0]]
     return [(chosen[name], name) for name in target.layers if name in chosen]
@@ -72,15 +74,15 @@ def follow(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
 
 def follow_points(source: LayerGraph, target: LayerGraph) -> list[tuple[str, str]]:
     """Of what ``follow`` says only the points: layers outside of residual blocks, and the ends of blocks."""
-    chosen = _points(_Side(source), _Side(target))
+    chosen = _points(_Way(source), _Way(target))
     return [(chosen[name], name) for name in target.layers if name in chosen]
 
 
-def _points(theirs: _Side, ours: _Side) -> dict[str, str]:
-    if not theirs.points or not ours.points:
+def _points(source: _Way, target: _Way) -> dict[str, str]:
+    if not source.points or not target.points:
         return {}
     chosen: dict[str, str] = {}
-    for candidates, points in _clusters(theirs, ours):
+    for candidates, points in _clusters(source, target):
         for k, point in enumerate(points, start=1):
             chosen[point] = _at(candidates, k, len(points))
     return chosen
@@ -91,16 +93,16 @@ def _at(candidates: Sequence[str], k: int, count: int) -> str:
     return candidates[-(-k * len(candidates) // count) - 1]
 
 
-def _clusters(theirs: _Side, ours: _Side) -> list[tuple[list[str], list[str]]]:
+def _clusters(source: _Way, target: _Way) -> list[tuple[list[str], list[str]]]:
     """Points of the source and points of the target that go together: every point of either is in one cluster."""
-    if len(ours.stages) == 1 or len(theirs.stages) == 1:
-        return [(theirs.points, ours.points)]
-    image = {level: _nearest(theirs.stages, level) for level in ours.stages}
-    owner = {level: _nearest(set(image.values()), level) for level in theirs.stages}
+    if len(target.stages) == 1 or len(source.stages) == 1:
+        return [(source.points, target.points)]
+    image = {level: _nearest(source.stages, level) for level in target.stages}
+    owner = {level: _nearest(set(image.values()), level) for level in source.stages}
     return [
         (
-            [name for name in theirs.points if owner[theirs.level[name]] == cluster],
-            [name for name in ours.points if image[ours.level[name]] == cluster],
+            [name for name in source.points if owner[source.level[name]] == cluster],
+            [name for name in target.points if image[target.level[name]] == cluster],
         )
         for cluster in sorted(set(image.values()))
     ]
@@ -111,27 +113,27 @@ def _nearest(levels: Iterable[float], level: float) -> float:
     return min(levels, key=lambda other: (abs(other - level), -other))
 
 
-def _within(theirs: _Side, ours: _Side, block: Block, end: str, partner: str, before: str | None) -> dict[str, str]:
+def _within(source: _Way, target: _Way, block: Block, end: str, partner: str, before: str | None) -> dict[str, str]:
     """The layers of one residual block of the target: its end follows ``partner``, the point before it ``before``."""
-    other = theirs.wiring.block_of.get(partner)
+    other = source.wiring.block_of.get(partner)
     found: dict[str, str] = {}
-    here, there = ours.interior(block), theirs.interior(other) if other else []
-    if other and _built_alike(theirs, ours, there, here):
-        found |= dict(zip(here, there, strict=True))
+    names, partners = target.interior(block), source.interior(other) if other else []
+    if other and _built_alike(source, target, partners, names):
+        found |= dict(zip(names, partners, strict=True))
     else:
-        convs = [name for name in here if ours.graph.layers[name].is_conv]
-        start = theirs.points.index(before) + 1 if before else 0
-        way = theirs.points[start : theirs.points.index(partner) + 1] if other is None else []
+        convs = [name for name in names if target.graph.layers[name].is_conv]
+        start = source.points.index(before) + 1 if before else 0
+        way = source.points[start : source.points.index(partner) + 1] if other is None else []
         found |= {name: _at(way or [partner], k, len(convs) + 1) for k, name in enumerate(convs, start=1)}
-    projections = [n for n in block.kernels if n in ours.endings and n != end and ours.endings[n].add is not None]
-    shortcuts = [n for n in (other.kernels if other else ()) if n in theirs.wiring.shortcuts and n in theirs.endings]
+    projections = [n for n in block.kernels if n in target.endings and n != end and target.endings[n].add is not None]
+    shortcuts = [n for n in (other.kernels if other else ()) if n in source.wiring.shortcuts and n in source.endings]
     for i, name in enumerate(projections):
         found[name] = shortcuts[i] if i < len(shortcuts) else partner
     return found
 
 
-def _built_alike(theirs: _Side, ours: _Side, there: Sequence[str], here: Sequence[str]) -> bool:
-    def kinds(side: _Side, names: Sequence[str]) -> list[tuple[str, bool]]:
-        return [(side.graph.layers[name].kind, side.graph.layers[name].is_depthwise) for name in names]
+def _built_alike(source: _Way, target: _Way, partners: Sequence[str], names: Sequence[str]) -> bool:
+    def kinds(way: _Way, names: Sequence[str]) -> list[tuple[str, bool]]:
+        return [(way.graph.layers[name].kind, way.graph.layers[name].is_depthwise) for name in names]
 
-    return kinds(theirs, there) == kinds(ours, here)
+    return kinds(source, partners) == kinds(target, names)

@@ -14,7 +14,7 @@ from netgraft.trace.replay import Replay
 
 def needed_for(replay: Replay, job: Job, end: fx.Node) -> list[fx.Node]:
     """What the branch from the job's layer to the addition ``end`` reads beside itself, and the shortcut."""
-    start = replay.starts[job.here.name]
+    start = replay.starts[job.layer.name]
     changed, needed = {start}, {*start.all_input_nodes}
     for node in replay.nodes[replay.place[start] + 1 : replay.place[end]]:
         if changed.intersection(node.all_input_nodes):
@@ -28,7 +28,7 @@ def own_rows(replay: Replay, job: Job, end: fx.Node, rows: Tensor) -> Tensor | N
 
     Numbers 0, 1, 2 ... are sent from the layer to the addition in place of what it computes.
     """
-    layer = job.here
+    layer = job.layer
     start = replay.starts[layer.name]
     own = layout_of(
         tuple(replay.ends[layer.name].meta["shape"]),

@@ -23,7 +23,7 @@ LEAST = 1e-4
 
 
 @dataclass(frozen=True)
-class Turned:
+class AimedAttention:
     """An attention whose queries and keys look where they are to look; its values are free."""
 
     query: str  # layers
@@ -34,11 +34,11 @@ class Turned:
 
 
 @dataclass
-class PreparedLayers:
+class Presets:
     """What was set in the target before it is refitted, and is to stay so."""
 
     held: dict[str, tuple[int, ...]] = field(default_factory=dict)  # output channels, by layer
-    attentions: list[Turned] = field(default_factory=list)
+    attentions: list[AimedAttention] = field(default_factory=list)
 
 
 def seen_by_heads(

@@ -18,7 +18,7 @@ from netgraft.passes.refitting.jobs import Job, Jobs
 from netgraft.passes.refitting.layout import rows_of
 from netgraft.passes.refitting.regression import Fit, best_filters, fit, patches, rank_one, with_spread
 from netgraft.passes.refitting.trail import needed_for, own_rows
-from netgraft.passes.refitting.values import MOST_NUMBERS, PreparedLayers, Turned, best_values, seen_by_heads
+from netgraft.passes.refitting.values import MOST_NUMBERS, AimedAttention, Presets, best_values, seen_by_heads
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
@@ -44,7 +44,7 @@ def refit(
     channels: OutputChannels,
     generator: torch.Generator,
     rows: int = MOST_ROWS,
-    prepared: PreparedLayers | None = None,
+    prepared: Presets | None = None,
 ) -> tuple[list[Refitted], dict[str, str]]:
     """Give every paired layer of ``target.module`` new weights, in place; what was refitted, and why others were not.
 
@@ -53,16 +53,16 @@ def refit(
     ``prepared`` stays, and the attentions in it get values.
     """
     with torch.no_grad():
-        prepared = prepared or PreparedLayers()
+        prepared = prepared or Presets()
         making = Jobs(source, target, channels, generator, rows, prepared.held)
-        walk = _Walk(target, making.make(pairs), prepared.attentions)
+        walk = _Refitting(target, making.make(pairs), prepared.attentions)
         walk.run()
     return walk.done, making.left | walk.left
 
 
-class _Walk:
-    def __init__(self, target: Replay, jobs: Sequence[Job], attentions: Sequence[Turned]) -> None:
-        self.target, self.jobs, self.attentions = target, {job.here.name: job for job in jobs}, attentions
+class _Refitting:
+    def __init__(self, target: Replay, jobs: Sequence[Job], attentions: Sequence[AimedAttention]) -> None:
+        self.target, self.jobs, self.attentions = target, {job.layer.name: job for job in jobs}, attentions
         self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
         self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
         self.done: list[Refitted] = []
@@ -80,7 +80,7 @@ class _Walk:
                 self._fit_values(attending[node])
             for job in before.get(node, ()):
                 if (reason := self._fit(job)) is not None:
-                    self.left[job.here.name] = reason
+                    self.left[job.layer.name] = reason
                 job.wanted = torch.empty(0)
                 for needed in self._needed(job):
                     self.target.release(needed, node)
@@ -90,10 +90,10 @@ class _Walk:
     def _when(self, job: Job) -> fx.Node:
         """Before the layer runs; for the end of a residual branch before the addition, when the shortcut is known."""
         add = job.ending.add if job.ends_block else None
-        return self.target.starts[job.here.name] if add is None else self.target.ends[add]
+        return self.target.starts[job.layer.name] if add is None else self.target.ends[add]
 
     def _input(self, job: Job) -> fx.Node:
-        start = self.target.starts[job.here.name]
+        start = self.target.starts[job.layer.name]
         return next(node for node in start.all_input_nodes if not node.meta.get("params"))
 
     def _needed(self, job: Job) -> list[fx.Node]:
@@ -103,7 +103,7 @@ class _Walk:
 
     def _fit(self, job: Job) -> str | None:
         """New weights for the layer; why not, if there are none."""
-        here, ending = job.here, job.ending
+        layer, ending = job.layer, job.ending
         wanted, rows = job.wanted, job.rows.to(job.wanted.device)
         if job.ends_block:
             skip = self.target.values[self.target.ends[ending.skip or ""]]
@@ -116,20 +116,20 @@ class _Walk:
                 for slot in self.target.graph.layers[ending.scale].tensors.values():
                     self.tensors[slot.key].fill_(1.0)
         value = self.target.values[self._input(job)]
-        filters = here.is_depthwise and here.shape[1] == 1
-        method = self._fit_depthwise if filters else self._fit_grouped if here.groups > 1 else self._fit_dense
+        filters = layer.is_depthwise and layer.shape[1] == 1
+        method = self._fit_depthwise if filters else self._fit_grouped if layer.groups > 1 else self._fit_dense
         r2, how = method(job, value, rows, wanted)
         if ending.norm is not None:
             affine = wanted.relu() if job.rectified else wanted
             self._set_norm(job, self.target.graph.layers[ending.norm], affine, linear=how.startswith("filters"))
         if job.ends_block:
             end = self._when(job)
-            self.target.again(self.target.starts[here.name], self.target.nodes[self.target.place[end] - 1])
-        self.done.append(Refitted(here.name, job.there.name, r2, how))
+            self.target.again(self.target.starts[layer.name], self.target.nodes[self.target.place[end] - 1])
+        self.done.append(Refitted(layer.name, job.source.name, r2, how))
         return None
 
     def _fit_dense(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        x = patches(value, job.here, rows)
+        x = patches(value, job.layer, rows)
         solution = fit(x, wanted, intercept=self._intercept(job))
         if job.ending.norm is None and not job.ends_block:
             solution = with_spread(solution, x, wanted)
@@ -137,14 +137,14 @@ class _Walk:
         return solution.r2, "ridge regression"
 
     def _fit_grouped(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        here = job.here
-        outputs, inputs = here.shape[0] // here.groups, here.shape[1]
+        layer = job.layer
+        outputs, inputs = layer.shape[0] // layer.groups, layer.shape[1]
         explained = total = 0.0
-        for group in range(here.groups):
+        for group in range(layer.groups):
             inside = (job.channels // outputs == group).nonzero().flatten()
             if not len(inside):
                 continue
-            x = patches(value, here, rows, slice(group * inputs, (group + 1) * inputs))
+            x = patches(value, layer, rows, slice(group * inputs, (group + 1) * inputs))
             y = wanted[:, inside.to(wanted.device)]
             solution = fit(x, y, intercept=self._intercept(job))
             self._write(job, job.channels[inside], solution)
@@ -154,29 +154,29 @@ class _Walk:
 
     def _fit_depthwise(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
         """Its own channels where the partner is depthwise too, else the filters that serve the pointwise layer next."""
-        here = job.here
-        if job.there.is_depthwise and job.there.shape[1] == 1:
+        layer = job.layer
+        if job.source.is_depthwise and job.source.shape[1] == 1:
             return self._fit_grouped(job, value, rows, wanted)
         following = self._following(job)
         if following is not None:
             rows, wanted = following
-        x = patches(value, here, rows)
+        x = patches(value, layer, rows)
         r2 = None
         if x.shape[1] <= DENSE_FOR_DEPTHWISE:
             solution = fit(x, wanted, intercept=True)
-            filters, r2 = rank_one(solution.weight.unflatten(1, (here.shape[0], -1))), solution.r2
+            filters, r2 = rank_one(solution.weight.unflatten(1, (layer.shape[0], -1))), solution.r2
         else:
-            filters = best_filters(x, wanted, here.shape[0])
-        weight = self.tensors[here.tensors["weight"].key]
+            filters = best_filters(x, wanted, layer.shape[0])
+        weight = self.tensors[layer.tensors["weight"].key]
         weight.copy_((filters * (weight.norm() / filters.norm().clamp(min=1e-12))).reshape(weight.shape))
         return r2, "filters for the next layer" if following else "filters of the dense solution"
 
-    def _starts(self, attention: Turned) -> fx.Node:
+    def _starts(self, attention: AimedAttention) -> fx.Node:
         """The first of its layers that runs."""
         starts = (self.target.starts[name] for name in (attention.query, attention.key, attention.value))
         return min(starts, key=self.target.place.__getitem__)
 
-    def _fit_values(self, attention: Turned) -> None:
+    def _fit_values(self, attention: AimedAttention) -> None:
         """What an attention is to carry, for the sum that its output is added to."""
         layers, heads = self.target.graph.layers, attention.heads
         after = [b for a, b in self.target.graph.layer_edges() if a == attention.value]
@@ -200,9 +200,9 @@ class _Walk:
             read = torch.zeros_like(value[list(channels)])
             read[:, list(attention.data)] = best.to(value.dtype)
             value[list(channels)] = read
-        self.done.append(Refitted(attention.value, job.there.name, r2, "values in the best directions of each head"))
+        self.done.append(Refitted(attention.value, job.source.name, r2, "values in the best directions of each head"))
 
-    def _tokens(self, attention: Turned, job: Job) -> Tensor | None:
+    def _tokens(self, attention: AimedAttention, job: Job) -> Tensor | None:
         """What the attention reads, laid out as the stream that it adds to; None where it is not there, or unclear."""
         start = self.target.starts[attention.value]
         x = next((self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params")), None)
@@ -211,19 +211,19 @@ class _Walk:
             return None
         if x.shape == skip.shape and x.shape[0] != x.shape[1]:
             return x
-        turned = x.transpose(0, 1)  # tokens first, as PyTorch's own attention has them
-        return turned if turned.shape == skip.shape and x.shape[0] != x.shape[1] else None
+        swapped = x.transpose(0, 1)  # tokens first, as PyTorch's own attention has them
+        return swapped if swapped.shape == skip.shape and x.shape[0] != x.shape[1] else None
 
     def _intercept(self, job: Job) -> bool:
         """Whether a constant is for free: a bias, or a norm that takes the mean away before anything else happens."""
-        return "bias" in job.here.tensors or (job.ending.norm is not None and not job.ending.late)
+        return "bias" in job.layer.tensors or (job.ending.norm is not None and not job.ending.late)
 
     def _following(self, job: Job) -> tuple[Tensor, Tensor] | None:
         """Positions, and what the pointwise layer that reads a depthwise one is to give there."""
-        readers = [b for a, b in self.target.graph.layer_edges() if a == (job.ending.norm or job.here.name)]
+        readers = [b for a, b in self.target.graph.layer_edges() if a == (job.ending.norm or job.layer.name)]
         for name in readers:
             other = self.jobs.get(name)
-            if other is None or other.here.groups > 1 or set(other.here.shape[2:]) - {1} or not len(other.wanted):
+            if other is None or other.layer.groups > 1 or set(other.layer.shape[2:]) - {1} or not len(other.wanted):
                 continue
             if other.layout.rows != job.layout.rows or other.layout.grid != job.layout.grid:
                 continue
@@ -245,9 +245,9 @@ class _Walk:
         channels: Tensor,  # [m] of the target
         solution: Fit,
     ) -> None:
-        here = job.here
-        weight = self.tensors[here.tensors["weight"].key]
-        matrix = (weight.T if here.transposed else weight.flatten(1)).clone()
+        layer = job.layer
+        weight = self.tensors[layer.tensors["weight"].key]
+        matrix = (weight.T if layer.transposed else weight.flatten(1)).clone()
         at, new = channels.to(matrix.device), solution.weight
         bias = solution.bias
         if job.ending.norm is not None:  # the norm undoes any scale: take the one that the initialisation has
@@ -256,16 +256,16 @@ class _Walk:
             new = new * factor
             bias = bias * factor if job.ending.late else torch.zeros_like(bias)  # before an activation it counts
         matrix[at] = new.to(matrix.dtype)
-        weight.copy_(matrix.T if here.transposed else matrix.reshape(weight.shape))
-        if "bias" in here.tensors:
-            self._set(here, "bias", at, bias)
+        weight.copy_(matrix.T if layer.transposed else matrix.reshape(weight.shape))
+        if "bias" in layer.tensors:
+            self._set(layer, "bias", at, bias)
 
     def _set_norm(self, job: Job, norm: Layer, wanted: Tensor, *, linear: bool) -> None:
         """The norm's statistics from what it reads now, and the wanted mean and standard deviation as its affine part.
 
         After the filters of a depthwise layer it is to leave an activation in its linear part: OPERATORS part 3, 4.
         """
-        start, entry = self.target.starts[job.here.name], self.target.starts[norm.name].all_input_nodes[0]
+        start, entry = self.target.starts[job.layer.name], self.target.starts[norm.name].all_input_nodes[0]
         self.target.again(start, entry)
         read = self.target.values[entry].movedim(1, -1)
         read = read.reshape(-1, read.shape[-1]).float()
