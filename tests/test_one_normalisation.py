@@ -17,11 +17,11 @@ from netgraft.finetune.engine.source import build_source
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import load_model
 from netgraft.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from netgraft.models.side import Side, own_weights
 from netgraft.passes.run import make_networks
 from netgraft.score.probe import Bench
 from netgraft.score.settings import ScoreSettings
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 NET = """
 from torch import nn
@@ -216,11 +216,11 @@ def test_a_ledger_of_old_that_recorded_no_request():
 @pytest.mark.usefixtures("folder")
 def test_passes_show_the_target_what_score_shows_it():
     """The pixels, not only the numbers."""
-    from netgraft.passes.protocol import Pictures, Stage
+    from netgraft.passes.protocol import ImageSource, Stage
 
     models = side("netgraft:resnet20-glyphs").load(), load_model("./target.py", role="target")
     parties = [Party(model, trace(model), {}) for model in models]
-    stage = Stage(None, *make_networks(*parties, torch.device("cpu")), Pictures())
+    stage = Stage(None, *make_networks(*parties, torch.device("cpu")), ImageSource())
     images = make_images("noise", 2, (3, 32, 32), 0)
     mean, std = ((torch.tensor(v)[:, None, None]) for v in numbers(bench(source=side("netgraft:resnet20-glyphs"))))
     torch.testing.assert_close(stage.shown(images, stage.target), (images - mean) / std, rtol=0, atol=0)

@@ -11,7 +11,7 @@ from netgraft.data.pictures import Pixels
 from netgraft.data.unlabelled import load_folder
 from netgraft.finetune.engine.loader import Augmentation, Views
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.protocol import Pictures
+from netgraft.passes.protocol import ImageSource
 
 RAMP = np.linspace(0, 255, 32).round().astype(np.uint8)
 LEFT_TO_RIGHT = np.broadcast_to(RAMP, (32, 32)).copy()
@@ -107,7 +107,7 @@ def test_what_is_seen(folder, name):
 @pytest.mark.parametrize("side", [32, 8, 40])
 def test_transfer_score_and_finetune_see_the_same_pixels(folder, channels, side):
     size, count = (channels, side, side), len(PICTURES)
-    unlabelled = Pictures.of(str(folder / "train")).draw(count, size, 3)
+    unlabelled = ImageSource.of(str(folder / "train")).draw(count, size, 3)
     labelled = open_data(str(folder))
     statistics = Normalisation((0.4,), (0.25,))
     scored = Pixels(labelled, size, statistics)
