@@ -16,9 +16,10 @@ from netgraft.architecture.graph import LayerGraph, to_jsonable
 from netgraft.errors import CheckFailed, NothingToTransfer, UsageError
 from netgraft.models.importance import channel_norms
 from netgraft.models.model import Model, PretrainedWeights, read_weights
+from netgraft.models.running import find_device
 from netgraft.models.side import Side
 from netgraft.passes.protocol import Pictures
-from netgraft.passes.run import find_device, plan_passes
+from netgraft.passes.run import plan_passes
 from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass, written_fate
 from netgraft.recipes.protocol import Choice, Chooses, ReadsWeights, Recipe, RunsPasses
 from netgraft.recipes.run import run_recipe

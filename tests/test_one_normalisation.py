@@ -17,11 +17,11 @@ from netgraft.finetune.engine.source import build_source
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import load_model
 from netgraft.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from netgraft.models.side import Side, own_weights
 from netgraft.passes.run import make_networks
 from netgraft.score.probe import Bench
 from netgraft.score.settings import ScoreSettings
 from netgraft.trace import trace
-from netgraft.transfer import Side, own_weights
 
 NET = """
 from torch import nn
