@@ -30,7 +30,7 @@ from netgraft.score.features import FrozenNetwork
 from netgraft.score.interval import paired_difference
 from netgraft.score.ridge import fit_ridge
 from netgraft.score.settings import ScoreSettings
-from netgraft.score.verdict import Probe, Scored, Scores
+from netgraft.score.verdict import Probe, Scored, Verdicts
 from netgraft.trace import trace
 
 Progress = Callable[[str], None]
@@ -94,15 +94,15 @@ class Bench:
         )
         return read_weights(model).tensors
 
-    def result(self, scratch: tuple[Probe, ...], probes: Mapping[str, Probe], **more: Any) -> Scores:
-        """The verdicts. ``more`` are further fields of Scores; ``sha256`` by name."""
+    def result(self, scratch: tuple[Probe, ...], probes: Mapping[str, Probe], **more: Any) -> Verdicts:
+        """The verdicts. ``more`` are further fields of Verdicts; ``sha256`` by name."""
         digests = more.pop("sha256", {})
         others = torch.stack([probe.right for probe in scratch])
         scored = [
             Scored(name, probe, *paired_difference(probe.right, others), digests.get(name, ""))
             for name, probe in probes.items()
         ]
-        return Scores(
+        return Verdicts(
             target=self.model.name,
             heads=tuple(layer.name for layer in self.graph.heads()),
             features=self.features,
@@ -134,7 +134,7 @@ def score(
     settings: ScoreSettings,
     *,
     progress: Progress = lambda _: None,
-) -> Scores:
+) -> Verdicts:
     """The verdict on checkpoints of the target. Same arguments, same verdict on a CPU.
 
     Raises a NetgraftError for a file that does not fit the target, data that are not there, a head that is not found.

@@ -49,7 +49,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Verdicts:
     """All initialisations of a target, and what they were scored on."""
 
     target: str
@@ -67,7 +67,7 @@ class Scores:
     source: str = ""  # of the recipes
 
 
-def check_scratch(scores: Scores) -> None:
+def check_scratch(scores: Verdicts) -> None:
     """Raise CheckFailed if an initialisation is significantly worse than scratch; no difference is no failure."""
     worse = [scored.name for scored in scores.scored if scored.verdict == "worse"]
     if worse:
