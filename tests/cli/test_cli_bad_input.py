@@ -322,12 +322,13 @@ def test_interrupted_in_the_users_code(folder, moment):
     assert error == "netgraft: interrupted"
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_interrupted_while_writing(folder, monkeypatch, function):
+@pytest.mark.parametrize("functions", [["fsync"], ["replace", "link"]])  # a new file is linked, never replaced
+def test_interrupted_while_writing(folder, monkeypatch, functions):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, function, interrupt)
+    for function in functions:
+        monkeypatch.setattr(os, function, interrupt)
     for output, force in (("init.safetensors", ["--force"]), ("new.safetensors", [])):
         refused(folder, "transfer", "./net.py=w.safetensors", "./net.py", "-o", output, *force, code=130)
 

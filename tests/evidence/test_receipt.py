@@ -59,7 +59,9 @@ def receive(*, target="./net.py", source="./net.py=w.safetensors", recipe="hmt",
     """The receipt of a transfer to out.safetensors."""
     sides = Side(source, "source"), Side(target, "target", args=args)
     transfer(
-        TransferRequest(*sides, Path("out.safetensors"), recipe=recipe, options=options, receipt=receipt, force=True)
+        TransferRequest(
+            *sides, Path("out.safetensors"), recipe=recipe, options=options or {}, receipt=receipt, force=True
+        )
     )
     return read_provenance("out.safetensors")["receipt"]
 

@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeCV
 from support.command_line import link_examples, run, write_net
 from torch import nn
 
+from netgraft.architecture.graph import Layer
 from netgraft.data.opening import load_data, open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
@@ -223,13 +224,10 @@ def check_head(model, heads, features):
 def test_maps_and_tokens_are_averaged():
     graph = {"conv2d": torch.rand(2, 5, 3, 4), "linear": torch.rand(2, 3, 4, 5)}
 
-    class Kind:
-        def __init__(self, kind):
-            self.kind = kind
-
-    torch.testing.assert_close(pooled(graph["conv2d"], Kind("conv2d")), graph["conv2d"].mean((2, 3)))
-    torch.testing.assert_close(pooled(graph["linear"], Kind("linear")), graph["linear"].mean((1, 2)))
-    assert pooled(torch.rand(2, 7), Kind("linear")).shape == (2, 7)
+    conv, linear = Layer("conv", "conv2d", (5, 3, 3, 3)), Layer("linear", "linear", (5, 3))
+    torch.testing.assert_close(pooled(graph["conv2d"], conv), graph["conv2d"].mean((2, 3)))
+    torch.testing.assert_close(pooled(graph["linear"], linear), graph["linear"].mean((1, 2)))
+    assert pooled(torch.rand(2, 7), linear).shape == (2, 7)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -306,8 +304,11 @@ from netgraft.errors import CheckFailed
 class Refuses:
     '''Never works.'''
 
-    def plan(self, source, target):
+    def pair(self, source, target):
         raise CheckFailed("This recipe never works.")
+
+    def plan(self, task):
+        raise NotImplementedError
 """
 
 

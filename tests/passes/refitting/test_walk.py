@@ -146,7 +146,7 @@ def test_one_scale_for_all_that_a_stream_adds_up():
     graph = replay.graph
     pairs = [(layer.name, layer.name) for layer in graph.kernels()]
     channels = OutputChannels(graph, graph, layers(graph, graph, pairs), None)
-    jobs = {job.here.name: job for job in Jobs(replay, replay, channels, torch.Generator(), 40_000).make(pairs)}
+    jobs = {job.layer.name: job for job in Jobs(replay, replay, channels, torch.Generator(), 40_000).make(pairs)}
     blocks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _m, _i, output: blocks.append(output))
