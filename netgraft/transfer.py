@@ -20,6 +20,7 @@ from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import check_exact, make_receipt
 from netgraft.files.checkpoint import check_output, write_checkpoint
 from netgraft.graft import graft
+from netgraft.models.fit import nonfinite
 from netgraft.models.model import PretrainedWeights
 from netgraft.models.side import own_weights
 from netgraft.passes.protocol import ImageSource
@@ -164,6 +165,6 @@ def _write(job: _Job) -> None:
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise NonFiniteWeights if a tensor of the result holds NaN or infinity."""
-    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = list(nonfinite(tensors))
     if bad:
         raise NonFiniteWeights(f"The result for {name} holds NaN or infinity.", where=", ".join(bad[:5]))

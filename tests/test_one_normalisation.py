@@ -20,7 +20,7 @@ from netgraft.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisa
 from netgraft.models.side import Side, own_weights
 from netgraft.passes.run import make_networks
 from netgraft.score.probe import Bench
-from netgraft.score.probe import Settings as ScoreSettings
+from netgraft.score.settings import ScoreSettings
 from netgraft.trace import trace
 
 NET = """

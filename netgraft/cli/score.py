@@ -28,7 +28,7 @@ from netgraft.errors import UsageError
 from netgraft.report.progress import progress
 
 if TYPE_CHECKING:
-    from netgraft.score.probe import Settings as ScoreSettings
+    from netgraft.score.settings import ScoreSettings
 
 DataRef = Annotated[
     str,
@@ -60,13 +60,13 @@ Std = Annotated[
 BatchSize = Annotated[int, typer.Option(metavar="NUMBER", min=2, help="Images in a forward pass.")]
 
 
-class BatchNorm(StrEnum):
+class ProbedBatchNorm(StrEnum):
     RECALIBRATE = "recalibrate"
     AS_IS = "as-is"
 
 
 BnStatistics = Annotated[
-    BatchNorm, typer.Option("--bn", help="Re-estimate running statistics on the training images, or leave them.")
+    ProbedBatchNorm, typer.Option("--bn", help="Re-estimate running statistics on the training images, or leave them.")
 ]
 
 
@@ -84,7 +84,7 @@ def score(
     fail_under_scratch: Annotated[
         bool, typer.Option("--fail-under-scratch", help="Exit 1 if a file is significantly worse than scratch.")
     ] = False,
-    bn: BnStatistics = BatchNorm.RECALIBRATE,
+    bn: BnStatistics = ProbedBatchNorm.RECALIBRATE,
     mean: Mean = None,
     std: Std = None,
     target_arg: TargetArg = None,
@@ -109,8 +109,8 @@ def score(
     args, size = parse_args(target_arg), parse_size(input_size)
     from netgraft.models.side import Side
     from netgraft.report.score import score_document, score_lines
-    from netgraft.score.probe import check_scratch
     from netgraft.score.probe import score as judge
+    from netgraft.score.verdict import check_scratch
 
     with progress() as say:
         scores = judge(files, Side(target, "target", args, size), settings, progress=say)
@@ -133,7 +133,7 @@ def compare(
     samples_per_class: SamplesPerClass = None,
     seed: DrawSeed = 0,
     seeds: Seeds = 3,
-    bn: BnStatistics = BatchNorm.RECALIBRATE,
+    bn: BnStatistics = ProbedBatchNorm.RECALIBRATE,
     mean: Mean = None,
     std: Std = None,
     source_weights: SourceWeights = None,
@@ -173,7 +173,7 @@ def _score_settings(
     samples_per_class: int | None,
     seed: int,
     seeds: int,
-    bn: BatchNorm,
+    bn: ProbedBatchNorm,
     mean: str | None,
     std: str | None,
     data_dir: Path | None,
@@ -184,14 +184,14 @@ def _score_settings(
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together.", hint="For example --mean 0.5 --std 0.35.")
     from netgraft.models.normalisation import Normalisation, parse_statistics
-    from netgraft.score.probe import Settings
+    from netgraft.score.settings import ScoreSettings
 
     normalisation = None
     if mean is not None and std is not None:
         normalisation = Normalisation(
             parse_statistics(mean, "--mean"), parse_statistics(std, "--std"), "user", "--mean and --std"
         )
-    return Settings(
+    return ScoreSettings(
         data=data,
         samples_per_class=samples_per_class,
         seed=seed,

@@ -14,7 +14,7 @@ import numpy as np
 
 from netgraft.data.digits import open_digits
 from netgraft.data.optional import needed
-from netgraft.data.pictures import Pictures, Split
+from netgraft.data.pictures import LabelledPictures, Split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ SHRINK = 4  # the photographs are 640x427
 SEED = 0
 
 
-def open_blended(name: str, split: Split) -> Pictures:
+def open_blended(name: str, split: Split) -> LabelledPictures:
     """898 digits to train with and 899 for tests, or nearly so. Raises UsageError without scikit-learn or Pillow."""
     plain = open_digits(name, hard=False, split=split)
     pillow = needed("PIL.Image", "Pillow", "Reading images")
@@ -35,12 +35,13 @@ def open_blended(name: str, split: Split) -> Pictures:
         picture: Image = pillow.fromarray(blend(np.asarray(digit), _patch(int(item))))
         return picture
 
-    return Pictures(name, split, plain.classes, plain.labels, plain.items, read)
+    return LabelledPictures(name, split, plain.classes, plain.labels, plain.items, read)
 
 
 def blend(digit: np.ndarray, patch: np.ndarray) -> np.ndarray:  # uint8 [h, w], [h, w, 3] -> uint8 [h, w, 3]
     """|patch - digit|: the photograph where there is no ink, its negative where there is."""
-    return np.abs(patch.astype(np.int16) - digit.astype(np.int16)[:, :, None]).astype(np.uint8)
+    difference: np.ndarray = np.abs(patch.astype(np.int16) - digit.astype(np.int16)[:, :, None])
+    return difference.astype(np.uint8)
 
 
 def _patch(number: int) -> np.ndarray:  # uint8 [16, 16, 3]

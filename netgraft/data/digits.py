@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.data.optional import needed
-from netgraft.data.pictures import Pictures, Split, part
+from netgraft.data.pictures import LabelledPictures, Split, part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +29,7 @@ SIDE = 16  # of a hard digit
 SEED = 0
 
 
-def open_digits(name: str, *, hard: bool, split: Split) -> Pictures:
+def open_digits(name: str, *, hard: bool, split: Split) -> LabelledPictures:
     """Half of the digits of each class: 898 to train with, 899 for tests, or nearly so; always the same ones."""
     images, labels = _hard() if hard else _plain()
     items = tuple(map(str, range(len(labels))))
@@ -38,7 +38,7 @@ def open_digits(name: str, *, hard: bool, split: Split) -> Pictures:
         picture: Image = needed("PIL.Image", "Pillow", "Reading images").fromarray(images[int(item)])
         return picture
 
-    everything = Pictures(name, split, tuple("0123456789"), tuple(labels.tolist()), items, read)
+    everything = LabelledPictures(name, split, tuple("0123456789"), tuple(labels.tolist()), items, read)
     return part(everything, TEST_SHARE)
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from netgraft.data.decode import SUFFIXES, reader
-from netgraft.data.pictures import Pictures, Split, part
+from netgraft.data.pictures import LabelledPictures, Split, part
 from netgraft.errors import UsageError
 
 TRAIN = ("train", "training")
@@ -15,7 +15,7 @@ TEST_SHARE = 0.25
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: the class of every file in val/images
 
 
-def open_folder(name: str, path: Path, split: Split) -> Pictures:
+def open_folder(name: str, path: Path, split: Split) -> LabelledPictures:
     """The images of a split; without ``train`` and ``val`` a quarter of each class, always the same, is for tests.
 
     Class names are the training folders', sorted. Raises UsageError for folders that are not so, or empty.
@@ -60,7 +60,7 @@ def _classes(path: Path, least: int = 2) -> tuple[str, ...]:
 
 def _gather(
     name: str, path: Path, present: tuple[str, ...], split: Split, classes: tuple[str, ...] | None = None
-) -> Pictures:
+) -> LabelledPictures:
     """The images in the class folders ``present``; ``classes`` are all classes."""
     classes = classes or present
     items, labels = [], []
@@ -71,7 +71,7 @@ def _gather(
             raise UsageError("A class folder has no images.", where=str(path / classes[label]), hint=hint)
         items += [file.relative_to(path).as_posix() for file in files]
         labels += [label] * len(files)
-    return Pictures(name, split, classes, tuple(labels), tuple(items), reader(path))
+    return LabelledPictures(name, split, classes, tuple(labels), tuple(items), reader(path))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -79,7 +79,7 @@ def _images(folder: Path) -> list[Path]:
     return [Path(p, f) for p, _, files in walked for f in files if f.lower().endswith(SUFFIXES) and f[0] != "."]
 
 
-def _annotated(name: str, path: Path, classes: tuple[str, ...], split: Split) -> Pictures:
+def _annotated(name: str, path: Path, classes: tuple[str, ...], split: Split) -> LabelledPictures:
     items, labels = [], []
     for number, line in enumerate((path / ANNOTATIONS).read_text(encoding="utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
@@ -88,4 +88,4 @@ def _annotated(name: str, path: Path, classes: tuple[str, ...], split: Split) ->
             raise UsageError(f"Unknown class {label!r}.", where=f"{path / ANNOTATIONS}:{number}")
         items.append(f"images/{file}")
         labels.append(classes.index(label))
-    return Pictures(name, split, classes, tuple(labels), tuple(items), reader(path))
+    return LabelledPictures(name, split, classes, tuple(labels), tuple(items), reader(path))

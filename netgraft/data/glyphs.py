@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netgraft.data.optional import needed
-from netgraft.data.pictures import Pictures, Split
+from netgraft.data.pictures import LabelledPictures, Split
 from netgraft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ STYLE_WORDS = re.compile(
 )
 
 
-def open_glyphs(name: str, split: Split) -> Pictures:
+def open_glyphs(name: str, split: Split) -> LabelledPictures:
     """All letters of the fonts of a split. Raises UsageError where there are fewer than two families."""
     fonts = _fonts()
     if len(fonts) < 2:
@@ -55,7 +55,7 @@ def open_glyphs(name: str, split: Split) -> Pictures:
         font, letter = item.rsplit(":", 1)
         return _draw(paths[font], letter)
 
-    return Pictures(name, split, tuple(string.ascii_lowercase), labels, items, read)
+    return LabelledPictures(name, split, tuple(string.ascii_lowercase), labels, items, read)
 
 
 @functools.cache

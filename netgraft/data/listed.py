@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from netgraft.data.decode import reader
-from netgraft.data.pictures import Pictures, Split
+from netgraft.data.pictures import LabelledPictures, Split
 from netgraft.errors import UsageError
 
 SUFFIX = "_labels.txt"
@@ -20,7 +20,7 @@ def is_listed(path: Path) -> bool:
     return all(_file(path, split) is not None for split in ("train", "test"))
 
 
-def open_listed(name: str, path: Path, split: Split) -> Pictures:
+def open_listed(name: str, path: Path, split: Split) -> LabelledPictures:
     """The images of a split, in the order of the file. Raises UsageError for a line that names no image or class."""
     labels = {part: _read(path, part) for part in ("train", "test")}
     count = max(label for lines in labels.values() for _, label in lines) + 1
@@ -30,7 +30,7 @@ def open_listed(name: str, path: Path, split: Split) -> Pictures:
     items, numbers = zip(*labels[split], strict=True)
     if missing := next((item for item in items if not (folder / item).is_file()), None):
         raise UsageError("An image of the list is not there.", where=str(folder / missing))
-    return Pictures(
+    return LabelledPictures(
         name,
         split,
         tuple(map(str, range(count))),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgraft.data.decode import plain
 from netgraft.data.optional import needed
-from netgraft.data.pictures import Pictures, Split
+from netgraft.data.pictures import LabelledPictures, Split
 from netgraft.errors import UnknownName, UsageError
 from netgraft.models.construct import brief
 
@@ -20,7 +20,7 @@ STREAMS = ("hfids", "tfds", "wds")  # cannot be read in any order
 PREFIXES = ("torch", "hfds", *STREAMS)
 
 
-def open_named(name: str, split: Split, root: Path, *, download: bool) -> Pictures:
+def open_named(name: str, split: Split, root: Path, *, download: bool) -> LabelledPictures:
     """The images of a split of a data set that lies below ``root``, or is downloaded there.
 
     Raises UnknownName, and UsageError for data that are not there.
@@ -50,7 +50,7 @@ def open_named(name: str, split: Split, root: Path, *, download: bool) -> Pictur
     def read(item: str, _: int) -> Image:
         return plain(data[int(item)][0])
 
-    return Pictures(name, split, classes, labels, tuple(map(str, range(len(labels)))), read)
+    return LabelledPictures(name, split, classes, labels, tuple(map(str, range(len(labels)))), read)
 
 
 def _create(prefix: str, rest: str, split: Split, root: Path, *, download: bool) -> Any:
@@ -61,12 +61,12 @@ def _create(prefix: str, rest: str, split: Split, root: Path, *, download: bool)
     from timm.data import create_dataset
 
     if prefix == "torch":
-        theirs = "train" if split == "train" else "validation"
-        return create_dataset(f"torch/{rest}", root=str(root), split=theirs, download=download)
+        split_name = "train" if split == "train" else "validation"
+        return create_dataset(f"torch/{rest}", root=str(root), split=split_name, download=download)
     errors = []
-    for theirs in ("train",) if split == "train" else ("test", "validation"):
+    for split_name in ("train",) if split == "train" else ("test", "validation"):
         try:
-            return create_dataset(f"hfds/{rest}", root=str(root), split=theirs, input_img_mode="")  # as it is
+            return create_dataset(f"hfds/{rest}", root=str(root), split=split_name, input_img_mode="")  # as it is
         except ValueError as error:  # no split of that name
             errors.append(error)
     raise errors[0]

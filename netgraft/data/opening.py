@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netgraft.data import blended, digits, folder, glyphs, listed, named
-from netgraft.data.pictures import Pictures, Pixels, Split, few
+from netgraft.data.pictures import LabelledPictures, Pixels, Split, few
 from netgraft.errors import UnknownName, UsageError
 from netgraft.models.normalisation import Normalisation
 
@@ -58,7 +58,9 @@ def load_data(
     return Data(pixels.all(), pixels.labels, pictures.classes, pictures.record())
 
 
-def open_data(name: str, *, split: Split = "train", root: Path | None = None, download: bool = False) -> Pictures:
+def open_data(
+    name: str, *, split: Split = "train", root: Path | None = None, download: bool = False
+) -> LabelledPictures:
     """The images of a split, not yet decoded. What has no split of its own is split once and for all, by a fixed seed.
 
     ``root`` is where data sets with a name lie, ``data`` by default; only with ``download`` are they fetched. Raises

@@ -26,7 +26,7 @@ MEMORY = 2**30  # bytes of decoded pictures that are kept
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LabelledPictures:
     """One split of a data set. Works as a ``torch.utils.data.Dataset`` of (PIL image, label)."""
 
     name: str  # as typed
@@ -43,7 +43,7 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[Image, int]:
         return self.read(self.items[index], 0), self.labels[index]
 
-    def take(self, indices: Iterable[int]) -> Pictures:
+    def take(self, indices: Iterable[int]) -> LabelledPictures:
         """Some of the pictures, in that order."""
         indices = list(indices)
         return replace(self, labels=tuple(self.labels[i] for i in indices), items=tuple(self.items[i] for i in indices))
@@ -58,7 +58,7 @@ class Pictures:
         return {"data": self.name, "split": self.split, **counts, **self.drawn, "sha256": digest}
 
 
-def few(pictures: Pictures, count: int, seed: int) -> Pictures:
+def few(pictures: LabelledPictures, count: int, seed: int) -> LabelledPictures:
     """``count`` pictures of each class, drawn with ``seed``, in their old order; fewer are always a part of more.
 
     Raises UsageError for a class that has not so many.
@@ -78,7 +78,7 @@ def few(pictures: Pictures, count: int, seed: int) -> Pictures:
     return replace(pictures.take(sorted(chosen)), drawn={"samples_per_class": count, "seed": seed})
 
 
-def part(pictures: Pictures, share: float) -> Pictures:
+def part(pictures: LabelledPictures, share: float) -> LabelledPictures:
     """The training or the test part of undivided data: of each class a ``share``, at least one, is for tests.
 
     Raises UsageError for a class with a single picture.
@@ -105,7 +105,7 @@ def by_class(labels: Sequence[int], classes: int) -> list[list[int]]:
 class Pixels:
     """Pictures as normalised tensors of one size; decoded once where a gigabyte holds them all."""
 
-    def __init__(self, pictures: Pictures, size: Sequence[int], normalisation: Normalisation) -> None:
+    def __init__(self, pictures: LabelledPictures, size: Sequence[int], normalisation: Normalisation) -> None:
         if len(size) != 3 or size[0] not in (1, 3):
             shape = ",".join(map(str, size))
             hint = "Images have 1 or 3 channels: --input-size 3,224,224."

@@ -174,15 +174,15 @@ def check_tensors(
     if code:
         return Check("tensors", "skipped", f"the operators {', '.join(sorted(code))} would be executed")
     rest = ""
-    ours: Mapping[str, Tensor]
+    initial: Mapping[str, Tensor]
     if target.weights is None and request["target"]["weights"] != "none":
-        ours, rest = tensors, f"; what the target kept from {provenance['kept'].get('description')} was not checked"
+        initial, rest = tensors, f"; what the target kept from {provenance['kept'].get('description')} was not checked"
     else:
-        ours, kept_from = own_weights(target, request["seed"], allow_nonfinite=request["allow_nonfinite"])
+        initial, kept_from = own_weights(target, request["seed"], allow_nonfinite=request["allow_nonfinite"])
         if kept_from.get("sha256") != provenance["kept"].get("sha256"):
             return Check("tensors", "failed", "the target's own weights have another sha256")
     try:
-        again = graft(plan, weights.tensors, ours)
+        again = graft(plan, weights.tensors, initial)
     except NetgraftError as error:
         return Check("tensors", "failed", f"cannot be made again: {error.what}")
     changed = {key for each in plan.passes for key in each.keys}  # by forward passes, not by the steps

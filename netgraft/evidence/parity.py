@@ -72,11 +72,11 @@ def measure(plan: Plan, source: Party, target: Party, *, seed: int, precision: s
     own.update(plan.pairing.inserted)
     pairs = [(pair.source, pair.target) for pair in plan.pairing.pairs if pair.target not in own]
     with one_thread():
-        inputs, theirs, ours = _run_both(source, target, seed, precision, pairs)
-        comparison = _compare(plan, source.graph, target.graph, theirs, ours, inputs)
+        inputs, source_seen, target_seen = _run_both(source, target, seed, precision, pairs)
+        comparison = _compare(plan, source.graph, target.graph, source_seen, target_seen, inputs)
     ratios = {}
     for pair in pairs:
-        before, after = theirs.spread.get(pair[0], math.nan), ours.spread.get(pair[1], math.nan)
+        before, after = source_seen.spread.get(pair[0], math.nan), target_seen.spread.get(pair[1], math.nan)
         if 0 < before < math.inf and after < math.inf:  # not NaN either
             ratios[pair] = after / before
     return Parity(inputs, comparison, ratios, len(set(pairs)) - len(ratios))
@@ -147,15 +147,15 @@ def _run_both(
     source: Party, target: Party, seed: int, precision: str, pairs: list[tuple[str, str]]
 ) -> tuple[tuple[Example, Example], _Seen, _Seen]:
     """Both on inputs of one size, the smaller first, if both take it; else each on inputs of its own."""
-    there, here = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    source_layers, target_layers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     own = draw_inputs(source, target, seed)
     for example in sorted(own, key=_numbers) if _differ_in_size(*own) else ():
         if _numbers(example) > MOST * min(map(_numbers, own)):
             break
         with suppress(Exception, SystemExit):
-            ours = _run(target, example, precision, here)
-            return (example, example), _run(source, example, precision, there), ours
-    return own, _run(source, own[0], precision, there), _run(target, own[1], precision, here)
+            target_seen = _run(target, example, precision, target_layers)
+            return (example, example), _run(source, example, precision, source_layers), target_seen
+    return own, _run(source, own[0], precision, source_layers), _run(target, own[1], precision, target_layers)
 
 
 def _numbers(example: Example) -> int:
@@ -223,38 +223,44 @@ def _watch(party: Party, module: nn.Module, example: Example, precision: str, na
 
 
 def _compare(
-    plan: Plan, source: LayerGraph, target: LayerGraph, theirs: _Seen, ours: _Seen, inputs: tuple[Example, Example]
+    plan: Plan,
+    source: LayerGraph,
+    target: LayerGraph,
+    source_seen: _Seen,
+    target_seen: _Seen,
+    inputs: tuple[Example, Example],
 ) -> Comparison:
     """The outputs of the two; what their heads read, where the target's head is not the source's."""
     heads = source.heads(), target.heads()
     own = {slot.key for layer in heads[1] for slot in layer.tensors.values()}
     relabelled = any(move.key in own and "labels" in {step.operator for step in move.steps} for move in plan.moves)
-    shapes = [[tensor.shape for tensor in seen.outputs] for seen in (theirs, ours)]
+    shapes = [[tensor.shape for tensor in seen.outputs] for seen in (source_seen, target_seen)]
     other_head = relabelled or shapes[0] != shapes[1] or any(kept.key in own for kept in plan.kept)
     what = "features" if other_head else "output"
     fed = [tensors_of(example) for example in inputs]
     if len(fed[0]) != len(fed[1]) or not all(map(torch.equal, *fed)):
         return Comparison(what, None, f"the source takes {inputs[0]}, the target {inputs[1]}")
     if not other_head:
-        return _error(what, theirs.outputs, ours.outputs)
+        return _error(what, source_seen.outputs, target_seen.outputs)
     if len(heads[0]) != len(heads[1]) or not heads[0]:
         return Comparison(what, None, f"the source has {len(heads[0])} heads, the target {len(heads[1])}")
     read = [
         [seen.head_inputs[layer.name] for layer in layers if layer.name in seen.head_inputs]
-        for seen, layers in zip((theirs, ours), heads, strict=True)
+        for seen, layers in zip((source_seen, target_seen), heads, strict=True)
     ]
     if any(len(found) != len(heads[0]) for found in read):
         return Comparison(what, None, "a head is no module of its own, so that what it reads cannot be seen")
     for one, other in zip(*read, strict=True):
         if one.shape != other.shape:
-            there, here = dashed(first_shape(one)), dashed(first_shape(other))
-            return Comparison(what, None, f"the heads differ; the source's reads {there}, the target's {here}")
+            shapes_read = [dashed(first_shape(each)) for each in (one, other)]
+            why = f"the heads differ; the source's reads {shapes_read[0]}, the target's {shapes_read[1]}"
+            return Comparison(what, None, why)
     return _error(what, *read)
 
 
-def _error(what: str, theirs: list[Tensor], ours: list[Tensor]) -> Comparison:
+def _error(what: str, source: list[Tensor], target: list[Tensor]) -> Comparison:
     """||y_s - y_t|| / ||y_s|| over all tensors together."""
-    a, b = (torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor in found)]) for found in (theirs, ours))
+    a, b = (torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor in found)]) for found in (source, target))
     norm, difference = a.norm().item(), (a - b).norm().item()
     if not math.isfinite(norm) or not math.isfinite(difference):
         return Comparison(what, None, f"the {what} holds NaN or infinity")

@@ -49,7 +49,7 @@ _BITS = {name: 8 * dtype.itemsize for dtype, name in DTYPES.items()}
 _BITS |= {"F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # in the format, readable here
 
 
-class Entry(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where a file holds a tensor."""
 
     dtype: str  # safetensors' name, such as "F32"
@@ -157,7 +157,7 @@ def _same_file(path: Path, other: str | Path) -> bool:
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """The metadata and the tensors' places of any safetensors file, without reading a tensor.
 
     Raises UsageError for a file that cannot be opened and CorruptFile for one that is not whole and sound: sizes are
@@ -232,7 +232,7 @@ def _corrupt(path: str | Path, why: str) -> CorruptFile:
     )
 
 
-def _entry(path: str | Path, key: str, fields: Any, start: int) -> Entry:
+def _entry(path: str | Path, key: str, fields: Any, start: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         numbers = [*shape, begin, end]
@@ -242,4 +242,4 @@ def _entry(path: str | Path, key: str, fields: Any, start: int) -> Entry:
         sound = False
     if not sound:
         raise _corrupt(path, f"its header has a malformed entry for {key!r}")
-    return Entry(dtype, tuple(shape), start + begin, end - begin)
+    return StoredTensor(dtype, tuple(shape), start + begin, end - begin)

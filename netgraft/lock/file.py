@@ -32,7 +32,7 @@ ENTRY_KEYS = frozenset({"args", "input_size", "gates", "weight", "layers", "edge
 
 
 @dataclass(frozen=True)
-class Settings:
+class LockSettings:
     """How a model is inspected."""
 
     args: tuple[str, ...] = ()  # "name=value" as typed, sorted
@@ -42,10 +42,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LockEntry:
     """What a lock records of one model."""
 
-    settings: Settings
+    settings: LockSettings
     layers: Mapping[str, Mapping[str, Any]]  # name -> its facts
     edges: frozenset[tuple[str, str]]
     chain: tuple[str, ...]
@@ -63,11 +63,11 @@ class Change:
     now: Any = None
 
 
-def entry(graph: LayerGraph, chain: Chain, settings: Settings) -> Entry:
+def entry(graph: LayerGraph, chain: Chain, settings: LockSettings) -> LockEntry:
     """What a lock records of ``graph`` and its ``chain``."""
     layers = {name: facts(layer) for name, layer in sorted(graph.layers.items(), key=lambda item: natural(item[0]))}
     unused = tuple(sorted((slot.key for slot in graph.loose.values() if not slot.buffer), key=natural))
-    return Entry(settings, layers, frozenset(_edges(graph)), chain.layers, unused)
+    return LockEntry(settings, layers, frozenset(_edges(graph)), chain.layers, unused)
 
 
 def facts(layer: Layer) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _edges(graph: LayerGraph) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------------- comparing
 
 
-def compare(was: Entry, now: Entry) -> tuple[Change, ...]:
+def compare(was: LockEntry, now: LockEntry) -> tuple[Change, ...]:
     """Every difference; empty for equal architectures, inspected in the same way."""
     changes = [*_settings_changes(was.settings, now.settings)]
     renamed = _renamed(was, now)
@@ -125,7 +125,7 @@ def compare(was: Entry, now: Entry) -> tuple[Change, ...]:
     return tuple(changes)
 
 
-def _settings_changes(was: Settings, now: Settings) -> Iterator[Change]:
+def _settings_changes(was: LockSettings, now: LockSettings) -> Iterator[Change]:
     for name in ("args", "input_size", "gates", "weight"):
         before, after = getattr(was, name), getattr(now, name)
         if before != after:
@@ -133,7 +133,7 @@ def _settings_changes(was: Settings, now: Settings) -> Iterator[Change]:
             yield Change("inspected differently", fact=name, was=plain[0], now=plain[1])
 
 
-def _renamed(was: Entry, now: Entry) -> dict[str, str]:
+def _renamed(was: LockEntry, now: LockEntry) -> dict[str, str]:
     """New names by old ones, if other names are all that happened to the layers and edges."""
     gone = [name for name in was.layers if name not in now.layers]
     new = [name for name in now.layers if name not in was.layers]
@@ -143,8 +143,8 @@ def _renamed(was: Entry, now: Entry) -> dict[str, str]:
     return names if _rename(was, names).edges == now.edges else {}
 
 
-def _rename(entry: Entry, names: Mapping[str, str]) -> Entry:
-    return Entry(
+def _rename(entry: LockEntry, names: Mapping[str, str]) -> LockEntry:
+    return LockEntry(
         entry.settings,
         {names.get(name, name): found for name, found in entry.layers.items()},
         frozenset((names.get(a, a), names.get(b, b)) for a, b in entry.edges),
@@ -166,14 +166,14 @@ def _sorted(edges: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def to_text(entries: Mapping[str, Entry]) -> str:
+def to_text(entries: Mapping[str, LockEntry]) -> str:
     """The lock file's text: the same for the same entries, whatever their order."""
     models = [f"    {_json(name)}: {_entry_text(entries[name])}" for name in sorted(entries)]
     body = "{\n" + ",\n".join(models) + "\n  }" if models else "{}"
     return f'{{\n  "format": {_json(FORMAT)},\n  "version": {VERSION},\n  "models": {body}\n}}\n'
 
 
-def _entry_text(entry: Entry) -> str:
+def _entry_text(entry: LockEntry) -> str:
     settings = entry.settings
     parts = {
         "args": _json(list(settings.args)),
@@ -197,7 +197,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def write_lock(path: Path, entries: Mapping[str, Entry]) -> None:
+def write_lock(path: Path, entries: Mapping[str, LockEntry]) -> None:
     """Write the lock, complete or not at all; a symbolic link stays one. Raises OutputError."""
     with written(path, "lock", follow=True) as file:
         file.write(to_text(entries).encode())
@@ -206,7 +206,7 @@ def write_lock(path: Path, entries: Mapping[str, Entry]) -> None:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_lock(path: Path) -> dict[str, Entry]:
+def read_lock(path: Path) -> dict[str, LockEntry]:
     """The entries by model reference. Raises UsageError without a file, CorruptFile for one that is no lock."""
     try:
         content = json.loads(path.read_bytes().decode())
@@ -237,7 +237,7 @@ class _Reader:
 
     path: Path
 
-    def entry(self, model: str, value: Any) -> Entry:
+    def entry(self, model: str, value: Any) -> LockEntry:
         found = self.mapping(value, model, ENTRY_KEYS)
         size = found["input_size"]
         if size is not None:
@@ -262,7 +262,7 @@ class _Reader:
             self.fail(f"{model}: edges", "are not pairs")
         pairs = frozenset((edge[0], edge[1]) for edge in edges)
         unused = self.names(found["unused"], f"{model}: unused")
-        return Entry(Settings(args, size, found["gates"], found["weight"]), layers, pairs, chain, unused)
+        return LockEntry(LockSettings(args, size, found["gates"], found["weight"]), layers, pairs, chain, unused)
 
     def mapping(self, value: Any, where: str, keys: Set[str] = frozenset()) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -12,7 +12,7 @@ from pathlib import Path
 from netgraft.architecture.chain import Chain, Weight, all_longest_chains, longest_chain
 from netgraft.architecture.graph import LayerGraph, Shape
 from netgraft.errors import CheckFailed, NetgraftError, OutputError, TraceError, UsageError
-from netgraft.lock.file import Change, Entry, Settings, compare, entry, read_lock, write_lock
+from netgraft.lock.file import Change, LockEntry, LockSettings, compare, entry, read_lock, write_lock
 from netgraft.models.references import Reference, parse_arg, parse_reference
 
 MOST_TIED = 100
@@ -45,7 +45,7 @@ class Inspected:
     file: str | None  # the user's file behind it
     graph: LayerGraph
     chain: Chain
-    entry: Entry
+    entry: LockEntry
     tied: tuple[Chain, ...] = ()  # equally long chains, ``chain`` first, if they were asked for
     changes: tuple[Change, ...] | None = None  # since the lock was written; None: nothing to compare with
     missing: bool = False  # the lock does not record this model
@@ -64,7 +64,7 @@ class Broken:
 Result = Inspected | Broken
 
 
-def recorded(request: Request) -> dict[str, Entry]:
+def recorded(request: Request) -> dict[str, LockEntry]:
     """The entries of the lock to compare with, after every refusal that needs no model; empty without one."""
     if request.lock and (request.check or request.update):
         raise UsageError(
@@ -138,7 +138,7 @@ def _check_new(path: Path, *, force: bool) -> None:
 
 def inspect(
     request: Request,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, LockEntry],
     *,
     keep_going: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -157,10 +157,10 @@ def inspect(
             yield Broken(model, _user_file(model), error)
 
 
-def _inspect_one(model: str, request: Request, entries: Mapping[str, Entry]) -> Inspected:
+def _inspect_one(model: str, request: Request, entries: Mapping[str, LockEntry]) -> Inspected:
     name = lock_name(model)
     before = entries.get(name)
-    settings = _settings(request, before.settings if before else Settings())
+    settings = _settings(request, before.settings if before else LockSettings())
     args = dict(parse_arg(text) for text in settings.args)
 
     graph = _trace(model, args, settings.input_size, lock=None if request.models else request.check)
@@ -209,9 +209,9 @@ def _check_defined(file: Reference, args: dict[str, object], lock: Path) -> None
         )
 
 
-def _settings(request: Request, locked: Settings) -> Settings:
+def _settings(request: Request, locked: LockSettings) -> LockSettings:
     given = {parse_arg(text)[0]: "=".join(part.strip() for part in text.split("=", 1)) for text in request.args or ()}
-    return Settings(
+    return LockSettings(
         args=locked.args if request.args is None else tuple(given[name] for name in sorted(given)),
         input_size=request.input_size or locked.input_size,
         gates=locked.gates and not request.no_gates,
@@ -247,7 +247,7 @@ def _user_file(model: str) -> str | None:
     return relative(parsed.name) if parsed.kind == "file" else None
 
 
-def conclude(request: Request, results: Sequence[Result], entries: Mapping[str, Entry]) -> Iterator[str]:
+def conclude(request: Request, results: Sequence[Result], entries: Mapping[str, LockEntry]) -> Iterator[str]:
     """What follows from the results: remarks; a written lock; an error, or CheckFailed where a check did not pass.
 
     Nothing is written if an architecture could not be inspected or has too short a chain.

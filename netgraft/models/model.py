@@ -23,7 +23,7 @@ Convert = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
 @dataclass(frozen=True)
-class Weights:
+class UnreadWeights:
     """Where a model's weights come from; nothing has been read or downloaded yet."""
 
     description: str  # "checkpoint.pth", "resnet18.a1_in1k, pretrained", "random initialisation with seed 0"
@@ -42,7 +42,7 @@ class Model:
     input_size: tuple[int, ...] | None = None  # without the batch axis
     example_inputs: Callable[[], tuple[object, ...]] | None = None  # the user's hook, wrapped
     file: Path | None = None  # the user's file, for messages
-    weights: Weights | None = None
+    weights: UnreadWeights | None = None
     no_weights: str = ""  # why ``weights`` is None, for the message
     convert: Convert | None = None  # timm's translation of foreign keys
 
@@ -98,9 +98,9 @@ def load_model(
     model = _LOADERS[parsed.kind](parsed, role, dict(args or {}), option, pretrained)
     weights = model.weights
     if given:
-        weights = Weights(given.name, lambda: read_weights_file(given), given)
+        weights = UnreadWeights(given.name, lambda: read_weights_file(given), given)
     elif random_weights:
-        weights = Weights(f"random initialisation with seed {seed}", lambda: _read_random(model.build, seed))
+        weights = UnreadWeights(f"random initialisation with seed {seed}", lambda: _read_random(model.build, seed))
     elif not pretrained:
         weights = None
     size = model.input_size if input_size is None else input_size
@@ -118,7 +118,7 @@ def load_model(
     )
 
 
-def require_weights(model: Model) -> Weights:
+def require_weights(model: Model) -> UnreadWeights:
     """The model's weights, still unread; UsageError saying how to give it some."""
     if model.weights is not None:
         return model.weights
@@ -212,7 +212,9 @@ def _load_embedded(parsed: Reference, role: Role, args: dict[str, object], optio
         role,
         with_meta_fallback(lambda: call_constructor(construct, args, label=parsed.text, file=None)),
         size,
-        weights=Weights(f"{parsed.text}, embedded", lambda: read_weights_file(path), path) if pretrained else None,
+        weights=UnreadWeights(f"{parsed.text}, embedded", lambda: read_weights_file(path), path)
+        if pretrained
+        else None,
     )
 
 
@@ -222,7 +224,7 @@ def _load_torchvision(parsed: Reference, role: Role, args: dict[str, object], op
     found = find_torchvision_model(parsed, args, option=option, pretrained=pretrained)
     weights = None
     if found.weights is not None:
-        weights = Weights(f"torchvision:{found.name}.{found.weights.name}, pretrained", found.read_pretrained)
+        weights = UnreadWeights(f"torchvision:{found.name}.{found.weights.name}, pretrained", found.read_pretrained)
     return Model(
         parsed.text,
         parsed,
@@ -242,10 +244,10 @@ def _load_timm(parsed: Reference, role: Role, args: dict[str, object], option: s
     if found.folder is not None:
         no_weights = f"There is no weights file in {found.folder}."
         if pretrained and (file := find_folder_weights(found.folder)):
-            weights = Weights(str(file), lambda: read_weights_file(file), file)
+            weights = UnreadWeights(str(file), lambda: read_weights_file(file), file)
     elif found.has_weights:
         tag = f".{found.cfg.tag}" if found.cfg.tag and "." not in parsed.name else ""
-        weights = Weights(f"{parsed.text}{tag}, pretrained", found.read_pretrained)
+        weights = UnreadWeights(f"{parsed.text}{tag}, pretrained", found.read_pretrained)
     elif pretrained and (tags := list_tags(found.name)):
         no_weights += f" It has some for {', '.join(tags[:5])}."
     return Model(

@@ -30,7 +30,7 @@ class RankOne:
         left, sizes, right = torch.linalg.svd(by_input, full_matrices=False)
         sign = torch.where(right[:, 0].sum(1) < 0, -1.0, 1.0).to(by_input)
         if self.part == "spatial":
-            filters = right[:, 0] * sign[:, None]
+            filters: Tensor = right[:, 0] * sign[:, None]
             return filters.reshape(weight.shape[1], 1, *weight.shape[2:]).to(weight.dtype)
-        mixing = left[:, :, 0] * (sizes[:, 0] * sign)[:, None]  # [in, out]
+        mixing: Tensor = left[:, :, 0] * (sizes[:, 0] * sign)[:, None]  # [in, out]
         return mixing.T.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)).to(weight.dtype)

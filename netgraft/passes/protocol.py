@@ -30,7 +30,7 @@ from netgraft.data.unlabelled import load_folder
 from netgraft.errors import UsageError
 from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.refitting.values import Presets
+from netgraft.passes.refitting.values import PreparedLayers
 from netgraft.plan import Pairing, Plan
 
 
@@ -90,7 +90,7 @@ class Stage:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
-    prepared: Presets = field(default_factory=Presets)  # what passes have set, for a refit
+    prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
 
     def images(self, count: int, seed: int) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU."""

@@ -9,10 +9,10 @@ from netgraft.report.text import safe, shape_text, some, table
 
 if TYPE_CHECKING:
     from netgraft.score.interval import Interval
-    from netgraft.score.probe import Scores
+    from netgraft.score.verdict import Verdicts
 
 
-def score_lines(scores: Scores) -> Iterator[str]:
+def score_lines(scores: Verdicts) -> Iterator[str]:
     """What was scored on what, one row for each initialisation, the best first, and the refusals."""
     train, test = scores.train, scores.test
     drawn = f" ({train['samples_per_class']} per class, seed {train['seed']})" if "seed" in train else ""
@@ -51,7 +51,7 @@ def score_lines(scores: Scores) -> Iterator[str]:
     yield from (safe(f"{name}: refused: {why}") for name, why in scores.refused.items())
 
 
-def score_document(scores: Scores) -> dict[str, Any]:
+def score_document(scores: Verdicts) -> dict[str, Any]:
     """The same as JSON; accuracies and differences are shares, 0 to 1."""
     accuracies = [probe.accuracy for probe in scores.scratch]
     normalisation = scores.normalisation

@@ -10,18 +10,20 @@ from netgraft import plugins
 from netgraft.errors import NetgraftError, UsageError
 from netgraft.models.side import Side
 from netgraft.planning import TransferRequest
-from netgraft.score.probe import Bench, Progress, Scores, Settings
+from netgraft.score.probe import Bench, Progress
+from netgraft.score.settings import ScoreSettings
+from netgraft.score.verdict import Verdicts
 from netgraft.transfer import transfer
 
 
 def compare(
     source: Side,
     target: Side,
-    settings: Settings,
+    settings: ScoreSettings,
     *,
     recipes: Sequence[str] | None = None,  # None: all of them but auto, which is one of them
     progress: Progress = lambda _: None,
-) -> Scores:
+) -> Verdicts:
     """The scores of the target as each recipe initialises it with its defaults; recipes that refuse are listed apart.
 
     The initialisations are written to a temporary folder. Raises what the recipes raise if they all refuse.

@@ -18,7 +18,7 @@ from netgraft.models.running import find_submodule, forward, hearing_inputs
 from netgraft.trace.structure import tensors_in
 
 
-class Frozen:
+class FrozenNetwork:
     """A network that does not train, and the heads whose input is taken as its features."""
 
     def __init__(

@@ -43,8 +43,8 @@ def paired_difference(
     Paired bootstrap: test images are drawn anew, the same ones for both sides; so are the S seeds, whose deviations are
     widened by sqrt(S / (S - 1)), as S draws around their own mean vary too little.
     """
-    mine, theirs = right.double(), others.double()
-    seeds, total = theirs.shape
+    scored, scratch = right.double(), others.double()
+    seeds, total = scratch.shape
     generator = torch.Generator().manual_seed(seed)
     found = []
     for start in range(0, draws, chunk := max(1, _CHUNK // total)):
@@ -52,13 +52,13 @@ def paired_difference(
         picks = torch.randint(total, (count, total), generator=generator)
         weights = torch.zeros(count, total, dtype=torch.float64)
         weights.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
-        by_seed = weights @ theirs.T / total  # [count, S]
+        by_seed = weights @ scratch.T / total  # [count, S]
         middle = by_seed.mean(1, keepdim=True)
         if seeds > 1:
             chosen = torch.randint(seeds, (count, seeds), generator=generator)
             deviations = (by_seed - middle) * sqrt(seeds / (seeds - 1))
             middle = middle + deviations.gather(1, chosen).mean(1, keepdim=True)
-        found.append(weights @ mine / total - middle[:, 0])
+        found.append(weights @ scored / total - middle[:, 0])
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.cat(found).quantile(edges).tolist()
-    return float(mine.mean() - theirs.mean()), Interval(low, high)
+    return float(scored.mean() - scratch.mean()), Interval(low, high)

@@ -11,98 +11,29 @@ over scratch of a few points promises nothing. What is said holds for the traini
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.data.opening import open_data
-from netgraft.data.pictures import Pictures, Pixels, few
-from netgraft.errors import CheckFailed, UsageError
+from netgraft.data.pictures import LabelledPictures, Pixels, few
+from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.model import load_model, read_weights
-from netgraft.models.normalisation import Normalisation
 from netgraft.models.running import find_device
 from netgraft.models.side import Side, own_weights
-from netgraft.score.features import Frozen
-from netgraft.score.interval import Interval, paired_difference, wilson
+from netgraft.score.features import FrozenNetwork
+from netgraft.score.interval import paired_difference
 from netgraft.score.ridge import fit_ridge
+from netgraft.score.settings import ScoreSettings
+from netgraft.score.verdict import Probe, Scored, Verdicts
 from netgraft.trace import trace
 
-Bn = Literal["recalibrate", "as-is"]
-Verdict = Literal["better", "no difference", "worse"]
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is scored on, and how."""
-
-    data: str
-    samples_per_class: int | None = None
-    seed: int = 0  # of the draw of few training images
-    seeds: int = 3  # how many random initialisations scratch is
-    bn: Bn = "recalibrate"  # running statistics of BatchNorm anew from the training images, of all networks alike
-    device: str = "auto"  # "auto": cuda where there is one, else cpu
-    batch: int = 128
-    normalisation: Normalisation | None = None  # None: as ``choose_normalisation`` finds
-    root: Path | None = None  # where data sets with a name lie
-    download: bool = False
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What the ridge classifier on a frozen network's features says of the test images."""
-
-    right: Tensor  # [T] bool
-    penalty: float
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.double().mean())
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(int(self.right.sum()), len(self.right))
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One initialisation against scratch."""
-
-    name: str  # a file or a recipe
-    probe: Probe
-    difference: float
-    interval: Interval  # of the difference
-    sha256: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """Better or worse where the whole interval of the difference is."""
-        return "better" if self.interval.low > 0 else "worse" if self.interval.high < 0 else "no difference"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All initialisations of a target, and what they were scored on."""
-
-    target: str
-    heads: tuple[str, ...]
-    features: int
-    norms: int  # BatchNorm layers whose statistics were re-estimated
-    size: tuple[int, ...]
-    normalisation: Normalisation
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
-    settings: Settings
-    scratch: tuple[Probe, ...]  # by seed
-    scored: tuple[Scored, ...]
-    refused: Mapping[str, str] = field(default_factory=dict)  # recipe -> why
-    source: str = ""  # of the recipes
 
 
 class Bench:
@@ -111,7 +42,7 @@ class Bench:
     def __init__(
         self,
         target: Side,
-        settings: Settings,
+        settings: ScoreSettings,
         progress: Progress,
         files: Sequence[Path] = (),
         source: Side | None = None,
@@ -141,7 +72,7 @@ class Bench:
 
     def probe(self, tensors: Mapping[str, Tensor]) -> Probe:
         """The ridge classifier on the features of the target with these weights. No label of a test image is used."""
-        net = Frozen(self.model, self.graph, tensors, self.device, self.settings.batch)
+        net = FrozenNetwork(self.model, self.graph, tensors, self.device, self.settings.batch)
         self.norms = net.recalibrate(self.train) if self.settings.bn == "recalibrate" else 0
         features = net.features(self.train)
         self.features = features.shape[1]
@@ -163,15 +94,15 @@ class Bench:
         )
         return read_weights(model).tensors
 
-    def result(self, scratch: tuple[Probe, ...], probes: Mapping[str, Probe], **more: Any) -> Scores:
-        """The verdicts. ``more`` are further fields of Scores; ``sha256`` by name."""
+    def result(self, scratch: tuple[Probe, ...], probes: Mapping[str, Probe], **more: Any) -> Verdicts:
+        """The verdicts. ``more`` are further fields of Verdicts; ``sha256`` by name."""
         digests = more.pop("sha256", {})
         others = torch.stack([probe.right for probe in scratch])
         scored = [
             Scored(name, probe, *paired_difference(probe.right, others), digests.get(name, ""))
             for name, probe in probes.items()
         ]
-        return Scores(
+        return Verdicts(
             target=self.model.name,
             heads=tuple(layer.name for layer in self.graph.heads()),
             features=self.features,
@@ -186,7 +117,7 @@ class Bench:
             **more,
         )
 
-    def _open(self) -> tuple[Pictures, Pictures]:
+    def _open(self) -> tuple[LabelledPictures, LabelledPictures]:
         settings = self.settings
         train, test = (
             open_data(settings.data, split=split, root=settings.root, download=settings.download)
@@ -200,10 +131,10 @@ class Bench:
 def score(
     files: Sequence[Path],
     target: Side,
-    settings: Settings,
+    settings: ScoreSettings,
     *,
     progress: Progress = lambda _: None,
-) -> Scores:
+) -> Verdicts:
     """The verdict on checkpoints of the target. Same arguments, same verdict on a CPU.
 
     Raises a NetgraftError for a file that does not fit the target, data that are not there, a head that is not found.
@@ -216,11 +147,3 @@ def score(
         progress(f"scoring {name}")
         probes[name] = bench.probe(tensors)
     return bench.result(bench.scratch(), probes, sha256=digests)
-
-
-def check_scratch(scores: Scores) -> None:
-    """Raise CheckFailed if an initialisation is significantly worse than scratch; no difference is no failure."""
-    worse = [scored.name for scored in scores.scored if scored.verdict == "worse"]
-    if worse:
-        hint = "Another recipe or source may do better: netgraft compare SOURCE TARGET --data ..."
-        raise CheckFailed(f"Worse than scratch: {', '.join(worse)}.", hint=hint)

@@ -95,4 +95,4 @@ class Flow:
 
 def storage_of(tensor: Tensor) -> int:
     """Identity of the memory behind a tensor, shared by its views (on the meta device too)."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

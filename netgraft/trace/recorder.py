@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
     """Records the operations of ``module``'s forward pass into ``graph``."""
 
     def __init__(self, module: nn.Module, deadline: float | None = None, *, keep_constants: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.module = module
         self.deadline = deadline  # in terms of time.monotonic; TimeoutError afterwards
         self.keep_constants = keep_constants  # tensors that no input made: their values are needed to run it again

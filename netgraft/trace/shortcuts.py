@@ -40,7 +40,7 @@ class Shortcuts(TorchDispatchMode):
     """Takes shortcuts in everything that runs inside, such as the initialisation of weights that do not exist."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fills = Fills()
 
     @classmethod

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.command_line import contents, link_examples, run
-from test_lazy_imports import HEAVY, imported
+from support.imports import HEAVY, imported
 
 from netgraft import plugins
 from netgraft.finetune.engine import loop as engine

@@ -7,11 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
-from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.runs import Killed, Killer, other_folder, same, state_of, steps, train, training, with_source, write_nets
 from support.two_domains import flops, fresh, sides
-from support.two_processes import launch
-from test_every_method import Killed, Killer
-from test_processes import SAME, distance, weights
+from support.two_processes import SAME, distance, launch, weights
 from torch.autograd import grad, gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,9 +5,19 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.runs import other_folder, same, settings, state_of, train, training, with_source, write_nets
+from support.runs import (
+    Killed,
+    Killer,
+    other_folder,
+    same,
+    settings,
+    state_of,
+    train,
+    training,
+    with_source,
+    write_nets,
+)
 from support.tested_methods import EXAMPLE
-from test_every_method import Killed, Killer
 from torch import nn
 
 from netgraft.errors import UsageError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.runs import steps, train, training, with_source, write_nets
 from support.two_domains import fresh, sides
-from test_processes import distance
+from support.two_processes import distance
 
 from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.toolbox import domains

@@ -1,11 +1,10 @@
 """The laws that every method keeps, those of users' too: ``tested_methods`` is the list, and says how to add yours."""
 
 import pytest
-from support.runs import other_folder, same, state_of, steps, train, training, with_source, write_nets
+from support.runs import Killed, Killer, other_folder, same, state_of, steps, train, training, with_source, write_nets
 from support.tested_methods import METHODS, each_method
 
 from netgraft import plugins
-from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.needs import FOLDER, needs_of, rule_of
 from netgraft.finetune.protocol import TARGET
 
@@ -49,21 +48,6 @@ def test_same_seed_same_bytes(name, folder):
         train(other_folder(with_source(folder, method=name), out))
         files.append([(folder / out / f"{which}.safetensors").read_bytes() for which in ("best", "last")])
     assert files[0] == files[1]
-
-
-class Killed(BaseException):
-    """What SIGKILL leaves: nothing runs after it."""
-
-
-class Killer(Quiet):
-    """Ends a training after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def batch(self, epoch, step, images, meters):  # noqa: ARG002
-        if step == self.step:
-            raise Killed
 
 
 @each_method()

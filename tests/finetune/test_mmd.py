@@ -11,8 +11,8 @@ import torch
 from scipy.spatial.distance import cdist
 from support.runs import settings, train, training, with_source, write_nets
 from support.two_domains import flops, fresh, sides
+from support.two_processes import SAME, distance, weights
 from support.two_processes import launch as launch_runs
-from test_processes import SAME, distance, weights
 
 from netgraft.errors import UsageError
 from netgraft.finetune.toolbox import mmd

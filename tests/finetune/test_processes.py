@@ -6,18 +6,7 @@ import pytest
 import safetensors.torch
 from support.runs import train, with_source, write_nets
 from support.tested_methods import each_method
-from support.two_processes import Two, start
-
-
-def weights(folder, out):
-    return safetensors.torch.load_file(folder / out / "last.safetensors")
-
-
-def distance(one, other):
-    """The largest relative difference of a tensor, by its norm."""
-    floats = [key for key in one if one[key].is_floating_point()]
-    return max(float((one[key] - other[key]).norm() / one[key].norm().clamp(min=1e-12)) for key in floats)
-
+from support.two_processes import SAME, Two, distance, start, weights
 
 OWN = """
 from dataclasses import dataclass, field
@@ -43,8 +32,6 @@ class Away:
             decay = l2_penalty(list(run.target_module.parameters()), 0.01)
             yield Update(("target",), {"task": run.task(here, batch), "flat": flat}, {"decay": decay})
 """
-
-SAME = {"target_arg": {"drop": 0.0}, "epochs": 4, "samples_per_class": 10}  # dropout is each process's own
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from netgraft.architecture.chain import longest_chain
 from netgraft.architecture.graph import LayerGraph, Slot
 from netgraft.errors import CorruptFile, OutputError, UsageError
 from netgraft.lock import file as lock
-from netgraft.lock.file import Change, Entry, Settings, compare, entry, read_lock, to_text, write_lock
+from netgraft.lock.file import Change, LockEntry, LockSettings, compare, entry, read_lock, to_text, write_lock
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 
 def record(graph, **options):
-    return entry(graph, longest_chain(graph), Settings(**options))
+    return entry(graph, longest_chain(graph), LockSettings(**options))
 
 
 def changes(was, now):
@@ -43,7 +43,7 @@ def block(shape=(8, 8, 3, 3), names=("stem", "body", "head"), skip=True, norm=Fa
 
 def test_an_entry_holds_layers_wiring_and_chain():
     found = record(block(stride=(2, 2), padding=(1, 1), dilation=(1, 1)), args=("a=1",), input_size=(3, 8, 8))
-    assert found.settings == Settings(("a=1",), (3, 8, 8), True, "layers")
+    assert found.settings == LockSettings(("a=1",), (3, 8, 8), True, "layers")
     assert list(found.layers) == ["body", "head", "stem"]
     assert found.layers["body"] == {
         "kind": "conv2d",
@@ -119,8 +119,8 @@ def test_the_text_does_not_depend_on_the_hash_seed():
     code = (
         "from support.drawn import residual; from netgraft.architecture.chain import longest_chain;"
         "from netgraft.lock.file import *;"
-        "g = residual(blocks=3); print(to_text({'b': entry(g, longest_chain(g), Settings()), 'a': entry(g, "
-        "longest_chain(g), Settings())}), end='')"
+        "g = residual(blocks=3); print(to_text({'b': entry(g, longest_chain(g), LockSettings()), 'a': entry(g, "
+        "longest_chain(g), LockSettings())}), end='')"
     )
     folder = os.path.dirname(os.path.dirname(__file__))
     texts = [
@@ -350,5 +350,5 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 def test_entries_are_plain_data():
     found = record(block())
-    assert isinstance(found, Entry)
+    assert isinstance(found, LockEntry)
     assert json.loads(json.dumps(found.layers)) == found.layers

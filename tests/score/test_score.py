@@ -20,13 +20,15 @@ from netgraft.models.normalisation import Normalisation
 from netgraft.models.side import Side, own_weights
 from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
-from netgraft.score.features import Frozen, pooled
-from netgraft.score.probe import Settings, check_scratch, score
+from netgraft.score.features import FrozenNetwork, pooled
+from netgraft.score.probe import score
+from netgraft.score.settings import ScoreSettings
+from netgraft.score.verdict import check_scratch
 from netgraft.trace import trace
 from netgraft.transfer import transfer
 
 GLYPHS = "netgraft:resnet20-glyphs"
-FEW = Settings("netgraft:digits", samples_per_class=10)
+FEW = ScoreSettings("netgraft:digits", samples_per_class=10)
 SMALL = (1, 8, 8)  # a quarter of the work
 NET = """
 import torch
@@ -105,7 +107,7 @@ def test_equals_a_probe_written_out(folder):
     """Features by hand, normalisation by scikit-learn's definition, the classifier of scikit-learn."""
     weights = scratch(7)
     file = save(folder / "w.safetensors", weights)
-    settings = Settings("netgraft:digits", 10, seed=5, bn="as-is", normalisation=Normalisation((0.3,), (0.4,)))
+    settings = ScoreSettings("netgraft:digits", 10, seed=5, bn="as-is", normalisation=Normalisation((0.3,), (0.4,)))
     (scored,) = score([file], Side("./net.py", "target"), settings).scored
     names = {}
     exec(NET, names)
@@ -128,7 +130,7 @@ def test_equals_a_probe_written_out(folder):
 
 def test_same_weights_same_score(folder):
     one, other, else_ = (save(folder / f"{i}.safetensors", scratch(i // 2)) for i in range(3))
-    settings = Settings("netgraft:digits", 5, batch=16)
+    settings = ScoreSettings("netgraft:digits", 5, batch=16)
     first = score([one, other, else_], Side("./net.py", "target"), settings)
     a, b, c = first.scored
     assert torch.equal(a.probe.right, b.probe.right)
@@ -164,7 +166,7 @@ def test_recalibration_is_the_mean_over_batches():
     model = Side("./net.py", "target").load()
     weights = scratch(1)
     pixels = Pixels(few(open_data("netgraft:digits"), 3, 0), (1, 8, 8), Normalisation())
-    net = Frozen(model, trace(model), weights, "cpu", 8)
+    net = FrozenNetwork(model, trace(model), weights, "cpu", 8)
     assert net.recalibrate(pixels) == 1
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0)).tensor_split(4)
     maps = [net.module.conv(pixels.batch(part.tolist())) for part in order]
@@ -212,7 +214,7 @@ def test_heads_of_timm(name, heads, features):
 def check_head(model, heads, features):
     graph = trace(model)
     pixels = Pixels(few(open_data("netgraft:digits"), 1, 0), model.input_size, Normalisation())
-    net = Frozen(model, graph, own_weights(model, 0, allow_nonfinite=False)[0], "cpu", 4)
+    net = FrozenNetwork(model, graph, own_weights(model, 0, allow_nonfinite=False)[0], "cpu", 4)
     found = net.features(pixels)
     assert ([layer.name for layer, _ in net.heads], found.shape) == (heads, (10, features))
     assert found.std(0).max() > 0
@@ -239,9 +241,9 @@ def test_refusals(folder, init):
         score([init], side, FEW)
     file = save("w.safetensors", scratch())
     with pytest.raises(UnknownName):
-        score([file], side, Settings("netgraft:digit"))
+        score([file], side, ScoreSettings("netgraft:digit"))
     with pytest.raises(UsageError, match="device 'cupd' cannot be used"):
-        score([file], side, Settings("netgraft:digits", device="cupd"))
+        score([file], side, ScoreSettings("netgraft:digits", device="cupd"))
     with pytest.raises(UsageError, match="The target has weights") as error:
         score([file], Side("./net.py=w.safetensors", "target"), FEW)
     assert error.value.hint == "Type w.safetensors ./net.py"

@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+import safetensors.torch
+
 WORKER = """
 import json, os, sys, traceback
 sys.path[:0] = {paths!r}
@@ -21,6 +23,9 @@ for line in sys.stdin:
         os._exit(1)  # so that the other one does not wait for this
     print(json.dumps(""), flush=True)
 """
+
+SAME = {"target_arg": {"drop": 0.0}, "epochs": 4, "samples_per_class": 10}
+"""Settings with which two processes compute what one does: dropout is each process's own."""
 
 LONGEST = 600
 """Seconds that a training may take."""
@@ -62,6 +67,16 @@ class Two:
         paths = [str(Path(__file__).parent.parent)]
         (self.folder / "worker.py").write_text(WORKER.format(paths=paths, folder=str(self.folder)))
         return start(self.folder, ["worker.py"], 2, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def weights(folder, out):
+    return safetensors.torch.load_file(folder / out / "last.safetensors")
+
+
+def distance(one, other):
+    """The largest relative difference of a tensor, by its norm."""
+    floats = [key for key in one if one[key].is_floating_point()]
+    return max(float((one[key] - other[key]).norm() / one[key].norm().clamp(min=1e-12)) for key in floats)
 
 
 def launch(folder, runs):

@@ -57,5 +57,5 @@ def _filtered(
     device = generator.device
     squared = torch.fft.fftfreq(rows, device=device)[:, None] ** 2 + torch.fft.rfftfreq(columns, device=device) ** 2
     spectrum = torch.fft.rfft2(normal((count, channels, rows, columns), generator))
-    field = torch.fft.irfft2(spectrum * amplitude(squared), s=(rows, columns))
+    field: Tensor = torch.fft.irfft2(spectrum * amplitude(squared), s=(rows, columns))
     return field[..., : shape[0], : shape[1]]

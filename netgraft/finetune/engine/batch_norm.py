@@ -33,7 +33,7 @@ def _forward(norm: _BatchNorm, plain: object, processes: Processes, x: Tensor) -
     mean, square = processes.average(torch.stack([centred.mean(axes), centred.square().mean(axes)]))
     variance = square - mean.square()
     _track(norm, mean.detach() + shift, variance.detach(), x.numel() // x.shape[1] * processes.world)
-    scaled = (centred - mean.view(shape)) * torch.rsqrt(variance + norm.eps).view(shape)
+    scaled: Tensor = (centred - mean.view(shape)) * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
     scaled = scaled.to(x.dtype)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from netgraft.data.pictures import Pictures, Pixels
+from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.finetune.protocol import Batch
 from netgraft.models.normalisation import Normalisation
 
@@ -58,7 +58,7 @@ class Views:
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: LabelledPictures,
         size: Sequence[int],
         normalisation: Normalisation,
         augmentation: Augmentation | None = None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft import plugins
-from netgraft.data.pictures import Pictures, Pixels
+from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
@@ -160,7 +160,7 @@ def _forward(module: nn.Module, images: Tensor, model: Model) -> Tensor:
         module.train(training)
 
 
-def _check_classes(module: nn.Module, model: Model, images: Tensor, train: Pictures) -> None:
+def _check_classes(module: nn.Module, model: Model, images: Tensor, train: LabelledPictures) -> None:
     logits = _forward(module, images, model)
     if logits.dim() != 2 or logits.shape[1] != len(train.classes):
         shape = "x".join(map(str, logits.shape))
@@ -169,7 +169,9 @@ def _check_classes(module: nn.Module, model: Model, images: Tensor, train: Pictu
         raise UsageError(what, hint=hint)
 
 
-def _check_source(net: SourceNet, source: Model, images: Tensor, train: Pictures, needs: frozenset[Need]) -> None:
+def _check_source(
+    net: SourceNet, source: Model, images: Tensor, train: LabelledPictures, needs: frozenset[Need]
+) -> None:
     logits = _forward(net.module, net.adapt(images), source)
     if Need.SAME_CLASSES in needs and logits.shape[-1] != len(train.classes):
         what = f"The method compares classes: {source.name} has {logits.shape[-1]}, the data {len(train.classes)}."

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from netgraft.data.opening import open_data
-from netgraft.data.pictures import Pictures, few
+from netgraft.data.pictures import LabelledPictures, few
 from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
@@ -16,14 +16,14 @@ from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
 
 
-def open_sets(settings: TrainingSettings) -> tuple[Pictures, Pictures, dict[str, Pictures]]:
+def open_sets(settings: TrainingSettings) -> tuple[LabelledPictures, LabelledPictures, dict[str, LabelledPictures]]:
     """Training images, test images, and what comes beside every batch: "source", "unlabelled", where it is given.
 
     Raises what ``open_data`` raises.
     """
     root = Path(settings.data_dir) if settings.data_dir else None
 
-    def opened(name: str, split: Any = "train") -> Pictures:
+    def opened(name: str, split: Any = "train") -> LabelledPictures:
         return open_data(name, split=split, root=root, download=settings.download)
 
     train, test = opened(settings.data), opened(settings.data, "test")
@@ -41,13 +41,13 @@ def make_loader(
     settings: TrainingSettings,
     size: tuple[int, ...],
     normalisation: Normalisation,
-    train: Pictures,
-    others: dict[str, Pictures],
+    train: LabelledPictures,
+    others: dict[str, LabelledPictures],
     processes: Processes,
 ) -> Loader:
     """The training batches of this process. Raises UsageError where there are more processes than images."""
 
-    def views(pictures: Pictures) -> Views:
+    def views(pictures: LabelledPictures) -> Views:
         own = pictures.name.startswith("netgraft:")  # letters and digits must not be mirrored
         wanted = settings.aug if settings.aug is not None else not own
         augmentation = None

@@ -156,7 +156,7 @@ def rank_one(
     The first right singular vector, its sign such that its sum is not negative.
     """
     _, _, right = torch.linalg.svd(weight.transpose(0, 1), full_matrices=False)
-    filters = right[:, 0]
+    filters: Tensor = right[:, 0]
     return filters * torch.where(filters.sum(1, keepdim=True) < 0, -1.0, 1.0)
 
 
@@ -181,6 +181,6 @@ def best_filters(
     root = torch.linalg.cholesky(gram)  # G = L L'
     whitened = torch.linalg.solve_triangular(root, cross, upper=False)  # L^-1 C
     _, vectors = torch.linalg.eigh(whitened @ whitened.transpose(1, 2))
-    filters = torch.linalg.solve_triangular(root.transpose(1, 2), vectors[:, :, -1:], upper=True).squeeze(2)
+    filters: Tensor = torch.linalg.solve_triangular(root.transpose(1, 2), vectors[:, :, -1:], upper=True).squeeze(2)
     filters = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return (filters * torch.where(filters.sum(1, keepdim=True) < 0, -1.0, 1.0)).float()

@@ -34,7 +34,7 @@ class AimedAttention:
 
 
 @dataclass
-class Presets:
+class PreparedLayers:
     """What was set in the target before it is refitted, and is to stay so."""
 
     held: dict[str, tuple[int, ...]] = field(default_factory=dict)  # output channels, by layer

@@ -18,7 +18,7 @@ from netgraft.passes.refitting.jobs import Job, Jobs
 from netgraft.passes.refitting.layout import rows_of
 from netgraft.passes.refitting.regression import Fit, best_filters, fit, patches, rank_one, with_spread
 from netgraft.passes.refitting.trail import needed_for, own_rows
-from netgraft.passes.refitting.values import MOST_NUMBERS, AimedAttention, Presets, best_values, seen_by_heads
+from netgraft.passes.refitting.values import MOST_NUMBERS, AimedAttention, PreparedLayers, best_values, seen_by_heads
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
@@ -44,7 +44,7 @@ def refit(
     channels: OutputChannels,
     generator: torch.Generator,
     rows: int = MOST_ROWS,
-    prepared: Presets | None = None,
+    prepared: PreparedLayers | None = None,
 ) -> tuple[list[Refitted], dict[str, str]]:
     """Give every paired layer of ``target.module`` new weights, in place; what was refitted, and why others were not.
 
@@ -53,7 +53,7 @@ def refit(
     ``prepared`` stays, and the attentions in it get values.
     """
     with torch.no_grad():
-        prepared = prepared or Presets()
+        prepared = prepared or PreparedLayers()
         making = Jobs(source, target, channels, generator, rows, prepared.held)
         walk = _Refitting(target, making.make(pairs), prepared.attentions)
         walk.run()
@@ -205,7 +205,8 @@ class _Refitting:
     def _tokens(self, attention: AimedAttention, job: Job) -> Tensor | None:
         """What the attention reads, laid out as the stream that it adds to; None where it is not there, or unclear."""
         start = self.target.starts[attention.value]
-        x = next((self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params")), None)
+        inputs = (self.target.values.get(n) for n in start.all_input_nodes if not n.meta.get("params"))
+        x: Tensor | None = next(inputs, None)
         skip = self.target.values.get(self.target.ends[job.ending.skip or ""])
         if x is None or skip is None or x.dim() != 3 or tuple(skip.shape) != job.layout.shape:
             return None

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netgraft.models.normalisation import Normalisation
-from netgraft.score.probe import Bench, Settings
+from netgraft.score.probe import Bench
+from netgraft.score.settings import ScoreSettings
 from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, TARGETS
 from transfer_quality.nets import mean, std
@@ -35,14 +36,14 @@ class Task:
 def task(cache: Path, domain_name: str, target: str, samples: int, seed: int) -> Task:
     """The target task with ``samples`` images per class, drawn with ``seed``."""
     domain = DOMAINS[domain_name]
-    settings = Settings(
+    settings = ScoreSettings(
         data=domain.data(cache),
         samples_per_class=samples,
         seed=seed,
         device="cpu",
         normalisation=Normalisation((mean,), (std,)),
     )
-    bench = Bench(domain.side(TARGETS[target], source=False), settings, [], lambda _: None)
+    bench = Bench(domain.side(TARGETS[target], source=False), settings, lambda _: None)
     return Task(bench, (bench.train.all(), bench.train.labels), (bench.test.all(), bench.test.labels))
 
 

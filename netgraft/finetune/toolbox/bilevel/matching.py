@@ -97,7 +97,7 @@ class _MeanSquare(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         slope = gradients[0] * (2 * gradients[0].numel() / x.numel())
         return x * (slope[:, :, None, None] if x.dim() == 4 else slope[:, None] if x.dim() == 3 else slope)
 
