@@ -117,7 +117,8 @@ def _mean_squared_distance(source: Tensor, target: Tensor) -> Tensor:
     """Over all pairs of rows of both, a row with itself too: twice the summed variance. A scalar above 0."""
     both = torch.cat([source, target])
     mean = 2 * (both - both.mean(0)).square().sum(1).mean()
-    return mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    least = torch.finfo(mean.dtype)
+    return mean.clamp(min=least.tiny / least.eps)  # a fraction of it is no subnormal number, which may be flushed to 0
 
 
 def _between_rows(a: Tensor, b: Tensor) -> Tensor:  # [n, d], [n, d] -> [n]
