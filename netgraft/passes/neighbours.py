@@ -120,11 +120,13 @@ class _Setting:
         *codes, _ = stream.codes
         table = self.tensors[stream.positions]
         grid = coordinates(stream.side).to(table)
-        here = torch.stack([(grid**2).sum(1), *grid.T, torch.ones(len(grid)).to(table)], 1)
-        units = AMPLITUDE / torch.cat([here[:, :3].std(0, unbiased=False), here.new_ones(1 + stream.in_front)])
+        codes_of_tokens = torch.stack([(grid**2).sum(1), *grid.T, torch.ones(len(grid)).to(table)], 1)
+        units = AMPLITUDE / torch.cat(
+            [codes_of_tokens[:, :3].std(0, unbiased=False), codes_of_tokens.new_ones(1 + stream.in_front)]
+        )
         table.zero_()
         places = table.view(-1, stream.width)
-        places[stream.extra :, codes[:4]] = here * units[:4]
+        places[stream.extra :, codes[:4]] = codes_of_tokens * units[:4]
         places[: stream.extra, codes[4:]] = AMPLITUDE
         for key in stream.tokens:
             self.tensors[key][..., stream.codes] = 0.0
@@ -158,8 +160,8 @@ class _Setting:
                 self.tensors[slot.key][all_rows] = 0.0
         queries, keys = (self.tensors[layers[name].tensors["weight"].key] for name in (attention.query, attention.key))
         for (dy, dx), query, key in zip(taps, heads.queries, heads.keys, strict=True):
-            there = square + 2 * (dx * x + dy * y) + (dx**2 + dy**2) * one  # |p + d|^2
-            queries[list(query[:4])] = root * torch.stack([one, 2 * (x + dx * one), 2 * (y + dy * one), there])
+            squared = square + 2 * (dx * x + dy * y) + (dx**2 + dy**2) * one  # |p + d|^2
+            queries[list(query[:4])] = root * torch.stack([one, 2 * (x + dx * one), 2 * (y + dy * one), squared])
             keys[list(key[:4])] = root * torch.stack([-square - away, x, y, -one])
 
     def _project(self, stream: TokenStream, layer: Layer, rows: list[int]) -> None:
