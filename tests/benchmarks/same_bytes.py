@@ -66,7 +66,7 @@ def transfer(source: str, target: str, recipe: str, folder: Path) -> dict[str, s
     args += SIZED.get(target, [])
     result = CliRunner().invoke(app, args, prog_name="netgraft")
     if result.exit_code:
-        return {"refused": next((line for line in result.stderr.splitlines() if line.startswith("error")), "?")}
+        return {"refused": next((line for line in result.stderr.splitlines() if line.startswith("netgraft:")), "?")}
     tensors = hashlib.sha256()
     for key, value in load_file(out).items():
         tensors.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())

@@ -308,7 +308,7 @@ class Refuses:
         raise CheckFailed("This recipe never works.")
 
     def plan(self, task):
-        raise NotImplementedError
+        raise AssertionError("never asked")
 """
 
 
