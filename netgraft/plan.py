@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from math import prod
 from typing import Any
 
 from netgraft import plugins
@@ -155,7 +156,7 @@ class Plan:
         fates = self.fates
         entries: list[Move | Kept] = [*self.moves, *self.kept]
         for entry in entries:
-            counts[fates[entry.key]] += numel(entry.shape)
+            counts[fates[entry.key]] += prod(entry.shape)
         return counts
 
     @cached_property
@@ -241,11 +242,3 @@ def _read_fate(operator: str) -> str:
 
 
 _known_fate = cache(_read_fate)
-
-
-def numel(shape: Shape) -> int:
-    """Number of elements of a tensor of this shape."""
-    product = 1
-    for length in shape:
-        product *= length
-    return product

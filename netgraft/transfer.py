@@ -102,8 +102,8 @@ def _plan(job: _Job) -> None:
 def _graft(job: _Job) -> None:
     """The target's own tensors, and the plan's moves over them."""
     job.progress(f"initialising {job.request.target.reference}")
-    nonfinite = job.request.source.allow_nonfinite
-    job.own, job.own_origin = own_weights(job.loaded.target, job.request.seed, allow_nonfinite=nonfinite)
+    allowed = job.request.source.allow_nonfinite
+    job.own, job.own_origin = own_weights(job.loaded.target, job.request.seed, allow_nonfinite=allowed)
     job.progress("grafting")
     job.result = graft(job.planned.plan, job.weights.tensors, job.own)
 

@@ -20,7 +20,6 @@ from netgraft.plan import (
     Plan,
     PlannedPass,
     Step,
-    numel,
 )
 
 KEYS = ["conv.weight", "conv.bias", "fc.weight"]
@@ -125,10 +124,6 @@ def test_the_last_pass_with_a_fate_decides():
     assert plan(moves, keeps, passes=(last, first)).fates["b"] == "refitted"
     text = json.dumps(made.to_json())
     assert Plan.from_json(text) == made
-
-
-def test_numel():
-    assert [numel(shape) for shape in [(), (3,), (2, 3, 4), (5, 0)]] == [1, 3, 24, 0]
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import CheckFailed
 from netgraft.evidence.parity import Comparison, Parity, Party, measure, tensors_of
 from netgraft.models.construct import brief
-from netgraft.plan import DISTILLED, EXACT, INTERPOLATED, REFITTED, STACKED, Plan, numel
+from netgraft.plan import DISTILLED, EXACT, INTERPOLATED, REFITTED, STACKED, Plan
 
 SEED = 0
 RUNS_BELOW = 2e10
@@ -84,7 +85,7 @@ def derived_share(plan: Plan, target: LayerGraph) -> tuple[int, int]:
 
     Tied parameters count once, buffers not at all; nor does what was set to a constant come from the source.
     """
-    parameters = {slot.key: numel(slot.shape) for slot in target.slots.values() if not slot.buffer}
+    parameters = {slot.key: prod(slot.shape) for slot in target.slots.values() if not slot.buffer}
     derived = (EXACT, STACKED, INTERPOLATED, REFITTED, DISTILLED)
     moved = {key for key, fate in plan.fates.items() if fate in derived}
     return sum(count for key, count in parameters.items() if key in moved), sum(parameters.values())

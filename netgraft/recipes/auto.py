@@ -14,7 +14,7 @@ from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
-from netgraft.recipes.run import run_recipe
+from netgraft.recipes.run import Fates, run_recipe
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -51,14 +51,15 @@ class Auto(LayerOptions):
 
     def choose(self, source: LayerGraph, target: LayerGraph, device: str) -> Choice:
         """The recipe for these two architectures on "cpu" or "cuda"."""
-        common: dict[str, object] = {"head": self.head, "maps": self.maps, "skip": self.skip}
+        common = self._layer_options()
         shown = common | {"generator": self.generator}
         overridden = bool(self.maps or self.skip)
         if not overridden and same_backbone(source, target) is not None:
             return _choice("graft", common, "source and target are one architecture, which is copied")
-        if copied := self._copies(source, target, common):
+        grown = _drafted("grow", self.head, source, target)
+        if copied := self._copies(source, target, grown):
             return copied
-        if not overridden and self._grows(source, target):
+        if not overridden and grown.moves and _is_whole(grown, target):
             why = "the target contains the source: exact growth keeps all it can do"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         if not (takes_image(source) and takes_image(target)):
@@ -90,34 +91,33 @@ class Auto(LayerOptions):
 
     def fallback(self, why: str) -> Choice:
         """Weights alone, where the networks cannot be run for a refit or for distillation."""
-        options = {"head": self.head, "maps": self.maps, "skip": self.skip, "repair": False}
-        return _choice("graft", options, f"only weights can be used: {why}")
+        return _choice("graft", self._layer_options() | {"repair": False}, f"only weights can be used: {why}")
 
-    def _copies(self, source: LayerGraph, target: LayerGraph, common: Mapping[str, object]) -> Choice | None:
+    def _layer_options(self) -> dict[str, object]:
+        """What the user said of single layers, for the recipe that is taken."""
+        return {"head": self.head, "maps": self.maps, "skip": self.skip}
+
+    def _copies(self, source: LayerGraph, target: LayerGraph, grown: Fates) -> Choice | None:
         """Growth or the copy by name, whichever fills more of the target; None where neither copies enough as it is."""
         last = _keys(target.heads())
-        ways = [("grow", self.head), ("same-names", self.head)]
+        ways: list[tuple[str, str]] = [("grow", self.head), ("same-names", self.head)]
         if self.head == "same-size":
             ways.insert(1, ("grow", "always"))  # the target's last layer may be one of the source's inner ones
         best: Choice | None = None
         most = 0
         for name, head in ways:
-            pairing, moves, kept = run_recipe(plugins.create("recipes", name, {"head": head}), source, target)
-            if head != self.head and any(move.steps for move in moves if move.key in last):
+            known = (name, head) == ("grow", self.head)
+            fates = grown if known else _drafted(name, head, source, target)
+            if head != self.head and any(move.steps for move in fates.moves if move.key in last):
                 continue  # it would make a classifier of other classes
-            filled = sum(bool(move.source_key) for move in moves)
-            if filled > most and (why := _copied(source, target, moves)):
+            filled = sum(bool(move.source_key) for move in fates.moves)
+            if filled > most and (why := _copied(source, target, fates.moves)):
                 way = " by name and shape" if name == "same-names" else ""
                 why = f"{why} are copied as they are{way}: nothing is fitted over them"
-                best, most = _choice(name, {**common, "head": head}, why), filled
-            if best is not None and not pairing.notes and all(fate.key in last for fate in kept):
-                break  # exact as a whole
+                best, most = _choice(name, self._layer_options() | {"head": head}, why), filled
+            if best is not None and _is_whole(fates, target):
+                break
         return best
-
-    def _grows(self, source: LayerGraph, target: LayerGraph) -> bool:
-        pairing, moves, kept = run_recipe(plugins.create("recipes", "grow", {"head": self.head}), source, target)
-        heads = {slot.key for layer in target.heads() for slot in layer.tensors.values()}
-        return bool(moves) and not pairing.notes and all(fate.key in heads for fate in kept)
 
     def _seconds(self, source: LayerGraph, target: LayerGraph, device: str) -> Mapping[str, float]:
         """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
@@ -138,6 +138,17 @@ class Auto(LayerOptions):
             "answer": images * source_cost / SPEED[kind] + images / batch * layers[0],
             "step": 3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
         }
+
+
+def _drafted(name: str, head: str, source: LayerGraph, target: LayerGraph) -> Fates:
+    """What a recipe would make of the two, without the user's word on single layers."""
+    return run_recipe(plugins.create("recipes", name, {"head": head}), source, target)
+
+
+def _is_whole(fates: Fates, target: LayerGraph) -> bool:
+    """Whether the recipe has a place for everything but the head, and nothing to note about what is not exact."""
+    last = _keys(target.heads())
+    return not fates.pairing.notes and all(fate.key in last for fate in fates.kept)
 
 
 def _copied(source: LayerGraph, target: LayerGraph, moves: Iterable[Move]) -> str:

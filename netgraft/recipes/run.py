@@ -50,12 +50,11 @@ def run_recipe(recipe: Recipe, source: LayerGraph, target: LayerGraph, norms: No
 
 def _staying_heads(options: LayerOptions, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> dict[str, str]:
     """The heads of the target that are paired and still keep their own initialisation, and why."""
-    source_heads, heads = ({layer.name for layer in graph.heads()} for graph in (source, target))
     found = {}
     for pair in pairing.pairs:
-        if pair.target in heads:
+        if pair.target in target.head_names:
             layers = source.layers[pair.source], target.layers[pair.target]
-            found[pair.target] = options.head_stays(*layers, from_head=pair.source in source_heads)
+            found[pair.target] = options.head_stays(*layers, from_head=pair.source in source.head_names)
     return {name: why for name, why in found.items() if why}
 
 

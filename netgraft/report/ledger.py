@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from netgraft import plugins
 from netgraft.architecture.graph import Shape
 from netgraft.errors import CorruptFile, UsageError
 from netgraft.operators.protocol import InWords, LaysOutAnew
-from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, Move, Plan, Step, numel
+from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, Move, Plan, Step
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _pair_row(plan: Plan, source: str, target: str) -> tuple[str, ...]:
     if not moves:
         reasons = [kept.why for kept in plan.kept if kept.key == target or kept.key.startswith(f"{target}.")]
         return (source, "", target, "", f"kept: {reasons[0]}" if reasons else "kept")
-    main = max(moves, key=lambda move: numel(move.shape))
+    main = max(moves, key=lambda move: prod(move.shape))
     how = _how(main)
     if target in plan.pairing.inserted:
         how += ", in an inserted block" + (" that it ends" if target in plan.pairing.zeroed else "")

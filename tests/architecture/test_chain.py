@@ -1,5 +1,7 @@
 """The longest chain, against drawings and against the enumeration of all paths."""
 
+from math import prod
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,6 @@ from support.drawn import (
 
 from netgraft.architecture.chain import Chain, all_longest_chains, longest_chain
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.plan import numel
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=150)
 
@@ -208,7 +209,7 @@ def test_followers_of_the_last_layer_lead_to_the_output_where_its_chain_ends():
 def score(graph, path):
     layers = [graph.layers[graph.by_id[id].layer] for id in path if graph.by_id[id].op == "layer"]
     kernels = [layer for layer in layers if layer.is_kernel]
-    return len(kernels), len(layers), sum(numel(layer.shape) for layer in kernels)
+    return len(kernels), len(layers), sum(prod(layer.shape) for layer in kernels)
 
 
 def best_path(graph):
@@ -252,7 +253,7 @@ def test_all_longest_chains_are_all_of_them(graph):
 def test_the_heaviest_chain_holds_the_most_parameters(graph):
     def parameters(path):
         layers = [graph.layers[graph.by_id[id].layer] for id in path if is_kernel(graph, id)]
-        return sum(numel(slot.shape) for layer in layers for slot in layer.tensors.values())
+        return sum(prod(slot.shape) for layer in layers for slot in layer.tensors.values())
 
     heaviest = max(map(parameters, paths(graph)), default=0)
     assert parameters(longest_chain(graph, weight="params").nodes) == heaviest

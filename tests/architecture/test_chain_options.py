@@ -1,18 +1,19 @@
 """Chains by parameters, and all the longest chains, against the enumeration of all paths."""
 
+from math import prod
+
 import pytest
 from hypothesis import given, settings
 from support.drawn import Drawing, empty, graphs, is_kernel, paths, plain, shared
 
 from netgraft.architecture.chain import all_longest_chains, longest_chain
-from netgraft.plan import numel
 
 thorough = settings(deadline=None, derandomize=True, database=None, max_examples=150)
 
 
 def parameters(graph, nodes):
     layers = [graph.layers[graph.by_id[id].layer] for id in nodes]
-    return sum(numel(slot.shape) for layer in layers for slot in layer.tensors.values() if not slot.buffer)
+    return sum(prod(slot.shape) for layer in layers for slot in layer.tensors.values() if not slot.buffer)
 
 
 def sequences(graph):

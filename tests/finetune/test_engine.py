@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import safetensors.torch
 import torch
-from support.runs import same, settings, state_of, steps, train, training, with_source, write_nets
+from support.runs import same, settings, state_of, steps, train, training, with_source, write_nets, written_net
 from torch import nn
 from torch.nn import functional as F
 
@@ -352,10 +352,7 @@ def test_folder(folder):
 def test_evaluation_is_right(folder):
     """The logged accuracy is that of the written file, computed here from scratch."""
     result, last = train(settings(folder, epochs=1))
-    names = {}
-    exec((folder / "net.py").read_text(), names)
-    net = names["Net"]()
-    net.load_state_dict(last)
+    net = written_net(folder, last)
     from netgraft.data.opening import load_data
 
     data = load_data("netgraft:digits", size=(1, 8, 8), mean=(0.5,), std=(0.5,), split="test")

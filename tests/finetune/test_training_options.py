@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.runs import settings, state_of, steps, train, training, write_nets
+from support.runs import settings, state_of, steps, train, training, write_nets, written_net
 from torch.nn import functional as F
 
 from netgraft.data.opening import load_data
@@ -152,10 +152,7 @@ def test_mirroring_as_often_as_asked(folder, option, axis):
 def test_top5_counts_labels_among_the_five_largest(folder):
     """From the written file: images whose label has fewer than five logits above it."""
     result, last = train(settings(folder, epochs=1))
-    names = {}
-    exec((folder / "net.py").read_text(), names)
-    net = names["Net"]()
-    net.load_state_dict(last)
+    net = written_net(folder, last)
     data = load_data("netgraft:digits", size=(1, 8, 8), mean=(0.5,), std=(0.5,), split="test")
     with torch.no_grad():
         logits = net.eval()(data.images)

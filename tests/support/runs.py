@@ -124,6 +124,15 @@ def same(one, other):
     return all(torch.equal(one[key], other[key]) for key in one)
 
 
+def written_net(folder, tensors):
+    """The network of ``net.py`` with these tensors."""
+    names = {}
+    exec((folder / "net.py").read_text(), names)
+    net = names["Net"]()
+    net.load_state_dict(tensors)
+    return net
+
+
 def other_folder(chosen, name):
     return replace(chosen, out=str(Path(chosen.out).parent / name))
 
