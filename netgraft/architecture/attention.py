@@ -37,7 +37,7 @@ def attentions(graph: LayerGraph) -> list[Attention]:
     """
     found = []
     for node in graph.nodes:
-        steps = _steps(graph, node)
+        steps = attention_steps(graph, node)
         if steps is None:
             continue
         operands, softmax, product = steps
@@ -53,10 +53,10 @@ def attentions(graph: LayerGraph) -> list[Attention]:
 def is_transformer(graph: LayerGraph) -> bool:
     """Whether it attends, and has no batch norm: those with some are convolutional nets for the greater part."""
     normed = any(layer.rules.has_statistics for layer in graph.layers.values())
-    return not normed and any(_steps(graph, node) is not None for node in graph.nodes)
+    return not normed and any(attention_steps(graph, node) is not None for node in graph.nodes)
 
 
-def _steps(graph: LayerGraph, node: Node) -> tuple[tuple[Node, Node, Node], Node, Node] | None:
+def attention_steps(graph: LayerGraph, node: Node) -> tuple[tuple[Node, Node, Node], Node, Node] | None:
     """If ``node`` is an attention: the nodes of queries, keys and values, the softmax, the product of the first two."""
     by_id = graph.by_id
     if node.op == "scaled_dot_product_attention" and len(node.inputs) >= 3:

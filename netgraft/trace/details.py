@@ -15,6 +15,7 @@ from torch import fx
 
 from netgraft.architecture.kinds import Kind, Role, kind_named, normalising
 from netgraft.architecture.operations import (
+    BATCH_NORMS,
     COMBINES,
     ELEMENTWISE,
     GROUP_NORMS,
@@ -26,11 +27,14 @@ from netgraft.architecture.operations import (
 from netgraft.trace.classify import Operand, Operation
 from netgraft.trace.functional import operation_name
 
+EPS = 1e-5
+"""What PyTorch's norms add to the variance unless told otherwise."""
+
 
 def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     """Facts about one call of a layer of ``kind`` with the parameters ``own``; only what is out of the ordinary.
 
-    ``axis``: the axis of a norm's channels, of those of its input; missing if it is not known. ``groups``: a group
+    ``eps``: a batch norm's, where it is not 1e-5. ``axis``: the axis of a norm's channels, of those of its input; missing if it is not known. ``groups``: a group
     norm's. ``prepared``: operations on the weights before they are used. ``others``: further operations on data that
     may treat channels unlike one another.
     """
@@ -44,6 +48,8 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if prepared := [*_prepared(operations, own, rules), *_prepared_outside(node, own)]:
         found["prepared"] = prepared
+    if rules.has_statistics and (eps := _eps(operations)) not in (None, EPS):
+        found["eps"] = eps
     if rules.role is Role.NORM and not rules.has_statistics:
         groups, axis = _norm(operations, own, shape)
         found |= {"groups": groups} if groups > 1 else {}
@@ -51,6 +57,14 @@ def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     if others := list(dict.fromkeys(_others(operations, own, rules, shape))):
         found["others"] = others
     return found
+
+
+def _eps(operations: Sequence[Operation]) -> float | None:
+    """What a batch norm adds to the variance: the last number of its arguments that is not whole."""
+    for op in operations:
+        if op.name in BATCH_NORMS:
+            return next((arg for arg in reversed(op.args) if type(arg) is float), None)
+    return None
 
 
 def _is_weight(operand: Operand, own: frozenset[str]) -> bool:

@@ -1,0 +1,245 @@
+"""One form for all implementations of a network: what it learns, and how its parts feed one another.
+
+Two people who write down one network choose other names, other orders, other operations: a 1 x 1 convolution or a
+linear layer, one projection for queries, keys and values or three, padding as a module or as an argument, ``x.mean``
+or a pooling module. The canonical form leaves all this out. Its parts are the network's learned tensors; an edge says
+that what one part puts out reaches another through operations without weights, and what kinds of operations are on the
+way. For example, ``conv - bn - relu - conv`` and its shortcut::
+
+    conv.weight --> bn --{act}--> conv2.weight --{add}--> ...
+
+A layer whose output is taken apart, such as a fused projection, is several parts, each with some of the layer's rows.
+What an edge carries is coarse on purpose (any activation is "act"): whether two networks of equal form compute the same
+is found by running them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+
+from netgraft.architecture.attention import attention_steps
+from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape
+from netgraft.architecture.operations import ACTIVATES, CONCATENATES, ELEMENTWISE, POOLS, PRODUCTS
+from netgraft.architecture.rows import operands, readers
+
+Label = Hashable
+"""What an operation does to what passes through: "add", "mul", "act", ("attn", 0) for queries, and so on."""
+
+ACTS = ACTIVATES | (ELEMENTWISE - {"dropout", "native_dropout"})
+COMMUTES = frozenset({"add", "mul", "maximum", "minimum"})
+ORDERED = frozenset({"sub", "rsub", "div", "where", "lerp", "addcmul"}) | CONCATENATES
+OF_ONE = CONCATENATES | {"mul"}
+BATCH_NORM = "batch norm"
+MAXIMA = frozenset(name for name in POOLS if "max" in name) | {"amax"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer, or those of its rows that go one way."""
+
+    layer: str  # name in the graph; "" for the input and the output
+    label: Hashable  # kind and sizes: parts of unequal labels are never the same
+    kind: Hashable  # the kind alone
+    is_kernel: bool = False
+    rows: tuple[int, ...] | None = None  # rows of the weight in canonical order; None: all of them as they are
+    norm: str = ""  # a batch norm right behind it that counts as a part of it
+    biased: bool = False
+
+
+@dataclass(frozen=True)
+class CanonicalGraph:
+    """Parts in execution order, and what reaches each: (from, to) -> the labels on the way."""
+
+    parts: tuple[Part, ...]
+    edges: Mapping[tuple[int, int], frozenset[Label]] = field(default_factory=dict)
+
+    @cached_property
+    def before(self) -> dict[int, list[int]]:
+        """For every part those that feed it."""
+        found: dict[int, list[int]] = {place: [] for place in range(len(self.parts))}
+        for source, target in self.edges:
+            found[target].append(source)
+        return found
+
+    @cached_property
+    def after(self) -> dict[int, list[int]]:
+        """For every part those that it feeds."""
+        found: dict[int, list[int]] = {place: [] for place in range(len(self.parts))}
+        for source, target in self.edges:
+            found[source].append(target)
+        return found
+
+    def folded(self) -> CanonicalGraph:
+        """The same with each batch norm as a part of the kernel right before it, as it can be folded into that."""
+        owner: dict[int, int] = {}
+        for place, part in enumerate(self.parts):
+            before = self.before[place]
+            if part.kind == BATCH_NORM and len(before) == 1 and not self.edges[before[0], place]:
+                kernel = self.parts[before[0]]
+                if kernel.is_kernel and kernel.rows is None and self.after[before[0]] == [place]:
+                    owner[place] = before[0]
+        left = [place for place in range(len(self.parts)) if place not in owner]
+        number = {place: i for i, place in enumerate(left)}
+        norms = {kernel: self.parts[norm].layer for norm, kernel in owner.items()}
+        parts = tuple(replace(self.parts[place], norm=norms.get(place, "")) for place in left)
+        edges: dict[tuple[int, int], frozenset[Label]] = {}
+        for (source, target), labels in self.edges.items():
+            if target in owner and owner[target] == source:
+                continue
+            edge = number[owner.get(source, source)], number[target]
+            edges[edge] = edges.get(edge, frozenset()) | labels
+        return CanonicalGraph(parts, edges)
+
+    def loosely(self) -> CanonicalGraph:
+        """The same without activations, maxima and the order of what is put side by side."""
+        kept = {edge: frozenset(map(_loose, labels)) - {None} for edge, labels in self.edges.items()}
+        return CanonicalGraph(self.parts, kept)
+
+
+def _loose(label: Label) -> Label:
+    if label in ("act", "max"):
+        return None
+    return label[0] if isinstance(label, tuple) and label[0] in CONCATENATES else label
+
+
+def canonical(graph: LayerGraph) -> CanonicalGraph:
+    """The canonical form of a graph. Tensors that the output does not depend on are in none."""
+    return _Builder(graph).build()
+
+
+class _Builder:
+    def __init__(self, graph: LayerGraph) -> None:
+        self.graph = graph
+        self.parts: list[Part] = []
+        self.of_layer: dict[str, int] = {}  # parts of layers that are whole
+        self.reached: dict[tuple[str, int], set[int]] = {}  # (node, operand) -> the parts of a divided layer there
+        self.edges: dict[tuple[int, int], set[Label]] = {}
+        self.scores: dict[str, str] = {}  # nodes of an attention that is written out -> what they multiply
+        for node in graph.nodes:
+            steps = attention_steps(graph, node)
+            if steps is not None and steps[2] is not node:
+                self.scores |= {steps[2].id: "scores", node.id: "values"}
+
+    def build(self) -> CanonicalGraph:
+        arriving: dict[str, dict[int, frozenset[Label]]] = {}
+        for node in self.graph.nodes:
+            if node.id not in self.graph.to_output:
+                continue
+            found: dict[int, set[Label]] = {}
+            read = operands(node)
+            sources = [self._reaching(node, place, id, arriving) for place, id in enumerate(read)]
+            alone = len(sources) > 1 and all(source.keys() == sources[0].keys() for source in sources)
+            for place, source in enumerate(sources):
+                # x * sigmoid(x) is an activation; the pixels of one map side by side are a reshape.
+                label = None if alone and node.op in OF_ONE else self._label(node, place, len(read))
+                for part, labels in source.items():
+                    found.setdefault(part, set()).update(labels, () if label is None else (label,))
+            own = self._part(node)
+            if own is None:
+                arriving[node.id] = {part: frozenset(labels) for part, labels in found.items()}
+                continue
+            for part, labels in found.items():
+                self.edges.setdefault((part, own), set()).update(labels)
+            arriving[node.id] = {own: frozenset()}
+        return CanonicalGraph(tuple(self.parts), {edge: frozenset(labels) for edge, labels in self.edges.items()})
+
+    def _reaching(
+        self, node: Node, place: int, id: str, arriving: Mapping[str, Mapping[int, frozenset[Label]]]
+    ) -> Mapping[int, frozenset[Label]]:
+        divided = self.reached.get((node.id, place))
+        return dict.fromkeys(sorted(divided), frozenset()) if divided is not None else arriving.get(id, {})
+
+    def _part(self, node: Node) -> int | None:
+        """The number of the part that a node is, of the first one where its layer is divided; None for an operation."""
+        if node.op in ("input", "output"):
+            self.parts.append(Part("", (node.op, len(node.shape)), node.op))
+            return len(self.parts) - 1
+        layer = self.graph.layer_of(node)
+        if layer is None:
+            return None
+        if layer.name not in self.of_layer:
+            self.of_layer[layer.name] = len(self.parts)
+            self.parts += self._divided(node, layer)
+        return self.of_layer[layer.name]
+
+    def _divided(self, node: Node, layer: Layer) -> Iterator[Part]:
+        """The layer as one part, or as several where disjoint rows go to different operations."""
+        first = len(self.parts)
+        ways = readers(self.graph, node) if node.op == "layer" and layer.is_kernel and layer.calls == 1 else []
+        bundles: dict[frozenset[int], tuple[int, ...]] = {}
+        for way in ways:
+            bundles.setdefault(frozenset(way.rows), way.rows)
+        total = sum(map(len, bundles))
+        if len(bundles) < 2 or total != layer.out_channels or len(frozenset().union(*bundles)) != total:
+            biased = "bias" in layer.tensors
+            yield Part(layer.name, label_of(layer), kind_of(layer), layer.is_kernel, biased=biased)
+            return
+        ordered = sorted(bundles.items(), key=lambda each: min(each[0]))
+        for place, (bundle, rows) in enumerate(ordered):
+            for way in ways:
+                if frozenset(way.rows) == bundle:
+                    self.reached.setdefault((way.node, way.operand), set()).add(first + place)
+            yield Part(layer.name, label_of(layer, len(rows)), kind_of(layer), True, rows)
+
+    def _label(self, node: Node, place: int, count: int) -> Label:
+        if node.op == "scaled_dot_product_attention":
+            return ("attn", place) if place < 3 else None
+        if node.id in self.scores:
+            return ("attn", place) if self.scores[node.id] == "scores" else ("attn", 2) if place else None
+        if node.op in PRODUCTS and count > 1:
+            return ("product", place)
+        if node.op in ACTS:
+            return "act"
+        if node.op in MAXIMA:
+            return "max"
+        if count < 2:
+            return None
+        if node.op in COMMUTES:
+            return node.op
+        return (node.op, place) if node.op in ORDERED else None
+
+
+def label_of(layer: Layer, rows: int | None = None) -> Hashable:
+    """Kind and sizes of a layer, or of ``rows`` of its rows."""
+    return kind_of(layer), canonical_shape(layer, rows)
+
+
+def kind_of(layer: Layer) -> Hashable:
+    """The kind of a layer: the same for those that can be written as one another."""
+    if _is_map(layer):
+        return "map"
+    if layer.is_conv:
+        square = layer.groups > 1
+        return layer.kind, _short(layer.stride), square, _short(layer.dilation)
+    if layer.is_norm:
+        return BATCH_NORM if layer.rules.has_statistics else "norm"
+    return layer.kind
+
+
+def canonical_shape(layer: Layer, rows: int | None = None) -> Shape:
+    """[out, in, *kernel] of a kernel, without the axes of length 1 of a parameter."""
+    out = layer.out_channels if rows is None else rows
+    if _is_map(layer):
+        return out, prod(layer.shape) // layer.out_channels
+    if layer.is_conv and len(layer.shape) > 2:
+        across = layer.shape[1] if layer.in_axis == 1 else layer.shape[0] // layer.groups
+        return out, across, *layer.shape[2:]
+    return tuple(n for n in layer.shape if n != 1)
+
+
+def _is_map(layer: Layer) -> bool:
+    """Whether it is a product with a matrix: linear, a convolution of one pixel without stride, or of the whole map."""
+    if layer.is_linear:
+        return len(layer.shape) == 2 or set(layer.shape[2:]) <= {1}
+    if not (layer.is_conv and layer.in_axis == 1 and layer.groups == 1 and not any(layer.padding)):
+        return False
+    kernel = layer.shape[2:]
+    whole = len(layer.in_shape) == len(layer.shape) and kernel == layer.in_shape[2:] and set(layer.dilation) <= {1}
+    return whole or (set(kernel) <= {1} and set(layer.stride) <= {1})
+
+
+def _short(values: Shape) -> Shape:
+    return values[:1] if len(set(values)) == 1 else values

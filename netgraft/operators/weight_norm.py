@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from netgraft.architecture.graph import Shape
+from netgraft.errors import PlanError
+from netgraft.operators._checks import computable
+
+
+@dataclass(frozen=True)
+class WeightNorm:
+    """Make a plain weight of a weight-normalised one: w = g v / ||v||, with one g per row.
+
+    The tensor is the direction v ``[out, ...]``, ``magnitude`` the source's key of g ``[out, 1, ...]``. Salimans and
+    Kingma, arXiv:1602.07868, Eq. 2. Undone by ``row-norm`` for g and a copy for v.
+    """
+
+    fate: ClassVar[str] = "exact"
+
+    magnitude: str = field(metadata={"help": "key of the source's magnitudes g"})
+    reads: ClassVar[Literal["own", "source"]] = "source"
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return "weight norm multiplied out"
+
+    def __call__(self, weight: Tensor, source: Mapping[str, Tensor]) -> Tensor:
+        magnitude = source.get(self.magnitude)
+        if magnitude is None or magnitude.numel() != weight.shape[0]:
+            raise PlanError(f"weight-norm: the source has no {self.magnitude} with {weight.shape[0]} magnitudes.")
+        values = computable("weight-norm", weight)
+        rows = values.flatten(1)
+        norms = rows.norm(dim=1).clamp_min(1e-30)
+        scaled = rows * (magnitude.to(values).flatten() / norms)[:, None]
+        return scaled.reshape(weight.shape).to(weight.dtype)

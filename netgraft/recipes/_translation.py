@@ -1,0 +1,254 @@
+"""Moves between two implementations of one network: what is split, joined, transposed and laid out anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+
+from netgraft.architecture.canonical import CanonicalGraph, Part
+from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
+from netgraft.channels.index_map import identity, runs
+from netgraft.plan import Move, Pair, Step, moves_to
+
+WHY = "the same part of one network"
+EPS = 1e-5
+
+MAGNITUDES = ("weight_g", "parametrizations.weight.original0")
+DIRECTIONS = ("weight_v", "parametrizations.weight.original1")
+NAMES = {
+    "weight": ("weight", "gamma", "scale", "g", "w", "alpha", "kernel"),
+    "bias": ("bias", "beta", "shift", "b", "offset"),
+    "running_mean": ("running_mean", "moving_mean", "mean"),
+    "running_var": ("running_var", "moving_var", "var", "moving_variance"),
+}
+"""What tensors of norms are called."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A part of the target, and the part of the source that it is."""
+
+    source: Part
+    target: Part
+
+
+def meetings(source: CanonicalGraph, target: CanonicalGraph, same: Mapping[int, int]) -> dict[str, list[Meeting]]:
+    """By the target's layer: its parts in order. ``same`` holds parts of the source by parts of the target."""
+    found: dict[str, list[Meeting]] = {}
+    for place, part in enumerate(target.parts):
+        if part.layer and place in same:
+            found.setdefault(part.layer, []).append(Meeting(source.parts[same[place]], part))
+    return found
+
+
+def pairs_of(found: Mapping[str, Sequence[Meeting]]) -> Iterator[Pair]:
+    """One pair for every layer of the target, with the source layer of its first part."""
+    for name, parts in found.items():
+        yield Pair(parts[0].source.layer, name, WHY)
+        for meeting in parts:
+            if meeting.target.norm:
+                yield Pair(meeting.source.norm or meeting.source.layer, meeting.target.norm, WHY)
+
+
+def moves_of(source: LayerGraph, target: LayerGraph, parts: Sequence[Meeting]) -> list[Move]:
+    """The moves for one layer of the target that has these parts, and for the norm folded into it."""
+    layer = target.layers[parts[0].target.layer]
+    one = parts[0].source
+    whole = len(parts) == 1 and parts[0].target.rows is None
+    if whole and one.rows is None:
+        return [*_whole(source, target, parts[0])]
+    moves: list[Move] = []
+    roles = roles_of(layer)
+    for role in ("weight", "bias"):
+        if role in roles:
+            moves += _joined(source, layer, parts, role, roles[role])
+    return moves
+
+
+# ---------------------------------------------------------------------------------------------------------- one to one
+
+
+def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator[Move]:
+    donor, layer = source.layers[meeting.source.layer], target.layers[meeting.target.layer]
+    given, roles = roles_of(donor), roles_of(layer)
+    fold = source.layers[meeting.source.norm] if meeting.source.norm and not meeting.target.norm else None
+    for role, slot in roles.items():
+        partner = given.get(role)
+        if fold is not None and role in ("weight", "bias"):
+            yield from _folded(source, donor, given, fold, role, slot)
+        elif partner is not None:
+            yield from _copied(donor, layer, partner, slot)
+        elif role in ("magnitude", "direction") and "weight" in given:
+            plain = [Step("row-norm")] if role == "magnitude" else []
+            yield from _copied(donor, layer, given["weight"], slot, plain)
+        elif role == "weight" and {"magnitude", "direction"} <= given.keys():
+            step = Step("weight-norm", {"magnitude": given["magnitude"].key})
+            yield from _copied(donor, layer, given["direction"], slot, [step])
+        elif (value := _neutral(role, layer)) is not None:
+            yield from _filled(slot, value)
+    if meeting.target.norm:
+        yield from _norm(source, target.layers[meeting.target.norm], meeting, given.get("bias"))
+
+
+def _copied(donor: Layer, layer: Layer, partner: Slot, slot: Slot, first: Sequence[Step] = ()) -> list[Move]:
+    """The partner's tensor with the axes of the slot; nothing where the sizes do not allow it."""
+    shape = partner.shape
+    steps = list(first)
+    if first and first[0].operator == "row-norm":
+        shape = (shape[0], *[1] * (len(shape) - 1))
+    if donor.transposed != layer.transposed and len(shape) == 2 and shape == donor.shape:
+        steps.append(Step("transpose"))
+        shape = shape[::-1]
+    if prod(shape) != prod(slot.shape):
+        return []
+    return moves_to(slot, partner.key, partner.shape, (*steps, *laid_out(shape, slot.shape)), WHY)
+
+
+def laid_out(before: Shape, after: Shape) -> Iterator[Step]:
+    """The steps to another shape of as many numbers in the same order."""
+    if before == after:
+        return
+    if len(before) > 1:
+        yield Step("flatten", {"dim": 0, "ndim": len(before)})
+    if len(after) != 1:
+        yield Step("unflatten", {"dim": 0, "shape": list(after)})
+
+
+def _filled(slot: Slot, value: float) -> list[Move]:
+    why = "not in the source: neutral"
+    return moves_to(slot, "", slot.shape, (Step("fill", {"value": value}),), why)
+
+
+def _neutral(role: str, layer: Layer) -> float | None:
+    """The value of a tensor that does nothing, where the source has none."""
+    if role == "bias":
+        return 0.0
+    return 1.0 if role == "weight" and layer.is_norm else None
+
+
+# --------------------------------------------------------------------------------------------------------- batch norms
+
+
+def eps_of(graph: LayerGraph, name: str) -> float:
+    """What a norm adds to the variance, as traced."""
+    facts = next((node.facts for node in graph.nodes if node.op == "layer" and node.layer == name), {})
+    return float(facts.get("eps", EPS))
+
+
+def _folded(
+    source: LayerGraph, donor: Layer, given: Mapping[str, Slot], norm: Layer, role: str, slot: Slot
+) -> Iterator[Move]:
+    """A kernel or its bias with the source's batch norm folded in (Jacob et al., arXiv:1712.05877, section 3.2)."""
+    roles = roles_of(norm)
+    options: dict[str, object] = {"variance": roles["running_var"].key, "eps": eps_of(source, norm.name)}
+    if "weight" in roles:
+        options["gamma"] = roles["weight"].key
+    if role == "weight" and "weight" in given and not donor.transposed:
+        before = given["weight"]
+        steps = (Step("fold-norm", options), *laid_out(before.shape, slot.shape))
+        yield from moves_to(slot, before.key, before.shape, steps, WHY)
+    elif role == "bias" and "bias" in roles:
+        options["mean"] = roles["running_mean"].key
+        if "bias" in given:
+            options["bias"] = given["bias"].key
+        before = roles["bias"]
+        yield from moves_to(slot, before.key, before.shape, (Step("fold-norm", options),), WHY)
+
+
+def _norm(source: LayerGraph, norm: Layer, meeting: Meeting, bias: Slot | None) -> Iterator[Move]:
+    """The target's batch norm: the source's, or one that adds the source's bias and does nothing else."""
+    roles = roles_of(norm)
+    if meeting.source.norm:
+        donor = source.layers[meeting.source.norm]
+        given = roles_of(donor)
+        for role, slot in roles.items():
+            if role in given:
+                yield from _copied(donor, norm, given[role], slot)
+            elif (value := _neutral(role, norm)) is not None:
+                yield from _filled(slot, value)
+        return
+    # The kernel before it takes the source's bias where it has one of its own; else the norm does.
+    values = {"weight": sqrt(1 + EPS), "running_var": 1.0, "running_mean": 0.0, "bias": 0.0}
+    for role, slot in roles.items():
+        if role == "bias" and bias is not None and not meeting.target.biased:
+            yield from moves_to(slot, bias.key, bias.shape, (), WHY)
+        elif role in values:
+            yield from _filled(slot, values[role])
+
+
+# ----------------------------------------------------------------------------------------------------- parts of layers
+
+
+def _joined(source: LayerGraph, layer: Layer, parts: Sequence[Meeting], role: str, slot: Slot) -> Iterator[Move]:
+    """One tensor of a layer from rows of one or several layers of the source."""
+    names = list(dict.fromkeys(meeting.source.layer for meeting in parts))
+    donors = [source.layers[name] for name in names]
+    given = [roles_of(donor).get(role) for donor in donors]
+    slots = [each for each in given if each is not None]
+    if not slots and role == "bias":
+        yield from _filled(slot, 0.0)
+    if len(slots) < len(donors):
+        return
+    starts = {name: sum(donor.out_channels for donor in donors[:i]) for i, name in enumerate(names)}
+    order = [0] * layer.out_channels
+    for meeting in parts:
+        count = layer.out_channels if meeting.target.rows is None else len(meeting.target.rows)
+        wanted = meeting.target.rows or range(count)
+        taken = meeting.source.rows or range(count)
+        for row, origin in zip(wanted, taken, strict=True):
+            order[row] = starts[meeting.source.layer] + origin
+    steps = []
+    turned = [donor.transposed and role == "weight" for donor in donors]
+    if len(set(turned)) > 1 or len({each.shape[1:] if not turned[0] else each.shape[:1] for each in slots}) > 1:
+        return
+    if len(slots) > 1:
+        dim = 1 if turned[0] else 0
+        steps.append(Step("concatenate", {"keys": [each.key for each in slots[1:]], "dim": dim}))
+    total = sum(donor.out_channels for donor in donors)
+    across = slots[0].shape[0] if turned[0] else slots[0].shape[1:]
+    if turned[0]:
+        steps.append(Step("transpose"))
+        across = (slots[0].shape[0],)
+    index = runs(order)
+    if index != identity(total):
+        steps.append(Step("gather", {"dim": 0, "index": [list(run) for run in index]}))
+    shape: Shape = (layer.out_channels, *(across if isinstance(across, tuple) else (across,)))
+    if role == "weight" and layer.transposed:
+        steps.append(Step("transpose"))
+        shape = shape[::-1]
+    if prod(shape) == prod(slot.shape):
+        yield from moves_to(slot, slots[0].key, slots[0].shape, (*steps, *laid_out(shape, slot.shape)), WHY)
+
+
+# ---------------------------------------------------------------------------------------------------------------- roles
+
+
+def roles_of(layer: Layer) -> dict[str, Slot]:
+    """The tensors of a layer by what they do: "weight", "bias", "magnitude"; names of one's own where that is unclear."""
+    found: dict[str, Slot] = {}
+    left = dict(layer.tensors)
+    for role, names in (("magnitude", MAGNITUDES), ("direction", DIRECTIONS)):
+        for name in names:
+            if name in left:
+                found[role] = left.pop(name)
+    if layer.is_kernel and layer.rules.name != "rnn":
+        _take(found, left, "weight", (n for n, slot in left.items() if slot.shape == layer.shape and not slot.buffer))
+        sizes = (n for n, slot in left.items() if prod(slot.shape) == layer.out_channels and not slot.buffer)
+        _take(found, left, "bias", sizes)
+    elif layer.is_norm:
+        for role, names in NAMES.items():
+            _take(found, left, role, (name for name in left if name in names))
+        parameters = [name for name, slot in left.items() if not slot.buffer]
+        for role in ("weight", "bias"):
+            if role not in found and parameters:
+                found[role] = left.pop(parameters.pop(0))
+    elif layer.kind == "parameter":
+        _take(found, left, "value", iter(list(left)))
+    return found | left
+
+
+def _take(found: dict[str, Slot], left: dict[str, Slot], role: str, names: Iterable[str]) -> None:
+    name = next(iter(names), None)
+    if name is not None and role not in found and not (role == "weight" and "direction" in found):
+        found[role] = left.pop(name)
