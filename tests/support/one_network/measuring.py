@@ -114,12 +114,9 @@ def aliveness(given: list[Tensor]) -> float:
 def loaded(module: nn.Module, found: State) -> nn.Module:
     """The module with these tensors; only buffers may be missing. Raises ValueError otherwise."""
     missing, unexpected = module.load_state_dict(found, strict=False)
-    shared = {id(value) for key, value in module.named_parameters(remove_duplicate=False) if key in found}
-    lost = [
-        key
-        for key, value in module.named_parameters(remove_duplicate=False)
-        if key in missing and id(value) not in shared
-    ]
+    every = dict(module.named_parameters(remove_duplicate=False))
+    given = {id(value) for key, value in every.items() if key in found}  # a weight may have several names
+    lost = [key for key, value in every.items() if key in missing and id(value) not in given]
     lost += [key for key in missing if "running_" in key]
     if lost or unexpected:
         raise ValueError(f"missing: {lost}, unexpected: {list(unexpected)}")

@@ -41,6 +41,13 @@ def net(file: str, name: str) -> str:
     return f"{NETS / file}.py:{name}"
 
 
+def pairs(file: str, size: tuple[int, ...], *rows: tuple[str, str, Truth]) -> list[Pair]:
+    """One pair for each (source, target, truth) of a file in ``nets/``."""
+    return [
+        Pair(f"{source}->{target}", net(file, source), net(file, target), size, how) for source, target, how in rows
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------- truths
 
 

@@ -9,7 +9,7 @@ def conv(width_in, width, kernel=3, stride=1):
     return nn.Conv2d(width_in, width, kernel, stride, kernel // 2)
 
 
-# -------------------------------------------------------------------------------------------- two equal branches, summed
+# ------------------------------------------------------------------------------------------ two equal branches, summed
 
 
 class Summed(nn.Module):
@@ -52,7 +52,7 @@ class SummedTwice(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(F.relu(self.last(y)), 1)[:, :, 0, 0])
 
 
-# -------------------------------------------------------------------------------------- two equal branches, concatenated
+# ------------------------------------------------------------------------------------ two equal branches, concatenated
 
 
 class Joined(nn.Module):
@@ -82,7 +82,7 @@ class JoinedBackwards(nn.Module):
         return self.head(F.relu(self.mixed(torch.cat([left, right], 1).relu())).mean((2, 3)))
 
 
-# ------------------------------------------------------------------------------ two towers and what each is weighted with
+# ---------------------------------------------------------------------------- two towers and what each is weighted with
 
 
 class Towers(nn.Module):
@@ -112,7 +112,7 @@ class TowersBackwards(nn.Module):
         return self.end(F.relu(positive - negative).mean((-2, -1)))
 
 
-# ------------------------------------------------------------------------------------------------------ stacks of layers
+# ---------------------------------------------------------------------------------------------------- stacks of layers
 
 
 class Numbered(nn.Module):
@@ -158,7 +158,7 @@ class Dictionary(nn.Module):
         return self.parts["head"](x.mean((2, 3)))
 
 
-# ------------------------------------------------------------------------------------------------- squeeze and excitation
+# ----------------------------------------------------------------------------------------------- squeeze and excitation
 
 
 class ConvGate(nn.Module):
@@ -196,7 +196,7 @@ class Excited(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-# -------------------------------------------------------------------------------------------------------------- a U-Net
+# ------------------------------------------------------------------------------------------------------------ a U-Net
 
 
 class UNet(nn.Module):
@@ -240,7 +240,7 @@ class Segmenter(nn.Module):
         return self.decoder["final"](x)
 
 
-# -------------------------------------------------------------------------------------------------------- shared weights
+# ------------------------------------------------------------------------------------------------------ shared weights
 
 
 class TwiceUsed(nn.Module):

@@ -1,5 +1,8 @@
 """What is computed apart in one network and is part of the weights in another: norms, scales, weight norm, gates."""
 
+import itertools
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,9 +85,7 @@ class Stack(nn.Module):
     def __init__(self, norm, act):
         super().__init__()
         widths = (3, 8, 12, 12)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in itertools.pairwise(widths))
         self.norms = nn.ModuleList(norm(o) for o in widths[1:])
         self.act, self.head = act, nn.Linear(12, 10)
 
@@ -189,8 +190,6 @@ def plain_weights():
 
 
 def weight_norm_old():
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old API says that it is old
         return Normed(weight_norm)

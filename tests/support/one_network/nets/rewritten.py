@@ -1,5 +1,6 @@
 """Networks of torchvision and timm, written anew, and small configurations of the originals."""
 
+import itertools
 import math
 
 import torch
@@ -237,7 +238,7 @@ class OwnConvNeXt(nn.Module):
         super().__init__()
         widths, depths = CONVNEXT["dims"], CONVNEXT["depths"]
         self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 8, 4, 4), ChannelNorm(8))])
-        for width_in, width in zip(widths, widths[1:], strict=False):
+        for width_in, width in itertools.pairwise(widths):
             self.downsample_layers.append(nn.Sequential(ChannelNorm(width_in), nn.Conv2d(width_in, width, 2, 2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*(NextBlock(w) for _ in range(d))) for w, d in zip(widths, depths, strict=True)

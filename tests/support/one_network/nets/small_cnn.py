@@ -1,4 +1,4 @@
-"""A little residual network, as modules in order and as a function with other names; each factory spells one thing anew."""
+"""A little residual network, as modules in order and as a function with other names; a factory per spelling."""
 
 import math
 
