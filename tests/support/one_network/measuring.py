@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -65,11 +64,10 @@ def enliven(module: nn.Module, seed: int = 1) -> nn.Module:
             constant = value.numel() < 2 or bool((value == value.flatten()[0]).all())
             if not value.requires_grad:
                 continue
-            if constant and bool((value == 0).all()):
-                is_gain = re.search(r"(norm|bn)\w*\.weight$", key) is not None  # a norm that starts as zero
-                value.copy_(uniform(value) if is_gain else 0.1 * normal(value))
-            elif constant:
+            if value.dim() == 1 and key.endswith("weight"):  # a norm's, whatever it starts with
                 value.copy_(uniform(value))
+            elif constant:
+                value.copy_(0.1 * normal(value) if bool((value == 0).all()) else uniform(value))
             elif key.endswith("bias") and value.dim() == 1:
                 value.add_(0.1 * normal(value))
             elif key.endswith("weight") and value.dim() > 1:

@@ -60,7 +60,9 @@ def in_order(source: nn.Module, target: nn.Module, _: Tensor | None) -> State:
     return {key: _shaped(value, own) for (key, own), value in zip(wanted.items(), given, strict=True)}
 
 
-def renamed(*rules: tuple[str, str], then: Callable[[State], State] | None = None) -> Truth:
+def renamed(
+    *rules: tuple[str, str | Callable[[re.Match[str]], str]], then: Callable[[State], State] | None = None
+) -> Truth:
     """Each (pattern, replacement) in turn on every key of the source; ``then`` turns what comes out into the rest."""
 
     def truth(source: nn.Module, target: nn.Module, _: Tensor | None) -> State:
