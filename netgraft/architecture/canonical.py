@@ -15,7 +15,7 @@ is found by running them. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -24,6 +24,7 @@ from netgraft.architecture.attention import attention_steps
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape
 from netgraft.architecture.operations import ACTIVATES, CONCATENATES, ELEMENTWISE, POOLS, PRODUCTS
 from netgraft.architecture.rows import operands, readers
+from netgraft.architecture.spine import spine
 
 Label = Hashable
 """What an operation does to what passes through: "add", "mul", "act", ("attn", 0) for queries, and so on."""
@@ -31,8 +32,8 @@ Label = Hashable
 ACTS = ACTIVATES | (ELEMENTWISE - {"dropout", "native_dropout"})
 COMMUTES = frozenset({"add", "mul", "maximum", "minimum"})
 ORDERED = frozenset({"sub", "rsub", "div", "where", "lerp", "addcmul"}) | CONCATENATES
-OF_ONE = CONCATENATES | {"mul"}
 BATCH_NORM = "batch norm"
+JOINS = COMMUTES | ORDERED
 MAXIMA = frozenset(name for name in POOLS if "max" in name) | {"amax"}
 
 
@@ -43,10 +44,12 @@ class Part:
     layer: str  # name in the graph; "" for the input and the output
     label: Hashable  # kind and sizes: parts of unequal labels are never the same
     kind: Hashable  # the kind alone
+    size: Shape = ()  # the sizes alone
     is_kernel: bool = False
     rows: tuple[int, ...] | None = None  # rows of the weight in canonical order; None: all of them as they are
     norm: str = ""  # a batch norm right behind it that counts as a part of it
     biased: bool = False
+    unit: int = 0  # which step of the spine it belongs to, so that a block can be told from half of two
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,16 @@ class CanonicalGraph:
         return CanonicalGraph(parts, edges)
 
     def loosely(self) -> CanonicalGraph:
-        """The same without activations, maxima and the order of what is put side by side."""
-        kept = {edge: frozenset(map(_loose, labels)) - {None} for edge, labels in self.edges.items()}
-        return CanonicalGraph(self.parts, kept)
+        """The same without activations and maxima, which may be hidden inside of modules."""
+        return self._keeping(lambda label: label not in ("act", "max"))
 
+    def bare(self) -> CanonicalGraph:
+        """The same with nothing on its edges but what tells queries, keys and values apart."""
+        return self._keeping(lambda label: isinstance(label, tuple) and label[0] in ("attn", "product"))
 
-def _loose(label: Label) -> Label:
-    if label in ("act", "max"):
-        return None
-    return label[0] if isinstance(label, tuple) and label[0] in CONCATENATES else label
+    def _keeping(self, wanted: Callable[[Label], bool]) -> CanonicalGraph:
+        edges = {edge: frozenset(filter(wanted, labels)) for edge, labels in self.edges.items()}
+        return CanonicalGraph(self.parts, edges)
 
 
 def canonical(graph: LayerGraph) -> CanonicalGraph:
@@ -114,9 +118,10 @@ class _Builder:
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
         self.parts: list[Part] = []
-        self.of_layer: dict[str, int] = {}  # parts of layers that are whole
+        self.of_layer: dict[str, range] = {}  # the parts of each layer
         self.reached: dict[tuple[str, int], set[int]] = {}  # (node, operand) -> the parts of a divided layer there
         self.edges: dict[tuple[int, int], set[Label]] = {}
+        self.units = {name: place for place, unit in enumerate(spine(graph)) for name in unit.layers}
         self.scores: dict[str, str] = {}  # nodes of an attention that is written out -> what they multiply
         for node in graph.nodes:
             steps = attention_steps(graph, node)
@@ -134,7 +139,7 @@ class _Builder:
             alone = len(sources) > 1 and all(source.keys() == sources[0].keys() for source in sources)
             for place, source in enumerate(sources):
                 # x * sigmoid(x) is an activation; the pixels of one map side by side are a reshape.
-                label = None if alone and node.op in OF_ONE else self._label(node, place, len(read))
+                label = None if alone and node.op in JOINS else self._label(node, place, len(read))
                 for part, labels in source.items():
                     found.setdefault(part, set()).update(labels, () if label is None else (label,))
             own = self._part(node)
@@ -142,8 +147,9 @@ class _Builder:
                 arriving[node.id] = {part: frozenset(labels) for part, labels in found.items()}
                 continue
             for part, labels in found.items():
-                self.edges.setdefault((part, own), set()).update(labels)
-            arriving[node.id] = {own: frozenset()}
+                for each in own:
+                    self.edges.setdefault((part, each), set()).update(labels)
+            arriving[node.id] = dict.fromkeys(own, frozenset())
         return CanonicalGraph(tuple(self.parts), {edge: frozenset(labels) for edge, labels in self.edges.items()})
 
     def _reaching(
@@ -152,22 +158,24 @@ class _Builder:
         divided = self.reached.get((node.id, place))
         return dict.fromkeys(sorted(divided), frozenset()) if divided is not None else arriving.get(id, {})
 
-    def _part(self, node: Node) -> int | None:
-        """The number of the part that a node is, of the first one where its layer is divided; None for an operation."""
+    def _part(self, node: Node) -> range | None:
+        """The numbers of the parts that a node is: several where its layer is divided; None for an operation."""
         if node.op in ("input", "output"):
             self.parts.append(Part("", (node.op, len(node.shape)), node.op))
-            return len(self.parts) - 1
+            return range(len(self.parts) - 1, len(self.parts))
         layer = self.graph.layer_of(node)
         if layer is None:
             return None
         if layer.name not in self.of_layer:
-            self.of_layer[layer.name] = len(self.parts)
-            self.parts += self._divided(node, layer)
+            first = len(self.parts)
+            self.parts += list(self._divided(node, layer))
+            self.of_layer[layer.name] = range(first, len(self.parts))
         return self.of_layer[layer.name]
 
     def _divided(self, node: Node, layer: Layer) -> Iterator[Part]:
         """The layer as one part, or as several where disjoint rows go to different operations."""
         first = len(self.parts)
+        unit = self.units.get(layer.name, 0)
         ways = readers(self.graph, node) if node.op == "layer" and layer.is_kernel and layer.calls == 1 else []
         bundles: dict[frozenset[int], tuple[int, ...]] = {}
         for way in ways:
@@ -175,14 +183,16 @@ class _Builder:
         total = sum(map(len, bundles))
         if len(bundles) < 2 or total != layer.out_channels or len(frozenset().union(*bundles)) != total:
             biased = "bias" in layer.tensors
-            yield Part(layer.name, label_of(layer), kind_of(layer), layer.is_kernel, biased=biased)
+            size = canonical_shape(layer)
+            yield Part(layer.name, label_of(layer), kind_of(layer), size, layer.is_kernel, biased=biased, unit=unit)
             return
         ordered = sorted(bundles.items(), key=lambda each: min(each[0]))
         for place, (bundle, rows) in enumerate(ordered):
             for way in ways:
                 if frozenset(way.rows) == bundle:
                     self.reached.setdefault((way.node, way.operand), set()).add(first + place)
-            yield Part(layer.name, label_of(layer, len(rows)), kind_of(layer), True, rows)
+            size = canonical_shape(layer, len(rows))
+            yield Part(layer.name, label_of(layer, len(rows)), kind_of(layer), size, True, rows, unit=unit)
 
     def _label(self, node: Node, place: int, count: int) -> Label:
         if node.op == "scaled_dot_product_attention":
@@ -199,7 +209,8 @@ class _Builder:
             return None
         if node.op in COMMUTES:
             return node.op
-        return (node.op, place) if node.op in ORDERED else None
+        name = "cat" if node.op in CONCATENATES else node.op
+        return (name, place) if node.op in ORDERED else None
 
 
 def label_of(layer: Layer, rows: int | None = None) -> Hashable:
@@ -216,7 +227,7 @@ def kind_of(layer: Layer) -> Hashable:
         return layer.kind, _short(layer.stride), square, _short(layer.dilation)
     if layer.is_norm:
         return BATCH_NORM if layer.rules.has_statistics else "norm"
-    return layer.kind
+    return "table" if layer.kind in ("parameter", "embedding") else layer.kind
 
 
 def canonical_shape(layer: Layer, rows: int | None = None) -> Shape:

@@ -243,7 +243,7 @@ def roles_of(layer: Layer) -> dict[str, Slot]:
         for role in ("weight", "bias"):
             if role not in found and parameters:
                 found[role] = left.pop(parameters.pop(0))
-    elif layer.kind == "parameter":
+    elif layer.kind in ("parameter", "embedding"):
         _take(found, left, "value", iter(list(left)))
     return found | left
 

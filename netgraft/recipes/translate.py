@@ -47,13 +47,14 @@ class Translate(LayerOptions):
 def same_network(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]] | None:
     """The parts of each layer of the target with those of the source that they are; None if there is no such map.
 
-    Tried in turn are the two forms as they are, without what may be inside a module, and with batch norms folded into
-    the layers before them.
+    Tried in turn are the two forms as they are, without what may be inside a module, without what edges carry, and with
+    batch norms folded into the layers before them.
     """
     forms = canonical(source), canonical(target)
     loose = forms[0].loosely(), forms[1].loosely()
+    bare = forms[0].bare(), forms[1].bare()
     folded = loose[0].folded(), loose[1].folded()
-    for one, other in (forms, loose, folded):
+    for one, other in (forms, loose, bare, folded):
         same = isomorphism(one, other)
         if same is not None:
             return meetings(one, other, same)

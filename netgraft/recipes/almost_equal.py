@@ -1,0 +1,97 @@
+"""A target that is nearly the source: what the two have in common is copied, what is new starts as nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from netgraft.architecture.alignment import align
+from netgraft.architecture.canonical import canonical
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.neutral import Neutral, neutral_ends
+from netgraft.architecture.spine import is_identity_when_dirac, spine
+from netgraft.plan import Move, Pair, Pairing, Step, moves_to
+from netgraft.recipes._translation import WHY, Meeting, meetings, moves_of, roles_of
+from netgraft.recipes.grow import Grow
+from netgraft.recipes.protocol import Draft, LayerOptions, Task
+
+CHANGED = "the same place, another size"
+ALONE = "new in the target: it has no counterpart in the source"
+
+
+@dataclass(frozen=True)
+class AlmostEqual(LayerOptions):
+    """The largest part that source and target share, bit for bit; what is new starts so that the rest goes on.
+
+    For networks that differ by a block more or less, another head, other input channels, a norm of another kind, an
+    added gate, adapter or decoder. Layers of equal place and size are copied, statistics included. Those of another
+    size grow or shrink by index maps (the recipe ``grow``). A new residual branch ends in zero, a new gate starts open;
+    a part without a counterpart, such as a decoder, keeps its own initialisation. Nothing is rescaled or refitted.
+    """
+
+    def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
+        """Layers in the same place of the two, by the alignment of their canonical forms."""
+        pairs: list[Pair] = []
+        for name, parts in _aligned(source, target).items():
+            whole = all(meeting.source.label == meeting.target.label for meeting in parts)
+            pairs.append(Pair(parts[0].source.layer, name, WHY if whole else CHANGED))
+        order = {name: place for place, name in enumerate(target.layers)}
+        pairs.sort(key=lambda pair: order[pair.target])
+        known = {pair.target for pair in pairs}
+        ends = {end.layer: end.why for end in neutral_ends(target, known)}
+        diracs = tuple(_passing(target, known))
+        unpaired = {layer.name: ALONE for layer in target.kernels() if layer.name not in known}
+        return Pairing(tuple(pairs), unpaired, zeroed=ends, diracs=diracs)
+
+    def plan(self, task: Task) -> Draft:
+        """Copies where sizes agree, moves of ``grow`` where they do not, neutral ends of what is new."""
+        aligned = _aligned(task.source, task.target)
+        changed = _grown(task)
+        moves: list[Move] = []
+        reasons: dict[str, str] = dict(changed.reasons)
+        said = {pair.target: pair for pair in task.pairing.pairs}
+        for name, pair in said.items():
+            parts = aligned.get(name, [])
+            if pair.why == WHY and parts and parts[0].source.layer == pair.source:
+                moves += moves_of(task.source, task.target, parts)
+        ends = {end.layer: end for end in neutral_ends(task.target, said)}
+        for name in task.pairing.zeroed:
+            if name in ends:
+                moves += _neutral(task.target.layers[name], ends[name])
+        moves += changed.moves  # of two moves to one key the first counts
+        return Draft(moves, reasons, ALONE, ())
+
+
+def _aligned(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]]:
+    """By the target's layer its parts, with those of the source that they are, or are nearly."""
+    one, other = canonical(source).loosely(), canonical(target).loosely()
+    found = meetings(one, other, align(one, other))
+    counts: dict[str, int] = {}
+    for part in other.parts:
+        counts[part.layer] = counts.get(part.layer, 0) + 1
+    return {name: parts for name, parts in found.items() if len(parts) == counts[name]}
+
+
+def _grown(task: Task) -> Draft:
+    """What ``grow`` makes of the pairs: index maps for what has another size, plain copies for the rest."""
+    pairing = replace(task.pairing, zeroed={}, notes=())
+    return Grow().plan(replace(task, pairing=pairing))
+
+
+def _passing(target: LayerGraph, known: set[str]) -> Iterator[str]:
+    """The layers of new steps of a plain chain that can pass their input through."""
+    for unit in spine(target):
+        if unit.layers and known.isdisjoint(unit.layers) and is_identity_when_dirac(target, unit):
+            yield from unit.layers
+
+
+def _neutral(layer: Layer, end: Neutral) -> Iterator[Move]:
+    roles = roles_of(layer)
+    bias = roles.get("bias")
+    value = end.weight if bias is not None or end.bias == 0 else None
+    for role in ("weight", "value", "magnitude"):
+        if role in roles and value is not None:
+            slot = roles[role]
+            yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": value}),), end.why)
+    if bias is not None:
+        yield from moves_to(bias, "", bias.shape, (Step("fill", {"value": end.bias}),), end.why)
