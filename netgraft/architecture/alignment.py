@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 
-from netgraft.architecture.canonical import CanonicalGraph, Part
+from netgraft.architecture.canonical import BATCH_NORM, CanonicalGraph, Part
 
 ROUNDS = 8
 """How far around a part is looked."""
@@ -21,9 +21,9 @@ CONTEXT = 1.0
 """What equal surroundings are worth, beside being the same layer."""
 OTHER_SIZE = 0.35
 """What a layer of the same kind and another size is worth."""
-OTHER_NORM = 0.6
-"""What a norm of another kind and the same size is worth."""
-SAME_NAME = 0.25
+OTHER_KIND = 0.7
+"""What a layer of the same size and nearly the same kind is worth: another norm, another stride or dilation."""
+SAME_NAME = 0.5
 
 AT_BORDER, INSIDE = 0.05, 0.4
 """What it costs to leave something out, from the border of a block on or from its middle."""
@@ -67,9 +67,11 @@ def _alike(one: Part, other: Part) -> float:
     """1 for layers of one kind and size, less for those that are nearly so."""
     if one.label == other.label:
         return 1.0
-    if {one.kind, other.kind} == {"norm", "batch norm"}:
-        return OTHER_NORM if one.size == other.size else 0.0
-    if one.kind != other.kind or len(one.size) != len(other.size) or not one.layer:
+    if _family(one) != _family(other) or not one.layer:
+        return 0.0
+    if one.size == other.size:
+        return OTHER_KIND
+    if one.kind != other.kind or len(one.size) != len(other.size):
         return 0.0
     ratios = [abs(math.log(x / y)) for x, y in zip(one.size, other.size, strict=True) if x and y]
     return OTHER_SIZE / (1 + sum(ratios) / max(len(ratios), 1))
@@ -176,7 +178,9 @@ def _opening(parts: Sequence[Part], place: int) -> float:
 
 def _family(part: Part) -> Hashable:
     """Parts of different families are never the same."""
-    return "norm" if part.kind in ("norm", "batch norm") else part.kind
+    if part.is_kernel:
+        return "kernel"
+    return "norm" if part.kind in ("norm", BATCH_NORM) else part.kind
 
 
 def _by_neighbours(worth: _Worth, found: dict[int, int]) -> None:

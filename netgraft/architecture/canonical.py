@@ -15,7 +15,7 @@ is found by running them. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -23,7 +23,7 @@ from math import prod
 from netgraft.architecture.attention import attention_steps
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape
 from netgraft.architecture.operations import ACTIVATES, CONCATENATES, ELEMENTWISE, POOLS, PRODUCTS
-from netgraft.architecture.rows import operands, readers
+from netgraft.architecture.rows import operands, patches, readers
 from netgraft.architecture.spine import spine
 
 Label = Hashable
@@ -49,6 +49,8 @@ class Part:
     rows: tuple[int, ...] | None = None  # rows of the weight in canonical order; None: all of them as they are
     norm: str = ""  # a batch norm right behind it that counts as a part of it
     biased: bool = False
+    lent: str = ""  # a parameter of the model's own code that serves these rows as their bias
+    cut: tuple[tuple[int, int], ...] = ()  # of a linear layer that reads patches: how they lie (``rows.patches``)
     unit: int = 0  # which step of the spine it belongs to, so that a block can be told from half of two
 
 
@@ -74,6 +76,15 @@ class CanonicalGraph:
         for source, target in self.edges:
             found[source].append(target)
         return found
+
+    def without(self, left_out: Collection[int]) -> CanonicalGraph:
+        """The same without some parts and the edges to and from them."""
+        if not left_out:
+            return self
+        left = [place for place in range(len(self.parts)) if place not in left_out]
+        number = {place: i for i, place in enumerate(left)}
+        edges = {(number[a], number[b]): labels for (a, b), labels in self.edges.items() if {a, b} <= number.keys()}
+        return CanonicalGraph(tuple(self.parts[place] for place in left), edges)
 
     def folded(self) -> CanonicalGraph:
         """The same with each batch norm as a part of the kernel right before it, as it can be folded into that."""
@@ -121,6 +132,7 @@ class _Builder:
         self.of_layer: dict[str, range] = {}  # the parts of each layer
         self.reached: dict[tuple[str, int], set[int]] = {}  # (node, operand) -> the parts of a divided layer there
         self.edges: dict[tuple[int, int], set[Label]] = {}
+        self.lent: set[int] = set()  # parts that are the biases of others
         self.units = {name: place for place, unit in enumerate(spine(graph)) for name in unit.layers}
         self.scores: dict[str, str] = {}  # nodes of an attention that is written out -> what they multiply
         for node in graph.nodes:
@@ -143,6 +155,8 @@ class _Builder:
                 for part, labels in source.items():
                     found.setdefault(part, set()).update(labels, () if label is None else (label,))
             own = self._part(node)
+            if own is not None and node.op == "layer":
+                found = {part: labels for part, labels in found.items() if part not in self.lent}
             if own is None:
                 arriving[node.id] = {part: frozenset(labels) for part, labels in found.items()}
                 continue
@@ -150,7 +164,8 @@ class _Builder:
                 for each in own:
                     self.edges.setdefault((part, each), set()).update(labels)
             arriving[node.id] = dict.fromkeys(own, frozenset())
-        return CanonicalGraph(tuple(self.parts), {edge: frozenset(labels) for edge, labels in self.edges.items()})
+        whole = CanonicalGraph(tuple(self.parts), {edge: frozenset(labels) for edge, labels in self.edges.items()})
+        return whole.without(self.lent)
 
     def _reaching(
         self, node: Node, place: int, id: str, arriving: Mapping[str, Mapping[int, frozenset[Label]]]
@@ -180,11 +195,20 @@ class _Builder:
         bundles: dict[frozenset[int], tuple[int, ...]] = {}
         for way in ways:
             bundles.setdefault(frozenset(way.rows), way.rows)
+        lent = self._lent(node, layer)
         total = sum(map(len, bundles))
         if len(bundles) < 2 or total != layer.out_channels or len(frozenset().union(*bundles)) != total:
             biased = "bias" in layer.tensors
+            cut = patches(self.graph, node) if layer.is_linear and layer.calls == 1 else ()
+            if cut:
+                yield _as_convolution(layer, cut, unit)
+                return
             size = canonical_shape(layer)
-            yield Part(layer.name, label_of(layer), kind_of(layer), size, layer.is_kernel, biased=biased, unit=unit)
+            own = lent.get(frozenset(range(layer.out_channels)), "")
+            biased = biased or bool(own)
+            yield Part(
+                layer.name, label_of(layer), kind_of(layer), size, layer.is_kernel, biased=biased, lent=own, unit=unit
+            )
             return
         ordered = sorted(bundles.items(), key=lambda each: min(each[0]))
         for place, (bundle, rows) in enumerate(ordered):
@@ -192,7 +216,26 @@ class _Builder:
                 if frozenset(way.rows) == bundle:
                     self.reached.setdefault((way.node, way.operand), set()).add(first + place)
             size = canonical_shape(layer, len(rows))
-            yield Part(layer.name, label_of(layer, len(rows)), kind_of(layer), size, True, rows, unit=unit)
+            label, own = label_of(layer, len(rows)), lent.get(bundle, "")
+            yield Part(layer.name, label, kind_of(layer), size, True, rows, lent=own, unit=unit)
+
+    def _lent(self, node: Node, layer: Layer) -> dict[frozenset[int], str]:
+        """Parameters that the model's own code puts together to the bias of a layer, by the rows that they serve."""
+        found: dict[frozenset[int], str] = {}
+        for id in node.inputs if layer.is_kernel and "bias" not in layer.tensors else ():
+            joined = self.graph.by_id[id]
+            if joined.shape != (layer.out_channels,) or joined.id in self.graph.from_input:
+                continue
+            pieces = joined.facts["args"][0] if joined.op in CONCATENATES else [f"%{joined.id}"]
+            start = 0
+            for piece in pieces:
+                lender = self.graph.by_id.get(piece[1:]) if isinstance(piece, str) else None
+                length = lender.shape[0] if lender is not None else piece["constant"][0]
+                if lender is not None and lender.op == "parameter" and lender.layer in self.of_layer:
+                    found[frozenset(range(start, start + length))] = lender.layer
+                    self.lent.update(self.of_layer[lender.layer])
+                start += length
+        return found
 
     def _label(self, node: Node, place: int, count: int) -> Label:
         if node.op == "scaled_dot_product_attention":
@@ -211,6 +254,15 @@ class _Builder:
             return node.op
         name = "cat" if node.op in CONCATENATES else node.op
         return (name, place) if node.op in ORDERED else None
+
+
+def _as_convolution(layer: Layer, cut: tuple[tuple[int, int], ...], unit: int) -> Part:
+    """A linear layer that reads patches: the convolution whose stride is as large as its kernel."""
+    sizes = dict(cut)
+    kernel = sizes.get(1, 1), sizes.get(2, 1)
+    size = layer.out_channels, sizes.get(0, 1), *kernel
+    kind = "conv2d", _short(kernel), False, (1,)
+    return Part(layer.name, (kind, size), kind, size, True, biased="bias" in layer.tensors, unit=unit, cut=cut)
 
 
 def label_of(layer: Layer, rows: int | None = None) -> Hashable:
@@ -237,7 +289,7 @@ def canonical_shape(layer: Layer, rows: int | None = None) -> Shape:
         return out, prod(layer.shape) // layer.out_channels
     if layer.is_conv and len(layer.shape) > 2:
         across = layer.shape[1] if layer.in_axis == 1 else layer.shape[0] // layer.groups
-        return out, across, *layer.shape[2:]
+        return (out, across, *layer.shape[2:]) if set(layer.shape[2:]) - {1} else (out, across)
     return tuple(n for n in layer.shape if n != 1)
 
 

@@ -155,6 +155,38 @@ def rows_of(view: View, shape: Shape, layer: Layer) -> tuple[int, ...]:
     return tuple(rows)
 
 
+def patches(graph: LayerGraph, call: Node) -> tuple[tuple[int, int], ...]:
+    """How a linear layer reads patches that were cut out of an image: (axis, length), the outermost first.
+
+    Axis 0 are the channels, 1 the rows of a patch, 2 its columns. With patches of 4 x 4 pixels that are laid out row by
+    row, with the channels of each pixel together, that is ((1, 4), (2, 4), (0, 3)). Empty for what reads no patches.
+    """
+    if len(call.inputs) != 1:
+        return ()
+    trail: list[Node] = []
+    node = graph.by_id[call.inputs[0]]
+    while node.op != "input" and len(node.inputs) == 1 and len(trail) < LONGEST:
+        trail.append(node)
+        node = graph.by_id[node.inputs[0]]
+    if node.op != "input" or len(node.shape) != 4 or not trail:
+        return ()
+    channels, height, width = node.shape[1:]
+    if trail[-1].op == "im2col":  # F.unfold: channels, rows, columns, whatever the stride
+        kernel = trail[-1].facts["args"][1]
+        whole = [each for each in trail[:-1] if each.op not in COPIES | PERMUTES]
+        return () if whole else tuple((axis, n) for axis, n in enumerate((channels, *kernel)) if n > 1)
+    view: View | None = View.whole(node.shape)
+    for step in reversed(trail):
+        view = _viewed(step, view)
+        if view is None:
+            return ()
+    found = []
+    for size, stride in view.axes[-1]:
+        axis = 0 if stride >= height * width else 1 if stride >= width else 2
+        found.append((axis, size))
+    return tuple(found) if len({axis for axis, _ in found}) == len(found) else ()
+
+
 def _viewed(node: Node, view: View) -> View | None:
     """The view after an operation that only moves elements; None for any other."""
     args = node.facts.get("args", ())

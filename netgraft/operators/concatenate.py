@@ -16,8 +16,8 @@ from netgraft.operators._checks import axis
 class Concatenate:
     """Put further tensors of the source behind this one, as one projection is made of those of queries, keys, values.
 
-    All must agree in every axis but ``dim``, and in dtype. No value changes; with ``gather`` behind it the rows come
-    into any order.
+    All must agree in every axis but ``dim``. No value changes, where all have one dtype; with ``gather`` behind it the
+    rows come into any order.
     """
 
     fate: ClassVar[str] = "exact"
@@ -35,10 +35,10 @@ class Concatenate:
         for key in self.keys:
             part = source.get(key)
             shapes = None if part is None else [s[:dim] + s[dim + 1 :] for s in (part.shape, weight.shape)]
-            if part is None or shapes is None or shapes[0] != shapes[1] or part.dtype != weight.dtype:
-                found = "no such tensor" if part is None else f"shape {tuple(part.shape)}, {part.dtype}"
+            if part is None or shapes is None or shapes[0] != shapes[1]:
+                found = "no such tensor" if part is None else f"shape {tuple(part.shape)}"
                 raise PlanError(
                     f"concatenate: {key} does not fit behind a tensor of shape {tuple(weight.shape)}.", where=found
                 )
-            parts.append(part)
+            parts.append(part.to(weight.dtype))
         return torch.cat(parts, dim) if self.keys else weight

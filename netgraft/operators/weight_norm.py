@@ -29,10 +29,11 @@ class WeightNorm:
 
     def __call__(self, weight: Tensor, source: Mapping[str, Tensor]) -> Tensor:
         magnitude = source.get(self.magnitude)
-        if magnitude is None or magnitude.numel() != weight.shape[0]:
-            raise PlanError(f"weight-norm: the source has no {self.magnitude} with {weight.shape[0]} magnitudes.")
+        rows = weight.shape[0] if weight.ndim else 0
+        if magnitude is None or magnitude.numel() != rows or not rows:
+            raise PlanError(f"weight-norm: the source has no {self.magnitude} with {rows} magnitudes, one per row.")
         values = computable("weight-norm", weight)
-        rows = values.flatten(1)
-        norms = rows.norm(dim=1).clamp_min(1e-30)
-        scaled = rows * (magnitude.to(values).flatten() / norms)[:, None]
+        directions = values.flatten(1)
+        lengths = directions.norm(dim=1)
+        scaled = directions * (magnitude.to(values).flatten() / lengths)[:, None]
         return scaled.reshape(weight.shape).to(weight.dtype)

@@ -56,12 +56,15 @@ def moves_of(source: LayerGraph, target: LayerGraph, parts: Sequence[Meeting]) -
     layer = target.layers[parts[0].target.layer]
     one = parts[0].source
     whole = len(parts) == 1 and parts[0].target.rows is None
+    moves = [move for meeting in parts for move in _lent(source, target, meeting)]
     if whole and one.rows is None:
-        return [*_whole(source, target, parts[0])]
-    moves: list[Move] = []
+        return [*moves, *_whole(source, target, parts[0])]
     roles = roles_of(layer)
     for role in ("weight", "bias"):
-        if role in roles:
+        if role == "bias" and "bias" in roles and whole and one.lent:
+            given = roles_of(source.layers[one.lent])["value"]
+            moves += moves_to(roles[role], given.key, given.shape, tuple(laid_out(given.shape, roles[role].shape)), WHY)
+        elif role in roles:
             moves += _joined(source, layer, parts, role, roles[role])
     return moves
 
@@ -72,11 +75,15 @@ def moves_of(source: LayerGraph, target: LayerGraph, parts: Sequence[Meeting]) -
 def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator[Move]:
     donor, layer = source.layers[meeting.source.layer], target.layers[meeting.target.layer]
     given, roles = roles_of(donor), roles_of(layer)
+    if meeting.source.lent:
+        given |= {"bias": roles_of(source.layers[meeting.source.lent])["value"]}
     fold = source.layers[meeting.source.norm] if meeting.source.norm and not meeting.target.norm else None
     for role, slot in roles.items():
         partner = given.get(role)
         if fold is not None and role in ("weight", "bias"):
             yield from _folded(source, donor, given, fold, role, slot)
+        elif partner is not None and role == "weight" and (meeting.source.cut or meeting.target.cut):
+            yield from _patches(meeting, partner, slot)
         elif partner is not None:
             yield from _copied(donor, layer, partner, slot)
         elif role in ("magnitude", "direction") and "weight" in given:
@@ -115,6 +122,33 @@ def laid_out(before: Shape, after: Shape) -> Iterator[Step]:
         yield Step("unflatten", {"dim": 0, "shape": list(after)})
 
 
+def _patches(meeting: Meeting, partner: Slot, slot: Slot) -> Iterator[Move]:
+    """Between a convolution without overlap and a linear layer on patches that lie in another order."""
+    sizes = dict(meeting.source.cut or meeting.target.cut)
+    full = tuple((axis, sizes.get(axis, 1)) for axis in range(3))
+    orders = []
+    for cut in (meeting.source.cut, meeting.target.cut):
+        left = [each for each in full if each[0] not in dict(cut)]
+        orders.append((*left, *cut) if cut else full)
+    before, after = orders
+    out = partner.shape[0]
+    steps = [Step("flatten", {"dim": 1, "ndim": len(partner.shape) - 1})] if len(partner.shape) > 2 else []
+    steps.append(Step("unflatten", {"dim": 1, "shape": [n for _, n in before]}))
+    current = [axis for axis, _ in before]
+    for place, (axis, _) in enumerate(after):
+        other = current.index(axis)
+        if other != place:
+            steps.append(Step("transpose", {"dim0": 1 + place, "dim1": 1 + other}))
+            current[place], current[other] = current[other], current[place]
+    shape = (out, *(n for _, n in after))
+    if shape != slot.shape:
+        steps.append(Step("flatten", {"dim": 1, "ndim": 3}))
+        if len(slot.shape) > 2:
+            steps.append(Step("unflatten", {"dim": 1, "shape": list(slot.shape[1:])}))
+    if prod(shape) == prod(slot.shape):
+        yield from moves_to(slot, partner.key, partner.shape, tuple(steps), WHY)
+
+
 def _filled(slot: Slot, value: float) -> list[Move]:
     why = "not in the source: neutral"
     return moves_to(slot, "", slot.shape, (Step("fill", {"value": value}),), why)
@@ -125,6 +159,25 @@ def _neutral(role: str, layer: Layer) -> float | None:
     if role == "bias":
         return 0.0
     return 1.0 if role == "weight" and layer.is_norm else None
+
+
+def _lent(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator[Move]:
+    """The bias of some rows, where it is a parameter of the target's own code."""
+    if not meeting.target.lent:
+        return
+    slot = roles_of(target.layers[meeting.target.lent])["value"]
+    if meeting.source.lent:
+        given = roles_of(source.layers[meeting.source.lent])["value"]
+        yield from moves_to(slot, given.key, given.shape, tuple(laid_out(given.shape, slot.shape)), WHY)
+        return
+    bias = roles_of(source.layers[meeting.source.layer]).get("bias")
+    if bias is None:
+        yield from _filled(slot, 0.0)
+        return
+    steps = list(laid_out(bias.shape, (prod(bias.shape),)))
+    if meeting.source.rows is not None:
+        steps.append(Step("gather", {"dim": 0, "index": [list(run) for run in runs(meeting.source.rows)]}))
+    yield from moves_to(slot, bias.key, bias.shape, (*steps, *laid_out((prod(slot.shape),), slot.shape)), WHY)
 
 
 # --------------------------------------------------------------------------------------------------------- batch norms

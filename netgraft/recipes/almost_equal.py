@@ -33,7 +33,7 @@ class AlmostEqual(LayerOptions):
         """Layers in the same place of the two, by the alignment of their canonical forms."""
         pairs: list[Pair] = []
         for name, parts in _aligned(source, target).items():
-            whole = all(meeting.source.label == meeting.target.label for meeting in parts)
+            whole = all(meeting.source.size == meeting.target.size for meeting in parts)
             pairs.append(Pair(parts[0].source.layer, name, WHY if whole else CHANGED))
         order = {name: place for place, name in enumerate(target.layers)}
         pairs.sort(key=lambda pair: order[pair.target])

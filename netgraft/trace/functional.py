@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from netgraft.architecture.graph import Layer, Slot
-from netgraft.architecture.kinds import kind_named
+from netgraft.architecture.kinds import Role, kind_named
 from netgraft.architecture.operations import BATCHED_PRODUCTS, PLAIN_RESHAPES, REARRANGES, SOFTMAX
 from netgraft.trace.classify import Verdict, classify
 from netgraft.trace.slots import has_parametrised_child, own_keys, weight_shape
@@ -72,7 +72,7 @@ class FunctionalLayers:
         if (
             owner
             and {key for _, key in roles} >= {kernel, *rest}
-            and len(kernels) == 1
+            and len(kernels) == (0 if kind_named(verdict.kind).role is Role.NORM else 1)
             and not has_parametrised_child(self.module, owner)
         ):
             return owner, {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}

@@ -18,6 +18,7 @@ OPERATORS = {
         [({"size": [5, 7]}, (4, 6, 5, 7)), ({"size": [2], "preserve": "energy"}, (4, 6, 3, 2))],
     ),
     "centre": ({"size": (3, 3)}, [({"size": [5, 1]}, (4, 6, 5, 1)), ({"size": [2]}, (4, 6, 3, 2))]),
+    "concatenate": ({"keys": ()}, [({"keys": ["other"], "dim": 1}, (4, 12, 3, 3)), ({"keys": ["other"]}, (8, 6, 3, 3))]),
     "cyclic": ({"dim": 1, "size": 6}, [({"dim": 0, "size": 9}, (9, 6, 3, 3)), ({"dim": -3, "size": 2}, (4, 2, 3, 3))]),
     "deflate": (None, [({"dim": 2}, (4, 6, 3)), ({"dim": -1}, (4, 6, 3))]),
     "dirac": (None, [({}, SHAPE)]),
@@ -87,6 +88,7 @@ OPERATORS = {
             ({"size": [2, 2], "extra": 2}, (4, 6, 11, 3)),
         ],
     ),
+    "row-norm": (None, [({}, (4, 1, 1, 1))]),
     "scale": ({"factor": 1.0}, [({"factor": 0.5}, SHAPE), ({"factor": -3}, SHAPE)]),
     "scale-part": (
         {"dim": 1, "start": 2, "count": 3, "factor": 1},
@@ -122,10 +124,11 @@ OPERATORS = {
         [({"dim0": 1, "dim1": 2}, (4, 3, 6, 3)), ({"dim0": 1, "dim1": -4, "flip": True}, (6, 4, 3, 3))],
     ),
     "unflatten": ({"dim": 1, "shape": (6,)}, [({"dim": 1, "shape": [3, 2]}, (4, 3, 2, 3, 3))]),
+    "weight-norm": (None, [({"magnitude": "gamma"}, SHAPE)]),
 }
 CHANGES = [(name, options, shape) for name, (_, cases) in OPERATORS.items() for options, shape in cases]
 IDENTITIES = {name: options for name, (options, _) in OPERATORS.items() if options is not None}
-REFUSE_EMPTY = {"fold-norm", "overlay", "rank-one"}
+REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "weight-norm"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL_TYPES = [*FLOATS, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
@@ -138,6 +141,7 @@ def beside_all(shape):
     """What there is to read beside the tensor itself, for a result of this shape: the target's own, and the source."""
     rng = torch.Generator().manual_seed(1)
     source = {name: torch.rand(SHAPE[0], generator=rng) + 0.1 for name in ("mean", "var", "gamma", "bias")}
+    source["other"] = torch.randn(SHAPE, generator=rng)
     return {"own": torch.randn(shape, generator=rng), "source": source}
 
 
