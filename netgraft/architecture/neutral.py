@@ -77,8 +77,9 @@ def _ends(graph: LayerGraph, branch: Node, known: Collection[str], *, gate: bool
         elif not (node.op in PASSES or (not gate and node.op in ZERO_AT_ZERO) or _is_plain(node, gate)):
             return []
         scales = [graph.by_id[id] for id in node.inputs if graph.by_id[id].op == "parameter"]
-        if node.op == "mul" and scales and not gate:  # a layer scale: zero is enough there
-            stack += [(scales[0], opening)]
+        if node.op == "mul" and not gate:  # one factor that is zero is enough: a layer scale, else the map that is gated
+            full = [graph.by_id[id] for id in node.inputs if graph.by_id[id].shape == node.shape]
+            stack += [(each, opening) for each in (scales or full)[:1]]
             continue
         stack += [(graph.by_id[id], opening) for id in node.inputs]
     return list(ends.values())

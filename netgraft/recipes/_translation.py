@@ -10,6 +10,7 @@ from netgraft.architecture.canonical import CanonicalGraph, Part
 from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
 from netgraft.channels.index_map import identity, runs
 from netgraft.plan import Move, Pair, Step, moves_to
+from netgraft.recipes.same_names import equal_names
 
 WHY = "the same part of one network"
 EPS = 1e-5
@@ -67,6 +68,25 @@ def moves_of(source: LayerGraph, target: LayerGraph, parts: Sequence[Meeting]) -
         elif role in roles:
             moves += _joined(source, layer, parts, role, roles[role])
     return moves
+
+
+def loose_moves(source: LayerGraph, target: LayerGraph) -> Iterator[Move]:
+    """Copies of numbers outside any layer, such as the buffers of a frozen norm: by name, else all in their order.
+
+    Whole numbers stay the target's: they are tables that its constructor computes.
+    """
+    given, wanted = (
+        [slot for slot in graph.loose.values() if "float" in slot.dtype or slot.dtype == "bfloat16"]
+        for graph in (source, target)
+    )
+    names = equal_names(source, target)
+    partners = {slot.key: source.slots[names[slot.key]] for slot in wanted if names.get(slot.key) in source.loose}
+    if not partners and [slot.shape for slot in given] == [slot.shape for slot in wanted]:
+        partners = {slot.key: partner for slot, partner in zip(wanted, given, strict=True)}
+    for slot in wanted:
+        if slot.key in partners:
+            partner = partners[slot.key]
+            yield from moves_to(slot, partner.key, partner.shape, (), "a number outside any layer, in the same place")
 
 
 # ---------------------------------------------------------------------------------------------------------- one to one

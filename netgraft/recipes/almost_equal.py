@@ -9,13 +9,14 @@ from netgraft.architecture.alignment import align
 from netgraft.architecture.canonical import canonical
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.neutral import Neutral, neutral_ends
-from netgraft.architecture.spine import is_identity_when_dirac, spine
+from netgraft.architecture.spine import Unit, is_identity_when_dirac, signature, spine
 from netgraft.plan import Move, Pair, Pairing, Step, moves_to
-from netgraft.recipes._translation import WHY, Meeting, meetings, moves_of, roles_of
+from netgraft.recipes._translation import WHY, Meeting, loose_moves, meetings, moves_of, roles_of
 from netgraft.recipes.grow import Grow
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 CHANGED = "the same place, another size"
+NEIGHBOUR = "new: weights of its neighbour, and an end that does nothing"
 ALONE = "new in the target: it has no counterpart in the source"
 
 
@@ -36,12 +37,14 @@ class AlmostEqual(LayerOptions):
             whole = all(meeting.source.size == meeting.target.size for meeting in parts)
             pairs.append(Pair(parts[0].source.layer, name, WHY if whole else CHANGED))
         order = {name: place for place, name in enumerate(target.layers)}
-        pairs.sort(key=lambda pair: order[pair.target])
         known = {pair.target for pair in pairs}
         ends = {end.layer: end.why for end in neutral_ends(target, known)}
+        pairs += _neighbours(source, target, pairs)
+        pairs.sort(key=lambda pair: order[pair.target])
         diracs = tuple(_passing(target, known))
         unpaired = {layer.name: ALONE for layer in target.kernels() if layer.name not in known}
-        return Pairing(tuple(pairs), unpaired, zeroed=ends, diracs=diracs)
+        inserted = tuple(pair.target for pair in pairs if pair.why == NEIGHBOUR)
+        return Pairing(tuple(pairs), unpaired, inserted, ends, diracs)
 
     def plan(self, task: Task) -> Draft:
         """Copies where sizes agree, moves of ``grow`` where they do not, neutral ends of what is new."""
@@ -50,15 +53,17 @@ class AlmostEqual(LayerOptions):
         moves: list[Move] = []
         reasons: dict[str, str] = dict(changed.reasons)
         said = {pair.target: pair for pair in task.pairing.pairs}
+        known = {name for name, pair in said.items() if pair.why != NEIGHBOUR}
+        ends = {end.layer: end for end in neutral_ends(task.target, known)}
+        for name in task.pairing.zeroed:  # before all others: of two moves to one key the first counts
+            if name in ends:
+                moves += _neutral(task.target.layers[name], ends[name])
         for name, pair in said.items():
             parts = aligned.get(name, [])
             if pair.why == WHY and parts and parts[0].source.layer == pair.source:
                 moves += moves_of(task.source, task.target, parts)
-        ends = {end.layer: end for end in neutral_ends(task.target, said)}
-        for name in task.pairing.zeroed:
-            if name in ends:
-                moves += _neutral(task.target.layers[name], ends[name])
-        moves += changed.moves  # of two moves to one key the first counts
+        moves += loose_moves(task.source, task.target)
+        moves += changed.moves
         return Draft(moves, reasons, ALONE, ())
 
 
@@ -70,6 +75,30 @@ def _aligned(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]]
     for part in other.parts:
         counts[part.layer] = counts.get(part.layer, 0) + 1
     return {name: parts for name, parts in found.items() if len(parts) == counts[name]}
+
+
+def _neighbours(source: LayerGraph, target: LayerGraph, pairs: list[Pair]) -> Iterator[Pair]:
+    """Weights for new steps of the spine: those of the nearest step of the target that is built alike and is copied."""
+    copied = {pair.target: pair.source for pair in pairs if pair.why == WHY}
+    units = spine(target)
+    known = {i: [copied[name] for name in unit.layers if name in copied] for i, unit in enumerate(units)}
+    for i, unit in enumerate(units):
+        if known[i] or not any(target.layers[name].is_kernel for name in unit.layers):
+            continue
+        alike = [
+            j
+            for j, other in enumerate(units)
+            if len(known[j]) == len(other.layers) == len(unit.layers) and _same_build(target, unit, other)
+        ]
+        if alike:
+            nearest = min(alike, key=lambda j: (abs(j - i), j > i))
+            for name, donor in zip(unit.layers, known[nearest], strict=True):
+                yield Pair(donor, name, NEIGHBOUR)
+
+
+def _same_build(graph: LayerGraph, one: Unit, other: Unit) -> bool:
+    shapes = [[graph.layers[name].shape for name in unit.layers] for unit in (one, other)]
+    return shapes[0] == shapes[1] and signature(graph, one) == signature(graph, other)
 
 
 def _grown(task: Task) -> Draft:

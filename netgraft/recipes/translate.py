@@ -9,7 +9,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.isomorphism import isomorphism
 from netgraft.errors import CheckFailed
 from netgraft.plan import Move, Pairing
-from netgraft.recipes._translation import Meeting, meetings, moves_of, pairs_of
+from netgraft.recipes._translation import Meeting, loose_moves, meetings, moves_of, pairs_of
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 
@@ -41,6 +41,7 @@ class Translate(LayerOptions):
         for name, parts in found.items():
             if name not in task.stays:
                 moves += moves_of(task.source, task.target, parts)
+        moves += loose_moves(task.source, task.target)
         return Draft(moves, {}, "no tensor of the source says what it should be")
 
 
