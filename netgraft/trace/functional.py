@@ -6,6 +6,7 @@ table of relative positions, whose product with the queries is added to the scor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -50,22 +51,28 @@ class FunctionalLayers:
         for node in self.graph.nodes:
             if node.op != "call_function" or node.meta.get("params"):
                 continue
-            own = frozenset().union(*(o.params for op in node.meta.get("operations", ()) for o in op.operands))
-            keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
+            operands = [operand for op in node.meta.get("operations", ()) for operand in op.operands]
+            own = frozenset().union(*(operand.params for operand in operands))
+            in_order = [self.canonical[k] for o in operands for k in sorted(o.params) if k in self.canonical]
+            keys = tuple(dict.fromkeys(in_order))
             verdict = classify(node.meta["operations"], None, None) if keys else None
             if verdict is None or (verdict.kind == "linear" and is_position_table(node, self.readers)):
                 continue
             name, tensors = self._name_functional(keys, verdict)
             kept = frozenset(slot.key for slot in tensors.values())
             own = frozenset(key for key in own if self.canonical.get(key) in kept)
-            found[node] = Functional(name, tensors, verdict, keys & kept, own)
+            found[node] = Functional(name, tensors, verdict, kept.intersection(keys), own)
         return found
 
-    def _name_functional(self, keys: frozenset[str], verdict: Verdict) -> tuple[str, dict[str, Slot]]:
-        """Name and tensors of the layer that uses ``keys``; a bias that several layers share stays a parameter."""
-        kernel = max(sorted(keys), key=lambda key: len(self.slots[key].shape))
+    def _name_functional(self, keys: Sequence[str], verdict: Verdict) -> tuple[str, dict[str, Slot]]:
+        """Name and tensors of the layer that uses ``keys``; a bias that several layers share stays a parameter.
+
+        The weight is the one of the highest rank. A norm's gain and offset have one: the gain is given first.
+        """
+        is_norm = kind_named(verdict.kind).role is Role.NORM
+        kernel = max(keys if is_norm else sorted(keys), key=lambda key: len(self.slots[key].shape))
         lengths = {verdict.matrix[1], self.slots[kernel].shape[0]} if verdict.kind == "linear" else set()
-        rest = [key for key in sorted(keys - {kernel}) if not lengths or prod(self.slots[key].shape) in lengths]
+        rest = [key for key in sorted({*keys} - {kernel}) if not lengths or prod(self.slots[key].shape) in lengths]
         owner = kernel.rpartition(".")[0].split(".parametrizations")[0]
         roles = own_keys(self.module, owner)
         kernels = [key for _, key in roles if key in self.slots and len(self.slots[key].shape) >= 2]

@@ -94,19 +94,24 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def relative_error(given: list[Tensor], wanted: list[Tensor]) -> float:
-    """||given - wanted|| / ||wanted||, over the outputs that both have; infinity where a shape differs."""
+    """||given - wanted|| / ||wanted||, over the outputs that both have; infinity where a shape differs.
+
+    Zero where both are zero, as a new head's may be: that shows nothing, so weights should be lively.
+    """
     count = min(len(given), len(wanted))
     if not count or any(a.numel() != b.numel() for a, b in zip(given, wanted, strict=False)):
         return float("inf")
     one, other = (torch.cat([each.flatten().double() for each in side[:count]]) for side in (given, wanted))
-    error = float((one - other).norm() / other.norm())
-    return error if error == error else float("inf")
+    difference, size = float((one - other).norm()), float(other.norm())
+    if difference == 0:
+        return 0.0
+    return difference / size if size and difference == difference else float("inf")
 
 
 def aliveness(given: list[Tensor]) -> float:
     """How much the outputs differ from one example to another, relative to their size."""
     first = given[0].double().flatten(1)
-    return float((first - first.mean(0)).norm() / first.norm())
+    return float((first - first.mean(0)).norm() / first.norm()) if bool(first.any()) else 0.0
 
 
 def loaded(module: nn.Module, found: State) -> nn.Module:

@@ -161,7 +161,7 @@ _SHARED = renamed(
 
 
 def _branches() -> list[Pair]:
-    return pairs(
+    parallel = pairs(
         "branches",
         IMAGE,
         ("summed", "summed_list", _SUMMED),
@@ -172,9 +172,9 @@ def _branches() -> list[Pair]:
         ("numbered", "dictionary", as_executed()),
         ("conv_gates", "linear_gates", in_order),
         ("linear_gates", "conv_gates", in_order),
-        ("unet", "segmenter", _SEGMENTER),
-        ("twice_used", "shared", _SHARED),
     )
+    decoders = pairs("decoders", IMAGE, ("unet", "segmenter", _SEGMENTER), ("twice_used", "shared", _SHARED))
+    return [*parallel, *decoders]
 
 
 # ----------------------------------------------------------------------------------------------------------- rewritten

@@ -60,6 +60,14 @@ def in_order(source: nn.Module, target: nn.Module, _: Tensor | None) -> State:
     return {key: _shaped(value, own) for (key, own), value in zip(wanted.items(), given, strict=True)}
 
 
+def first_in_order(source: nn.Module, target: nn.Module, _: Tensor | None) -> State:
+    """The same where the source has layers at its end that the target lacks and that it does not run."""
+    wanted = _carrying(target)
+    return {
+        key: _shaped(value, own) for (key, own), value in zip(wanted.items(), _carrying(source).values(), strict=False)
+    }
+
+
 def renamed(
     *rules: tuple[str, str | Callable[[re.Match[str]], str]], then: Callable[[State], State] | None = None
 ) -> Truth:

@@ -114,10 +114,10 @@ def group_norm():
 class FunctionalGroupNorm(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.gain, self.offset = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.gamma, self.beta = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x):
-        return F.group_norm(x, 4, self.gain, self.offset)
+        return F.group_norm(x, 4, self.gamma, self.beta)
 
 
 def functional_group_norm():

@@ -2,16 +2,14 @@
 
 import timm
 import transformers as hf
+from timm.layers import SwiGLUPacked
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from timm.layers import SwiGLUPacked
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 

@@ -3,6 +3,8 @@
 import segmentation_models_pytorch as smp
 import timm
 from torch import nn
+from torchvision.models import densenet121
+from transformers import SegformerConfig, SegformerModel
 
 
 class Last(nn.Module):
@@ -67,8 +69,9 @@ def smp_densenet121():
     return encoder("densenet121")
 
 
-def timm_densenet121():
-    return trunk("densenet121")
+def tv_densenet121():
+    """timm's trunk ends in an activation, which neither of these has."""
+    return densenet121().features
 
 
 def smp_se_resnet50():
@@ -92,7 +95,10 @@ def smp_xception():
 
 
 def timm_xception():
-    return trunk("legacy_xception")
+    net = trunk("legacy_xception")
+    net.act4 = nn.Identity()  # the encoder has none there, and pads its first two convolutions
+    net.conv1.padding = net.conv2.padding = (1, 1)
+    return net
 
 
 def smp_mobileone():
@@ -103,15 +109,21 @@ def timm_mobileone():
     return trunk("mobileone_s0")
 
 
+def with_epsilon(net, eps=1e-6):
+    """The two libraries differ in the epsilon of some norms."""
+    for layer in net.modules():
+        if hasattr(layer, "eps"):
+            layer.eps = eps
+    return net
+
+
 def smp_mit():
-    return encoder("mit_b0")
+    return with_epsilon(encoder("mit_b0"))
 
 
 def hf_mit():
     """SegFormer's encoder."""
-    import transformers
-
-    return LastHidden(transformers.SegformerModel(transformers.SegformerConfig()))
+    return with_epsilon(LastHidden(SegformerModel(SegformerConfig())))
 
 
 class LastHidden(Last):
