@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from netgraft.errors import UnknownName, UsageError
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.construct import call_constructor, check_arguments, with_meta_fallback
 from netgraft.models.fit import check_finite, fit_weights
-from netgraft.models.references import Reference, Role, parse_reference
+from netgraft.models.references import Reference, Role, parse_reference, split_prefix
 from netgraft.models.weights_file import check_weights_file, read_weights_file
 
 Read = Callable[[], tuple[dict[str, Tensor], tuple[str, ...]]]
@@ -29,6 +29,7 @@ class UnreadWeights:
     description: str  # "checkpoint.pth", "resnet18.a1_in1k, pretrained", "random initialisation with seed 0"
     read: Read  # the raw tensors and remarks
     file: Path | None = None
+    typed: str = ""  # the file as the user types it, with "::PREFIX" where a part of it is meant
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Model:
     weights: UnreadWeights | None = None
     no_weights: str = ""  # why ``weights`` is None, for the message
     convert: Convert | None = None  # timm's translation of foreign keys
+    notes: tuple[str, ...] = ()  # remarks for the user: which of several classes was taken
 
 
 @dataclass(frozen=True)
@@ -91,31 +93,22 @@ def load_model(
     if given and random_weights:
         hint = f"Leave out --random-{role} or the file."
         raise UsageError(f"The {role} has both a weights file and random weights.", where=str(given), hint=hint)
-    if given:
-        check_weights_file(given)
+    file, prefix = split_prefix(given) if given else (None, "")
+    if file:
+        check_weights_file(file)
     pretrained = role == "source" and not given and not random_weights
     option = f"--{role}-arg"
     model = _LOADERS[parsed.kind](parsed, role, dict(args or {}), option, pretrained)
     weights = model.weights
-    if given:
-        weights = UnreadWeights(given.name, lambda: read_weights_file(given), given)
+    if given and file:
+        name = f"{file.name}::{prefix}" if prefix else file.name
+        weights = UnreadWeights(name, lambda: read_weights_file(file, prefix), file, str(given))
     elif random_weights:
         weights = UnreadWeights(f"random initialisation with seed {seed}", lambda: _read_random(model.build, seed))
     elif not pretrained:
         weights = None
     size = model.input_size if input_size is None else input_size
-    return Model(
-        name=parsed.text,
-        reference=parsed,
-        role=role,
-        build=model.build,
-        input_size=size,
-        example_inputs=model.example_inputs,
-        file=model.file,
-        weights=weights,
-        no_weights=model.no_weights,
-        convert=model.convert,
-    )
+    return replace(model, weights=weights, input_size=size)
 
 
 def require_weights(model: Model) -> UnreadWeights:
@@ -146,6 +139,8 @@ def read_weights(model: Model, *, allow_nonfinite: bool = False) -> PretrainedWe
         label=model.name,
         origin=weights.description,
         option=f"--{model.role}-arg",
+        place=("--source-weights " if model.role == "source" else f"{model.name}=") + weights.typed,
+        fresh=lambda: _read_random(model.build, 0)[0],
         convert=model.convert if weights.file else None,
     )
     if not allow_nonfinite:
