@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netgraft.errors import NonFiniteWeights, WeightsMismatch
 from netgraft.models.differences import Differences, compare, ties
-from netgraft.models.state_dicts import find_part, find_without_head, nearest, remarks, take_off_wrappers
+from netgraft.models.state_dicts import find_inner, find_part, find_without_head, nearest, remarks, take_off_wrappers
 
 _CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "num_labels", "num_outputs", "out_features")
 _LISTED = 4
@@ -29,10 +29,10 @@ def fit_weights(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The architecture's whole state_dict, contiguous and of its types, and remarks for the user.
 
-    ``tensors`` are all of a file's, named as it nests them: those that fit are found under any prefix, or through
-    ``convert``. ``place`` is what stands before ``::`` when the user types a prefix. Keys that name the same parameter
-    (tied weights) need only one entry, and ``num_batches_tracked`` none. A head that is missing is taken from
-    ``fresh``, a state_dict of random weights. Raises WeightsMismatch or CorruptFile.
+    ``tensors`` are all of a file's, named as it nests them: those that fit are found under any prefix, through
+    ``convert``, or in a network that the architecture wraps. ``place`` is what stands before ``::`` when the user types
+    a prefix. Keys that name the same parameter (tied weights) need only one entry, and ``num_batches_tracked`` none. A
+    head that is missing is taken from ``fresh``, a state_dict of random weights. Raises WeightsMismatch or CorruptFile.
     """
     expected = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     bare, wrappers = take_off_wrappers(tensors, expected)
@@ -44,6 +44,7 @@ def fit_weights(
         if converted is not None and not compare(converted, expected):
             return _fitted(converted, expected), (*notes, f"{origin}: timm converted the keys or shapes for {label}.")
         part = find_without_head(bare, expected, place=place, label=label)
+        part = part or find_inner(bare, expected, place=place, label=label)
         if part is None:
             differences = compare(body.tensors, expected)
             named = f"{origin}, under {body.name}," if body.name else origin

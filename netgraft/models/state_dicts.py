@@ -17,13 +17,11 @@ from torch import Tensor
 
 from netgraft.errors import CorruptFile, WeightsMismatch
 from netgraft.models.differences import Differences, compare
+from netgraft.models.left_out import dispensable, head_of
 
 _WRAPPER = re.compile(r"(?:^|(?<=[./]))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[./]")
 """DistributedDataParallel and AveragedModel, torch.compile, FSDP, and PyTorch's activation checkpoints."""
 _AVERAGE = re.compile(r"(?:^|[._/])(?:ema|swa|avg|averaged?|shadow)(?=[._/]|$)")
-_CARRY_NOTHING = ("total_ops", "total_params", "num_batches_tracked", "position_ids", "relative_position_index")
-"""Last names of tensors that no function depends on: thop's counts, batch counters, and tables that code makes anew."""
-_HEAD = 8  # tensors at most in what may be missing as a head
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")  # in order of preference
 _LISTED = 5
 
@@ -36,6 +34,7 @@ class Part:
     tensors: Mapping[str, Tensor]
     rest: str | None = None  # a second prefix, which the others stand behind
     missing: tuple[str, ...] = ()  # the head's keys, where only the head is missing
+    inside: str = ""  # what the architecture has before its keys, and the file has not
     averages: tuple[str, ...] = ()  # other parts that fit, averages of this one (EMA)
 
     @property
@@ -82,15 +81,16 @@ def find_part(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
     ``place`` is what stands before ``::`` when the user types a part. Raises WeightsMismatch (two parts fit, and their
     numbers differ), CorruptFile (a sparse tensor).
     """
-    gaps = {prefix: compare(_part(tensors, prefix), expected) for prefix in _prefixes(tensors, expected)}
+    counts = _prefixes(tensors, expected)
+    gaps = _gaps(tensors, counts, expected)
     fitting = [prefix for prefix, gap in gaps.items() if not gap.missing and not gap.reshaped]
     whole = [
         Part(prefix, part)
         for prefix in fitting
-        if _dispensable(gaps[prefix].unexpected, part := _part(tensors, prefix), expected, _inside(prefix, fitting))
+        if dispensable(gaps[prefix].unexpected, part := _part(tensors, prefix), expected, _inside(prefix, fitting))
     ]
     if not whole:
-        whole = [two for prefix in gaps if (two := _in_two(tensors, prefix, gaps, expected))]
+        whole = [two for prefix in gaps if (two := _in_two(tensors, prefix, gaps[prefix], counts, expected))]
     return _the_one(whole, place=place, label=label)
 
 
@@ -98,17 +98,40 @@ def find_without_head(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str
 ) -> Part | None:
     """The one part that has every tensor but the head's, None if there is none. Raises as ``find_part``."""
-    gaps = {prefix: compare(_part(tensors, prefix), expected) for prefix in _prefixes(tensors, expected)}
+    gaps = _gaps(tensors, _prefixes(tensors, expected), expected)
     heads = {
-        prefix: head for prefix, gap in gaps.items() if not gap.reshaped and (head := _head(gap.missing, expected))
+        prefix: head for prefix, gap in gaps.items() if not gap.reshaped and (head := head_of(gap.missing, expected))
     }
     found = []
     for prefix, head in heads.items():
         part = _part(tensors, prefix)
         left = [key for key in gaps[prefix].unexpected if not key.startswith(head)]  # a head of another kind
-        if _dispensable(left, part, expected, _inside(prefix, heads)):
+        if dispensable(left, part, expected, _inside(prefix, heads)):
             found.append(Part(prefix, part, missing=gaps[prefix].missing))
     return _the_one(found, place=place, label=label)
+
+
+def find_inner(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str) -> Part | None:
+    """The one part that has a network which the architecture wraps: all of it, or all but its head.
+
+    None if there is none. Raises as ``find_part``.
+    """
+    top, dot, _ = next(iter(expected), "").partition(".")
+    inside = top + dot
+    inner = {key[len(inside) :]: slot for key, slot in expected.items() if key.startswith(inside)}
+    outer = tuple(key for key in expected if not key.startswith(inside) and not key.endswith("num_batches_tracked"))
+    if not dot or (outer and not head_of(outer, expected)):
+        return None
+    part = find_part(tensors, inner, place=place, label=label)
+    if part is None and not outer:
+        part = find_without_head(tensors, inner, place=place, label=label)
+    if part is None:
+        part = find_inner(tensors, inner, place=place, label=label)
+    if part is None or (outer and part.missing):
+        return None
+    missing = (*(f"{inside}{key}" for key in part.missing), *outer)
+    named = {f"{inside}{key}": tensor for key, tensor in part.tensors.items()}
+    return replace(part, tensors=named, missing=missing, inside=inside + part.inside)
 
 
 def nearest(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Part:
@@ -132,6 +155,8 @@ def remarks(
     elif part.name:
         what = f"{origin}: the tensors under {part.name} are taken"
         said.append(f"{what}, an average of the weights (EMA)." if part.averaged else f"{what}.")
+    if part.inside:
+        said.append(f"{origin}: they go to {part.inside.rstrip('.')} of the architecture.")
     if part.missing:
         said.append(
             f"{origin} has no {', '.join(part.missing)}: this head is drawn at random. To go without, name the "
@@ -140,9 +165,8 @@ def remarks(
     if part.rest is not None:
         where = f"under {part.rest.rstrip('./')}" if part.rest else "at the top"
         said.append(f"{origin}: what is missing there is taken from {where}.")
-    used = {f"{part.prefix}{key}" for key in expected if key in part.tensors}
-    if part.rest is not None:
-        used |= {key for name in expected if (key := f"{part.rest}{name}") in tensors}
+    own = [key.removeprefix(part.inside) for key in expected if key in part.tensors]
+    used = {f"{prefix}{key}" for key in own for prefix in (part.prefix, part.rest) if prefix is not None}
     if names := [*dict.fromkeys(_shown(key, part.prefix) for key in tensors if key not in used)]:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         said.append(f"{origin}: ignored: {', '.join(names[:_LISTED])}{more}.")
@@ -166,25 +190,40 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
+def _gaps(
+    tensors: Mapping[str, Tensor], counts: Counter[str], expected: Mapping[str, Tensor]
+) -> dict[str, Differences]:
+    """How what stands behind a prefix differs from the architecture, where it is a third of it at least."""
+    return {
+        prefix: compare(_part(tensors, prefix), expected)
+        for prefix, count in counts.items()
+        if count * 3 >= len(expected)
+    }
+
+
 def _inside(prefix: str, others: Iterable[str]) -> tuple[str, ...]:
     """What follows ``prefix`` in the longer ones among the others."""
     return tuple(other[len(prefix) :] for other in others if other != prefix and other.startswith(prefix))
 
 
 def _in_two(
-    tensors: Mapping[str, Tensor], prefix: str, gaps: Mapping[str, Differences], expected: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    gap: Differences,
+    prefixes: Iterable[str],
+    expected: Mapping[str, Tensor],
 ) -> Part | None:
     """Most tensors under ``prefix``, all others under one other: OpenMMLab's backbone and head."""
-    missing = gaps[prefix].missing
-    if not missing or len(missing) * 2 > len(expected) or gaps[prefix].reshaped:
+    missing = gap.missing
+    if not missing or len(missing) * 2 > len(expected) or gap.reshaped:
         return None
-    rests = [rest for rest in gaps if all(f"{rest}{key}" in tensors for key in missing)]
+    rests = [rest for rest in prefixes if all(f"{rest}{key}" in tensors for key in missing)]
     part = _part(tensors, prefix)
-    if len(rests) != 1 or not _dispensable(gaps[prefix].unexpected, part, expected, _inside(prefix, rests)):
+    if len(rests) != 1 or not dispensable(gap.unexpected, part, expected, _inside(prefix, rests)):
         return None
     part |= {key: tensors[f"{rests[0]}{key}"] for key in missing}
-    gap = compare(part, expected)
-    return None if gap.missing or gap.reshaped else Part(prefix, part, rests[0])
+    left = compare(part, expected)
+    return None if left.missing or left.reshaped else Part(prefix, part, rests[0])
 
 
 def _the_one(parts: list[Part], *, place: str, label: str) -> Part | None:
@@ -217,45 +256,6 @@ def _typed(place: str, name: str) -> str:
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-# -------------------------------------------------------------------------------------------- what may be left or lack
-
-
-def _dispensable(
-    unexpected: Iterable[str], part: Mapping[str, Tensor], expected: Mapping[str, Tensor], copies: tuple[str, ...]
-) -> bool:
-    """Whether the network is whole without these keys of the part.
-
-    They are copies of it, other things that the file nests there, numbers that carry nothing, a lone number beside the
-    layers, or modules behind the last layer (a head that the architecture lacks).
-    """
-    own = {key.partition(".")[0] for key in expected}
-    order = {key: index for index, key in enumerate(part)}
-    last = max((order[key] for key in expected if key in order), default=-1)
-
-    def left_out(key: str) -> bool:
-        top, dot, _ = key.partition(".")
-        if "/" in key or key.startswith(copies) or key.rpartition(".")[2] in _CARRY_NOTHING:
-            return True
-        return top not in own and order[key] > last if dot else part[key].numel() == 1
-
-    return all(map(left_out, unexpected))
-
-
-def _head(missing: tuple[str, ...], expected: Mapping[str, Tensor]) -> str:
-    """The prefix of the head if nothing else is missing: the last module, whole; else nothing."""
-    keys = [key for key in expected if not key.endswith("num_batches_tracked")]
-    if not missing or len(missing) > _HEAD or len(missing) * 2 > len(keys) or keys[-len(missing) :] != list(missing):
-        return ""
-    names = [key.split(".")[:-1] for key in missing]
-    common = []
-    for level in zip(*names, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    head = ".".join(common) + "." if common else ""
-    return head if head and {key for key in keys if key.startswith(head)} == set(missing) else ""
 
 
 def _container(tensors: Mapping[str, Tensor]) -> str:

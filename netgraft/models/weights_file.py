@@ -20,6 +20,8 @@ from netgraft.models.construct import brief
 from netgraft.models.references import WEIGHTS_SUFFIXES, near_files
 from netgraft.models.state_dicts import under
 
+_DEPTH = 8  # mappings within mappings: more than training scripts nest, and an end where one holds itself
+
 
 def check_weights_file(path: Path) -> None:
     """Raise UsageError unless a weights file may lie at ``path``, CorruptFile if it is empty or a stand-in."""
@@ -115,7 +117,7 @@ def _flatten(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str,
     if not isinstance(content, Mapping):
         what = f"The file holds {_article(type(content).__name__)}, not a state_dict."
         raise CorruptFile(what, where=str(path), hint="Write it with torch.save(model.state_dict(), FILE).")
-    tensors = dict(_tensors(content, "", set()))
+    tensors = dict(_tensors(content, "", _DEPTH))
     if not tensors:
         keys = ", ".join(str(key) for key in list(content)[:8])
         hint = "Write it with torch.save(model.state_dict(), FILE)."
@@ -126,13 +128,15 @@ def _flatten(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str,
     return tensors, ()
 
 
-def _tensors(content: Mapping[object, object], prefix: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings by their keys, with a slash behind every mapping; none from a cycle."""
+def _tensors(content: Mapping[object, object], prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested mappings and lists by their keys, with a slash behind every one, down to ``depth``."""
     for key, value in content.items():
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
         if isinstance(value, Tensor):
             yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping) and id(value) not in above:
-            yield from _tensors(value, f"{prefix}{key}/", above | {id(content)})
+        elif isinstance(value, Mapping) and depth:
+            yield from _tensors(value, f"{prefix}{key}/", depth - 1)
 
 
 def _article(noun: str) -> str:

@@ -79,6 +79,12 @@ KINDS = {  # name -> (what is in the file, words of the remarks)
     "ema within": (lambda sd: sd | put("ema.module.", sd, 1), "the top is taken, not the average in ema"),
     "ema alone": (lambda sd: {"model_ema": put("module.", sd)}, "an average of the weights (EMA)"),
     "two equal ones": (lambda sd: {"student": sd, "teacher": sd}, "ignored: teacher"),
+    "list": (lambda sd: {"nets": [sd]}, "under nets/0 are taken"),
+    "masked": (lambda sd: sd | {"block.mask_token": torch.ones(1, 4)}, "ignored: block.mask_token"),
+    "old DataParallel": (
+        lambda sd: {k.replace("block.", "block.module."): t for k, t in sd.items()},
+        "taken off the keys: module",
+    ),
     "decoder beside": (lambda sd: put("encoder.", sd) | {"decoder.weight": torch.ones(2, 2)}, "ignored: decoder"),
     "second head": (lambda sd: sd | {"projector.0.weight": torch.ones(2, 4)}, "ignored: projector.0.weight"),
 }
@@ -167,6 +173,31 @@ def test_a_head_that_is_missing_is_drawn_and_said(net, content):
     assert same(found.tensors, again.tensors)
     assert found.tensors["fc.weight"].abs().sum() > 0
     assert "has no fc.weight, fc.bias: this head is drawn at random" in " ".join(found.origin.notes)
+
+
+WRAPPING = (
+    NET.replace("class Net", "class Inner")
+    + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = Inner()\n"
+)
+
+
+def test_a_network_that_the_architecture_wraps(net, tmp_path):
+    (tmp_path / "wrapped.py").write_text(WRAPPING)
+    found = read({"model": net}, reference="./wrapped.py")
+    assert same(found.tensors, put("net.", net))
+    assert "they go to net of the architecture" in " ".join(found.origin.notes)
+    found = read({"model": body(net)}, reference="./wrapped.py")
+    assert same(body(net), {k.removeprefix("net."): t for k, t in found.tensors.items() if "fc" not in k})
+    assert "has no net.fc.weight, net.fc.bias" in " ".join(found.origin.notes)
+    (tmp_path / "deeper.py").write_text(WRAPPING.replace("Inner()", "nn.ModuleList([Inner()])"))
+    assert same(read(net, reference="./deeper.py").tensors, put("net.0.", net))
+    (tmp_path / "headed.py").write_text(WRAPPING.rstrip() + "\n        self.out = nn.Linear(3, 2)\n")
+    found = read(net, reference="./headed.py")
+    assert same(net, {k.removeprefix("net."): t for k, t in found.tensors.items() if k.startswith("net.")})
+    assert "has no out.weight, out.bias" in " ".join(found.origin.notes)
+    (tmp_path / "middle.py").write_text(WRAPPING.replace("self.net", "self.first = nn.Linear(2, 2)\n        self.net"))
+    with pytest.raises(WeightsMismatch):
+        read(net, reference="./middle.py")
 
 
 def test_two_bodies_without_a_head_are_not_guessed(net):
