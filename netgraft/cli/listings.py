@@ -23,7 +23,7 @@ def models(
 ) -> None:
     """List models that SOURCE and TARGET can name.
 
-    Without PATTERN those shipped with netgraft; with PATTERN also those of timm and torchvision.
+    Without PATTERN those of netgraft itself; with PATTERN also those of timm and torchvision.
     """
     from netgraft.models.catalogue import catalogue
     from netgraft.report.listing import models_text

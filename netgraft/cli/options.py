@@ -21,7 +21,10 @@ SourceRef = Annotated[
 TargetRef = Annotated[str, typer.Argument(metavar="TARGET", help="The architecture to initialise, e.g. ./my_arch.py.")]
 SourceWeights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The source's weights: .safetensors, .pth or .pt, instead of a download."),
+    typer.Option(
+        metavar="FILE",
+        help="The source's weights: .safetensors, .pth or .pt, instead of a download; FILE::PREFIX for a part.",
+    ),
 ]
 RandomSource = Annotated[bool, typer.Option("--random-source", help="Random source weights, to try things out.")]
 SourceArg = Annotated[

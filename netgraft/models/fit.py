@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from netgraft.errors import NonFiniteWeights, WeightsMismatch
-from netgraft.models.weights_file import strip_wrappers
+from netgraft.models.differences import Differences, compare, ties
+from netgraft.models.state_dicts import find_inner, find_part, find_without_head, nearest, remarks, take_off_wrappers
 
 _CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "num_labels", "num_outputs", "out_features")
 _LISTED = 4
-
-
-@dataclass(frozen=True)
-class Differences:
-    """How tensors differ from what an architecture expects."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # key -> shape in the file, shape expected
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
 
 
 def fit_weights(
@@ -36,54 +23,48 @@ def fit_weights(
     label: str,
     origin: str,
     option: str,
+    place: str,
+    fresh: Callable[[], Mapping[str, Tensor]],
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The architecture's whole state_dict, contiguous and of its types, and remarks for the user.
 
-    Keys are tried as they are, without the prefixes of wrappers, and through ``convert``. Keys that name the same
-    parameter (tied weights) need only one entry, and ``num_batches_tracked`` none. Raises WeightsMismatch.
+    ``tensors`` are all of a file's, named as it nests them: those that fit are found under any prefix, through
+    ``convert``, or in a network that the architecture wraps. ``place`` is what stands before ``::`` when the user types
+    a prefix. Keys that name the same parameter (tied weights) need only one entry, and ``num_batches_tracked`` none. A
+    head that is missing is taken from ``fresh``, a state_dict of random weights. Raises WeightsMismatch or CorruptFile.
     """
     expected = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-    notes: list[str] = []
-    found = dict(tensors)
-    if compare(found, expected):
-        found = strip_wrappers(tensors)
-    if differences := compare(found, expected):
-        converted = convert(found) if convert else None
-        if converted is None or compare(converted, expected):
-            raise _mismatch(differences, module, label=label, origin=origin, option=option)
-        found = converted
-        notes.append(f"{origin}: timm converted the keys or shapes for {label}.")
-    ties = _ties(expected)
+    bare, wrappers = take_off_wrappers(tensors, expected)
+    notes = [f"{origin}: taken off the keys: {', '.join(wrappers)}."] if wrappers else []
+    part = find_part(bare, expected, place=place, label=label)
+    if part is None:
+        body = nearest(bare, expected)
+        converted = convert(dict(body.tensors)) if convert else None
+        if converted is not None and not compare(converted, expected):
+            return _fitted(converted, expected), (*notes, f"{origin}: timm converted the keys or shapes for {label}.")
+        part = find_without_head(bare, expected, place=place, label=label)
+        part = part or find_inner(bare, expected, place=place, label=label)
+        if part is None:
+            differences = compare(body.tensors, expected)
+            named = f"{origin}, under {body.name}," if body.name else origin
+            raise _mismatch(differences, module, label=label, origin=named, option=option)
+    notes += remarks(part, bare, expected, place=place, origin=origin)
+    drawn = fresh() if part.missing else {}
+    return _fitted({**part.tensors, **{key: drawn[key] for key in part.missing}}, expected), tuple(notes)
+
+
+def _fitted(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state_dict of ``expected`` from tensors that have all of its keys, or their twins."""
+    twins = ties(expected)
     fitted = {}
     for key, slot in expected.items():
-        twin = next((k for k in (key, *ties[key]) if k in found), None)
-        if twin is None:  # num_batches_tracked, absent from old checkpoints
+        name = next((k for k in (key, *twins[key]) if k in found), None)
+        if name is None:  # num_batches_tracked, absent from old checkpoints
             fitted[key] = torch.zeros(slot.shape, dtype=slot.dtype)
         else:
-            fitted[key] = found[twin].detach().to("cpu", slot.dtype).contiguous()
-    return fitted, tuple(notes)
-
-
-def compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Differences:
-    """What keeps ``tensors`` from being a state_dict of the architecture."""
-    ties = _ties(expected)
-    missing = tuple(
-        key
-        for key in expected
-        if key not in tensors
-        and not any(twin in tensors for twin in ties[key])
-        and not key.endswith("num_batches_tracked")
-    )
-    reshaped = {}
-    for key, slot in expected.items():
-        if (
-            key in tensors
-            and not is_lazy(slot)
-            and (tensors[key].shape != slot.shape or _kinds_differ(tensors[key], slot))
-        ):
-            reshaped[key] = (tuple(tensors[key].shape), tuple(slot.shape))
-    return Differences(missing, tuple(key for key in tensors if key not in expected), reshaped)
+            fitted[key] = found[name].detach().to("cpu", slot.dtype).contiguous()
+    return fitted
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -138,18 +119,6 @@ def _other_classes(reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]
     lengths = {(has[:1], wants[:1]) for has, wants in reshaped.values()}
     inner = all(has and wants and has[1:] == wants[1:] for has, wants in reshaped.values())
     return next(iter(lengths))[0][0] if inner and len(lengths) == 1 and len(reshaped) <= 4 else 0
-
-
-def _kinds_differ(tensor: Tensor, slot: Tensor) -> bool:
-    return tensor.is_complex() != slot.is_complex() or (tensor.is_floating_point() and not slot.is_floating_point())
-
-
-def _ties(expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """For every key the other keys of the same parameter."""
-    keys: dict[int, list[str]] = {}
-    for key, tensor in expected.items():
-        keys.setdefault(id(tensor), []).append(key)
-    return {key: [other for other in keys[id(tensor)] if other != key] for key, tensor in expected.items()}
 
 
 def _some(items: list[str] | tuple[str, ...]) -> str:

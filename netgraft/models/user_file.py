@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from torch import Tensor, nn
 
-from netgraft.errors import ModelFileError, UnknownName
+from netgraft.errors import ModelFileError, NetgraftError, UnknownName
 from netgraft.models.construct import brief, call_constructor, check_arguments, shown, user_line, with_meta_fallback
+from netgraft.models.outermost import choose
 from netgraft.models.references import PREFIXES, Reference, close_names, near_files
 
 HOOKS = frozenset({"example_inputs"})
@@ -35,6 +37,7 @@ class UserModel:
     input_size: tuple[int, ...] | None
     example_inputs: Callable[[], tuple[object, ...]] | None
     file: Path
+    notes: tuple[str, ...] = ()  # which of several models was taken
 
 
 def load_user_model(reference: Reference, args: Mapping[str, object], *, option: str) -> UserModel:
@@ -48,7 +51,7 @@ def load_user_model(reference: Reference, args: Mapping[str, object], *, option:
     else:
         module = _import_module(reference)
         file = shown(Path(module.__file__ or typed))
-    name = reference.attribute or _find_model(module, typed, file, args)
+    name, notes = (reference.attribute, ()) if reference.attribute else _find_model(module, typed, file, args)
     model = _get_model(module, name, typed, file)
     check_arguments(model, args, label=name, option=option, file=file)
 
@@ -57,7 +60,7 @@ def load_user_model(reference: Reference, args: Mapping[str, object], *, option:
             return call_constructor(model, args, label=name, file=file)
 
     size = _read_size(model) or _read_size(module)
-    return UserModel(with_meta_fallback(build), size, _find_example_inputs(module, file), file)
+    return UserModel(with_meta_fallback(build), size, _find_example_inputs(module, file), file, notes)
 
 
 def defines_model(reference: Reference, args: Mapping[str, object]) -> bool:
@@ -67,7 +70,7 @@ def defines_model(reference: Reference, args: Mapping[str, object]) -> bool:
     """
     file = Path(reference.name).expanduser()
     module = _run_file(file)
-    name = reference.attribute or _find_model(module, reference.name, file, args)
+    name = reference.attribute or _find_model(module, reference.name, file, args)[0]
     model = _get_model(module, name, reference.name, file)
     return (isinstance(model, type) or inspect.isfunction(model)) and model.__module__ == module.__name__
 
@@ -191,17 +194,25 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 # ---------------------------------------------------------------------------------------------------- finding the model
 
 
-def _find_model(module: ModuleType, typed: str, file: Path, args: Mapping[str, object]) -> str:
-    """The name of the one model: ``build``, else the only public module class defined here, else the only function."""
+def _find_model(module: ModuleType, typed: str, file: Path, args: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+    """The name of the one model, and a remark where it was chosen.
+
+    ``build``, else the only public module class defined here, else the class that the others are parts of (or the only
+    function that returns it, if it needs arguments that are not given), else the only function.
+    """
     public = [str(name) for name in getattr(module, "__all__", vars(module)) if not str(name).startswith("_")]
     own = {n: v for n in public if getattr(v := vars(module).get(n), "__module__", None) == module.__name__}
     classes = [name for name, value in own.items() if isinstance(value, type) and issubclass(value, nn.Module)]
     functions = [name for name, value in own.items() if inspect.isfunction(value) and name not in HOOKS]
     if callable(vars(module).get("build")):
-        return "build"
+        return "build", ()
     candidates = classes or functions
+    if len(classes) > 1:
+        candidates = choose(inspect.getsource(module), classes, functions, lambda name: _is_complete(own[name], args))
     if len(candidates) == 1:
-        return candidates[0]
+        others = [name for name in classes if name != candidates[0]]
+        remark = f"{candidates[0]} is taken, not {', '.join(others[:5])}" if others else ""
+        return candidates[0], (remark,) if remark else ()
     where = str(file)
     if not candidates:
         imported = [
@@ -216,6 +227,15 @@ def _find_model(module: ModuleType, typed: str, file: Path, args: Mapping[str, o
     if args and not classes:
         hint += " Or call one of them build."
     raise ModelFileError(f"The file defines {len(candidates)} {kinds}.", where=where, hint=hint)
+
+
+def _is_complete(model: object, args: Mapping[str, object]) -> bool:
+    """Whether it can be called with these arguments, as far as its signature tells."""
+    try:
+        check_arguments(cast(Callable[..., object], model), args, label="", option="", file=None)
+    except NetgraftError:
+        return False
+    return True
 
 
 def _get_model(module: ModuleType, name: str, typed: str, file: Path) -> Callable[..., object]:

@@ -7,7 +7,7 @@ import contextlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -18,10 +18,9 @@ from netgraft.errors import CorruptFile, UsageError
 from netgraft.files.checkpoint import read_header
 from netgraft.models.construct import brief
 from netgraft.models.references import WEIGHTS_SUFFIXES, near_files
+from netgraft.models.state_dicts import under
 
-PLAIN = ("state_dict", "model", "model_state_dict")
-EMA = ("state_dict_ema", "model_ema")
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_DEPTH = 8  # mappings within mappings: more than training scripts nest, and an end where one holds itself
 
 
 def check_weights_file(path: Path) -> None:
@@ -52,28 +51,25 @@ def check_weights_file(path: Path) -> None:
         raise CorruptFile("This is a web page, not a weights file.", where=str(path), hint=hint)
 
 
-def read_weights_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def read_weights_file(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The file's tensors on the CPU under the keys it gives them, and remarks for the user.
 
-    Raises UsageError or CorruptFile.
+    A key tells how the file nests its tensor: ``state_dict/module.conv.weight``. With ``prefix`` only those under it,
+    named by what follows it. Raises UsageError or CorruptFile.
     """
     check_weights_file(path)
+    notes: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
-        return _read_safetensors(path), ()
-    return _unwrap(_read_pickle(path), path)
-
-
-def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the key prefixes of DistributedDataParallel, AveragedModel and torch.compile."""
-    stripped = {}
-    averaged = any(key.startswith("module.") for key in tensors)
-    for key, tensor in tensors.items():
-        if averaged and key == "n_averaged":
-            continue
-        while key.startswith(_WRAPPERS):
-            key = key.removeprefix("module.").removeprefix("_orig_mod.")
-        stripped[key.replace("._orig_mod.", ".")] = tensor
-    return stripped
+        tensors = _read_safetensors(path)
+    else:
+        tensors, notes = _flatten(_read_pickle(path), path)
+    if not prefix:
+        return tensors, notes
+    if found := under(tensors, prefix):
+        return found, notes
+    tops = dict.fromkeys(key.partition(".")[0] for key in tensors)
+    hint = f"Its tensors stand under {', '.join([*tops][:8])}."
+    raise UsageError(f"The file has no tensors under {prefix}.", where=str(path), hint=hint)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -116,37 +112,31 @@ def _refused_globals(path: Path, error: Exception) -> list[str]:
     return [*dict.fromkeys(found)]
 
 
-def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state_dict in what a training script saved; an average of weights (EMA) only if there is nothing else."""
-    notes: list[str] = []
-    for _ in range(3):
-        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
-            break
-        plain = [key for key in PLAIN if isinstance(content.get(key), Mapping)]
-        average = [key for key in EMA if isinstance(content.get(key), Mapping)]
-        if not plain and not average:
-            break
-        key = (plain or average)[0]
-        if average:
-            notes.append(
-                f"{path.name} holds {', '.join(plain + average)}: {key} is taken"
-                + (", not the average." if plain else ", an average of the weights (EMA).")
-            )
-        content = content[key]
+def _flatten(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Every tensor of what a training script saved, and a remark on what lies beside a state_dict and is none."""
     if not isinstance(content, Mapping):
         what = f"The file holds {_article(type(content).__name__)}, not a state_dict."
         raise CorruptFile(what, where=str(path), hint="Write it with torch.save(model.state_dict(), FILE).")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = dict(_tensors(content, "", _DEPTH))
     if not tensors:
         keys = ", ".join(str(key) for key in list(content)[:8])
-        hint = f"A state_dict is looked for under {', '.join(PLAIN + EMA)} and at the top."
+        hint = "Write it with torch.save(model.state_dict(), FILE)."
         raise CorruptFile("The file holds no tensors.", where=f"{path}: keys {keys}" if keys else str(path), hint=hint)
-    for key, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CorruptFile("Only plain dense tensors can be transferred.", where=f"{path}: {key} is {tensor.layout}")
-    if others := [str(key) for key in content if str(key) not in tensors]:
-        notes.append(f"{path.name}: left out what is not a tensor: {', '.join(others[:5])}.")
-    return tensors, tuple(notes)
+    others = [str(key) for key, value in content.items() if not isinstance(value, (Tensor, Mapping))]
+    if others and any(isinstance(value, Tensor) for value in content.values()):
+        return tensors, (f"{path.name}: left out what is not a tensor: {', '.join(others[:5])}.",)
+    return tensors, ()
+
+
+def _tensors(content: Mapping[object, object], prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested mappings and lists by their keys, with a slash behind every one, down to ``depth``."""
+    for key, value in content.items():
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and depth:
+            yield from _tensors(value, f"{prefix}{key}/", depth - 1)
 
 
 def _article(noun: str) -> str:

@@ -60,9 +60,9 @@ def plugin_document(plugin: plugins.Description) -> dict[str, Any]:
 
 
 def models_text(found: Mapping[str, Any], pattern: str | None) -> Iterator[str]:
-    """Shipped models with their facts; names from timm and torchvision where a pattern was given."""
+    """Models of netgraft with their facts; names from timm and torchvision where a pattern was given."""
     if found["netgraft"]:
-        yield "shipped with netgraft, no download:"
+        yield "of netgraft, no model hub needed:"
         yield from table(("name", "what it is"), found["netgraft"].items(), indent="  ")
     for title in ("timm", "torchvision"):
         if found[title]:
