@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from netgraft.errors import NonFiniteWeights, WeightsMismatch
 from netgraft.models.differences import Differences, compare, ties
+from netgraft.models.foreign_keys import by_order
 from netgraft.models.state_dicts import find_inner, find_part, find_without_head, nearest, remarks, take_off_wrappers
 
 _CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "num_labels", "num_outputs", "out_features")
@@ -45,6 +46,10 @@ def fit_weights(
             return _fitted(converted, expected), (*notes, f"{origin}: timm converted the keys or shapes for {label}.")
         part = find_without_head(bare, expected, place=place, label=label)
         part = part or find_inner(bare, expected, place=place, label=label)
+        translated = by_order(body.tensors, expected) if part is None else None
+        if translated is not None:
+            said = f"{origin}: its keys are not those of {label}; its layers are, one by one in their order, by shape"
+            return _fitted(translated, expected), (*notes, f"{said}. Such a translation is not checked by running.")
         if part is None:
             differences = compare(body.tensors, expected)
             named = f"{origin}, under {body.name}," if body.name else origin
