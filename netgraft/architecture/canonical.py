@@ -15,7 +15,7 @@ is found by running them. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -50,6 +50,7 @@ class Part:
     norm: str = ""  # a batch norm right behind it that counts as a part of it
     biased: bool = False
     lent: str = ""  # a parameter of the model's own code that serves these rows as their bias
+    scale: str = ""  # a layer scale right behind it that counts as a part of it
     cut: tuple[tuple[int, int], ...] = ()  # of a linear layer that reads patches: how they lie (``rows.patches``)
     unit: int = 0  # which step of the spine it belongs to, so that a block can be told from half of two
 
@@ -60,6 +61,7 @@ class CanonicalGraph:
 
     parts: tuple[Part, ...]
     edges: Mapping[tuple[int, int], frozenset[Label]] = field(default_factory=dict)
+    scales: Mapping[int, int] = field(default_factory=dict)  # kernel -> the parameter that its output is multiplied with
 
     @cached_property
     def before(self) -> dict[int, list[int]]:
@@ -79,33 +81,35 @@ class CanonicalGraph:
 
     def without(self, left_out: Collection[int]) -> CanonicalGraph:
         """The same without some parts and the edges to and from them."""
-        if not left_out:
-            return self
         left = [place for place in range(len(self.parts)) if place not in left_out]
         number = {place: i for i, place in enumerate(left)}
         edges = {(number[a], number[b]): labels for (a, b), labels in self.edges.items() if {a, b} <= number.keys()}
-        return CanonicalGraph(tuple(self.parts[place] for place in left), edges)
+        scales = {number[a]: number[b] for a, b in self.scales.items() if {a, b} <= number.keys()}
+        return CanonicalGraph(tuple(self.parts[place] for place in left), edges, scales)
 
     def folded(self) -> CanonicalGraph:
-        """The same with each batch norm as a part of the kernel right before it, as it can be folded into that."""
-        owner: dict[int, int] = {}
+        """The same with each batch norm and layer scale as a part of the kernel right before it.
+
+        Both can be multiplied into its weights.
+        """
+        parts, edges = list(self.parts), dict(self.edges)
+        gone: set[int] = set()
         for place, part in enumerate(self.parts):
             before = self.before[place]
             if part.kind == BATCH_NORM and len(before) == 1 and not self.edges[before[0], place]:
-                kernel = self.parts[before[0]]
+                kernel = parts[before[0]]
                 if kernel.is_kernel and kernel.rows is None and self.after[before[0]] == [place]:
-                    owner[place] = before[0]
-        left = [place for place in range(len(self.parts)) if place not in owner]
-        number = {place: i for i, place in enumerate(left)}
-        norms = {kernel: self.parts[norm].layer for norm, kernel in owner.items()}
-        parts = tuple(replace(self.parts[place], norm=norms.get(place, "")) for place in left)
-        edges: dict[tuple[int, int], frozenset[Label]] = {}
-        for (source, target), labels in self.edges.items():
-            if target in owner and owner[target] == source:
-                continue
-            edge = number[owner.get(source, source)], number[target]
-            edges[edge] = edges.get(edge, frozenset()) | labels
-        return CanonicalGraph(parts, edges)
+                    parts[before[0]] = replace(kernel, norm=part.layer)
+                    edges |= {(before[0], after): self.edges[place, after] for after in self.after[place]}
+                    gone.add(place)
+        for kernel_place, place in self.scales.items():
+            kernel = parts[kernel_place]
+            if kernel.rows is None and not kernel.norm:
+                parts[kernel_place] = replace(kernel, scale=self.parts[place].layer)
+                for after in self.after[kernel_place]:
+                    edges[kernel_place, after] = edges[kernel_place, after] - {"mul"}
+                gone.add(place)
+        return CanonicalGraph(tuple(parts), edges, self.scales).without(gone)
 
     def loosely(self) -> CanonicalGraph:
         """The same without activations and maxima, which may be hidden inside of modules."""
@@ -117,7 +121,7 @@ class CanonicalGraph:
 
     def _keeping(self, wanted: Callable[[Label], bool]) -> CanonicalGraph:
         edges = {edge: frozenset(filter(wanted, labels)) for edge, labels in self.edges.items()}
-        return CanonicalGraph(self.parts, edges)
+        return CanonicalGraph(self.parts, edges, self.scales)
 
 
 def canonical(graph: LayerGraph) -> CanonicalGraph:
@@ -132,6 +136,7 @@ class _Builder:
         self.of_layer: dict[str, range] = {}  # the parts of each layer
         self.reached: dict[tuple[str, int], set[int]] = {}  # (node, operand) -> the parts of a divided layer there
         self.edges: dict[tuple[int, int], set[Label]] = {}
+        self.scales: dict[int, int] = {}
         self.lent: set[int] = set()  # parts that are the biases of others
         self.units = {name: place for place, unit in enumerate(spine(graph)) for name in unit.layers}
         self.scores: dict[str, str] = {}  # nodes of an attention that is written out -> what they multiply
@@ -148,6 +153,7 @@ class _Builder:
             found: dict[int, set[Label]] = {}
             read = operands(node)
             sources = [self._reaching(node, place, id, arriving) for place, id in enumerate(read)]
+            self._note_scale(node, sources)
             alone = len(sources) > 1 and all(source.keys() == sources[0].keys() for source in sources)
             for place, source in enumerate(sources):
                 # x * sigmoid(x) is an activation; the pixels of one map side by side are a reshape.
@@ -164,14 +170,26 @@ class _Builder:
                 for each in own:
                     self.edges.setdefault((part, each), set()).update(labels)
             arriving[node.id] = dict.fromkeys(own, frozenset())
-        whole = CanonicalGraph(tuple(self.parts), {edge: frozenset(labels) for edge, labels in self.edges.items()})
-        return whole.without(self.lent)
+        edges = {edge: frozenset(labels) for edge, labels in self.edges.items()}
+        whole = CanonicalGraph(tuple(self.parts), edges, self.scales)
+        return whole.without(self.lent) if self.lent else whole
 
     def _reaching(
         self, node: Node, place: int, id: str, arriving: Mapping[str, Mapping[int, frozenset[Label]]]
     ) -> Mapping[int, frozenset[Label]]:
         divided = self.reached.get((node.id, place))
         return dict.fromkeys(sorted(divided), frozenset()) if divided is not None else arriving.get(id, {})
+
+    def _note_scale(self, node: Node, sources: Sequence[Mapping[int, frozenset[Label]]]) -> None:
+        """Remember a product of what one kernel puts out with one parameter."""
+        if node.op != "mul" or [len(source) for source in sources] != [1, 1]:
+            return
+        one, other = (next(iter(source)) for source in sources)
+        for kernel, scale in ((one, other), (other, one)):
+            parts = self.parts[kernel], self.parts[scale]
+            plain = not any(labels for source in sources for labels in source.values())
+            if plain and parts[0].is_kernel and parts[1].kind == "table" and parts[1].size == parts[0].size[:1]:
+                self.scales[kernel] = scale
 
     def _part(self, node: Node) -> range | None:
         """The numbers of the parts that a node is: several where its layer is divided; None for an operation."""

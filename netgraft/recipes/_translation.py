@@ -48,8 +48,11 @@ def pairs_of(found: Mapping[str, Sequence[Meeting]]) -> Iterator[Pair]:
     for name, parts in found.items():
         yield Pair(parts[0].source.layer, name, WHY)
         for meeting in parts:
-            if meeting.target.norm:
-                yield Pair(meeting.source.norm or meeting.source.layer, meeting.target.norm, WHY)
+            given, wanted = meeting.source, meeting.target
+            beside = (given.norm, wanted.norm), (given.scale, wanted.scale), (given.lent, wanted.lent)
+            for donor, layer in beside:
+                if layer:
+                    yield Pair(donor or given.layer, layer, WHY)
 
 
 def moves_of(source: LayerGraph, target: LayerGraph, parts: Sequence[Meeting]) -> list[Move]:
@@ -102,6 +105,10 @@ def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator
         partner = given.get(role)
         if fold is not None and role in ("weight", "bias"):
             yield from _folded(source, donor, given, fold, role, slot)
+        elif partner is not None and meeting.source.scale and not meeting.target.scale and role in ("weight", "bias"):
+            if not donor.transposed:
+                scale = roles_of(source.layers[meeting.source.scale])["value"]
+                yield from _copied(donor, layer, partner, slot, [Step("scale-rows", {"by": scale.key})])
         elif partner is not None and role == "weight" and (meeting.source.cut or meeting.target.cut):
             yield from _patches(meeting, partner, slot)
         elif partner is not None:
@@ -114,6 +121,8 @@ def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator
             yield from _copied(donor, layer, given["direction"], slot, [step])
         elif (value := _neutral(role, layer)) is not None:
             yield from _filled(slot, value)
+    if meeting.target.scale:
+        yield from _scale(source, target.layers[meeting.target.scale], meeting.source.scale)
     if meeting.target.norm:
         yield from _norm(source, target.layers[meeting.target.norm], meeting, given.get("bias"))
 
@@ -248,6 +257,16 @@ def _norm(source: LayerGraph, norm: Layer, meeting: Meeting, bias: Slot | None) 
             yield from moves_to(slot, bias.key, bias.shape, (), WHY)
         elif role in values:
             yield from _filled(slot, values[role])
+
+
+def _scale(source: LayerGraph, layer: Layer, donor: str) -> Iterator[Move]:
+    """The target's layer scale: the source's, or ones."""
+    slot = roles_of(layer)["value"]
+    if not donor:
+        yield from _filled(slot, 1.0)
+        return
+    given = roles_of(source.layers[donor])["value"]
+    yield from moves_to(slot, given.key, given.shape, tuple(laid_out(given.shape, slot.shape)), WHY)
 
 
 # ----------------------------------------------------------------------------------------------------- parts of layers

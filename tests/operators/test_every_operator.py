@@ -124,11 +124,12 @@ OPERATORS = {
         [({"dim0": 1, "dim1": 2}, (4, 3, 6, 3)), ({"dim0": 1, "dim1": -4, "flip": True}, (6, 4, 3, 3))],
     ),
     "unflatten": ({"dim": 1, "shape": (6,)}, [({"dim": 1, "shape": [3, 2]}, (4, 3, 2, 3, 3))]),
+    "scale-rows": (None, [({"by": "gamma"}, SHAPE)]),
     "weight-norm": (None, [({"magnitude": "gamma"}, SHAPE)]),
 }
 CHANGES = [(name, options, shape) for name, (_, cases) in OPERATORS.items() for options, shape in cases]
 IDENTITIES = {name: options for name, (options, _) in OPERATORS.items() if options is not None}
-REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "weight-norm"}
+REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "scale-rows", "weight-norm"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL_TYPES = [*FLOATS, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64]
 

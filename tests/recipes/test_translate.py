@@ -109,6 +109,24 @@ def test_norms(name):
     assert not [kept for kept in plan.kept if not kept.key.endswith("num_batches_tracked")]
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+        self.gamma = nn.Parameter(torch.rand(3, 1, 1)) if scale else None
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.head((x + (y if self.gamma is None else self.gamma * y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scales", [(True, False), (False, True), (True, True)])
+def test_layer_scale(scales):
+    (before, after), plan = translated(lambda: Scaled(scales[0]), lambda: Scaled(scales[1]), (3, 8, 8))
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
+    assert not plan.kept
+
+
 class Patches(nn.Module):
     def __init__(self, way):
         super().__init__()
