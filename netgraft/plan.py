@@ -169,6 +169,13 @@ class Plan:
         return found
 
     @property
+    def source_share(self) -> float:
+        """Share of the target's elements that come from the source, 0 to 1."""
+        coverage = self.coverage()
+        total = sum(coverage.values())
+        return (total - coverage[KEPT] - coverage[SET]) / total if total else 0.0
+
+    @property
     def claims_exactness(self) -> bool:
         """Whether the recipe is one that notes what is not exact (it has the option ``exact``), and noted nothing."""
         return "exact" in self.options and not self.pairing.notes

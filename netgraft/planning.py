@@ -5,23 +5,25 @@ load  ->  trace  ->  choose  ->  plan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph, to_jsonable
+from netgraft.data.images import ImageSource
 from netgraft.errors import CheckFailed, NothingToTransfer, UsageError
 from netgraft.models.importance import channel_norms
 from netgraft.models.model import Model, PretrainedWeights, read_weights
 from netgraft.models.running import find_device
 from netgraft.models.side import Side
-from netgraft.passes.protocol import ImageSource
 from netgraft.passes.run import plan_passes
-from netgraft.plan import DISTILLED, KEPT, OF_OPERATORS, REFITTED, SET, Plan, WantedPass, written_fate
-from netgraft.recipes.protocol import Choice, Chooses, ReadsWeights, Recipe, RunsPasses
+from netgraft.plan import DISTILLED, OF_OPERATORS, REFITTED, Plan, WantedPass, written_fate
+from netgraft.recipes.protocol import Choice, Chooses, Competes, ReadsWeights, Recipe, RunsPasses
 from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
 
@@ -64,12 +66,18 @@ class Planned(Loaded):
     request: TransferRequest
     choice: Choice  # the recipe that plans, and why it was taken: empty where the user named it
     plan: Plan
+    candidates: tuple[Planned, ...] = ()  # what measuring will choose from, this one included; empty: no contest
 
     @property
     def reads_weights(self) -> bool:
         """Whether the plan may be another one once the source's weights have been read."""
         recipe = self.choice.recipe
         return isinstance(recipe, ReadsWeights) and recipe.reads_weights
+
+    def as_candidate(self) -> dict[str, Any]:
+        """The row of a contest (contest.py) that has not been held."""
+        facts = {"recipe": self.choice.name, "why": self.choice.why, "taken": self.choice.expected}
+        return facts | {"carried": None, "note": "expected" if self.choice.expected else "to be measured"}
 
     def with_weights(self, tensors: Mapping[str, Tensor]) -> Planned:
         """The plan that the recipe makes when it knows the source's weights."""
@@ -111,14 +119,32 @@ def plan(request: TransferRequest, loaded: Loaded) -> Planned:
     """What the recipe asked for, or the one that it chooses, makes of the two graphs.
 
     A recipe that chooses channels by the source's weights cannot do so here, and says what it does instead
-    (``Planned.with_weights``). Raises NothingToTransfer if not a single tensor of a layer would move.
+    (``Planned.with_weights``). Where measuring will choose, the plan is the one that the rule expects. Raises
+    NothingToTransfer if not a single tensor of a layer would move.
     """
-    if isinstance(loaded.recipe, Chooses):
-        device = find_device(request.device).type
-        choice = loaded.recipe.choose(loaded.source_graph, loaded.target_graph, device)
+    graphs = loaded.source_graph, loaded.target_graph
+    choices: Sequence[Choice] = ()
+    if isinstance(loaded.recipe, Competes):
+        choices = loaded.recipe.candidates(*graphs, find_device(request.device).type)
+        choice = next(each for each in choices if each.expected)
+    elif isinstance(loaded.recipe, Chooses):
+        choice = loaded.recipe.choose(*graphs, find_device(request.device).type)
     else:
         choice = Choice(request.recipe, loaded.recipe, "")
-    return Planned(**vars(loaded), request=request, choice=choice, plan=_plan(request, choice, loaded, None))
+    expected = Planned(**vars(loaded), request=request, choice=choice, plan=_plan(request, choice, loaded, None))
+    return replace(expected, candidates=tuple(_rivals(choices, expected)))
+
+
+def _rivals(choices: Sequence[Choice], expected: Planned) -> Iterator[Planned]:
+    """Each choice with its plan, without those that have nothing to transfer, or less than was asked for."""
+    for choice in choices:
+        if choice is expected.choice:
+            yield expected
+            continue
+        with suppress(NothingToTransfer, CheckFailed):
+            plan = _plan(expected.request, choice, expected, None)
+            check_coverage(plan, expected.request.fail_under)
+            yield replace(expected, choice=choice, plan=plan)
 
 
 def read_source(planned: Planned, progress: Progress) -> PretrainedWeights:
@@ -144,19 +170,12 @@ def check_operators(names: Iterable[str]) -> None:
 
 def check_coverage(plan: Plan, fail_under: float) -> None:
     """Raise CheckFailed if less than ``fail_under`` percent of the target's elements come from the source."""
-    percent = 100 * source_share(plan)
+    percent = 100 * plan.source_share
     if percent < fail_under:
         raise CheckFailed(
             f"Only {percent:.1f} % of {plan.target} comes from {plan.source}, not the {fail_under:g} % asked for.",
             hint="`netgraft plan` shows what is kept and why.",
         )
-
-
-def source_share(plan: Plan) -> float:
-    """Share of the target's elements that come from the source, 0 to 1."""
-    coverage = plan.coverage()
-    total = sum(coverage.values())
-    return (total - coverage[KEPT] - coverage[SET]) / total if total else 0.0
 
 
 def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Mapping[str, Tensor] | None) -> Plan:

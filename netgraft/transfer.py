@@ -1,6 +1,8 @@
 """Source model in, target architecture in, checkpoint for the target out.
 
-    load  ->  plan  ->  graft  ->  run  ->  measure  ->  write
+    load  ->  plan  ->  read  ->  make (graft, run)  ->  measure  ->  write
+
+Of several candidates each is made and measured, and one is kept (contest.py).
 
 Every refusal comes before the first tensor is touched, and nothing is written before everything has succeeded.
 """
@@ -9,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from netgraft import __version__
+from netgraft.contest import Made, decided, hold
+from netgraft.data.images import ImageSource
 from netgraft.errors import NonFiniteWeights, TraceError, UsageError
+from netgraft.evidence.carried import Measure
 from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import check_exact, make_receipt
 from netgraft.files.checkpoint import check_output, write_checkpoint
@@ -23,7 +29,6 @@ from netgraft.graft import graft
 from netgraft.models.fit import nonfinite
 from netgraft.models.model import PretrainedWeights
 from netgraft.models.side import own_weights
-from netgraft.passes.protocol import ImageSource
 from netgraft.passes.run import run_passes
 from netgraft.planning import (
     Loaded,
@@ -50,8 +55,8 @@ def transfer(request: TransferRequest, *, progress: Progress = lambda _: None) -
     job = _Job(request, request.output, progress)
     _load(job)
     _plan(job)
-    _graft(job)
-    _run(job)
+    _read(job)
+    _make(job)
     _measure(job)
     _write(job)
     return job.planned
@@ -70,16 +75,23 @@ class _Job:
     weights: PretrainedWeights = field(init=False)  # the source's
     own: dict[str, Tensor] = field(init=False)  # the target's own tensors, and where they are from
     own_origin: dict[str, Any] = field(init=False)
-    result: dict[str, Tensor] = field(init=False)
-    reports: list[dict[str, Any]] = field(init=False)  # of the passes
+    made: Made = field(init=False)
+    candidates: list[dict[str, Any]] = field(default_factory=list)  # one row each, where there was a contest
     receipt: dict[str, Any] = field(init=False)
 
-    def parties(self) -> tuple[Party, Party]:
-        """The source with its weights, the target with what has become of it so far."""
+    def parties(self, tensors: Mapping[str, Tensor]) -> tuple[Party, Party]:
+        """The source with its weights, the target with these tensors."""
         return (
             Party(self.loaded.source, self.loaded.source_graph, self.weights.tensors),
-            Party(self.loaded.target, self.loaded.target_graph, self.result),
+            Party(self.loaded.target, self.loaded.target_graph, tensors),
         )
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What states of the target are measured by; the source is run when it is first asked for."""
+        self.progress(f"measuring {self.request.source.reference}")
+        shown = _pictures(self.request, self.loaded.recipe)
+        return Measure(*self.parties(self.own), shown, large=self.request.receipt is True)
 
 
 def _load(job: _Job) -> None:
@@ -89,57 +101,80 @@ def _load(job: _Job) -> None:
 
 
 def _plan(job: _Job) -> None:
-    """The plan, once with the graphs alone, which may be refused, and where it depends on them with the weights."""
+    """The plan with the graphs alone, which may be refused."""
     job.planned = plan(job.request, job.loaded)
     found = (job.loaded.source.weights, job.loaded.target.weights)
     job.inputs = [weights.file for weights in found if weights is not None and weights.file is not None]
     check_output(job.output, force=job.request.force, inputs=job.inputs)
     check_coverage(job.planned.plan, job.request.fail_under)
+
+
+def _read(job: _Job) -> None:
+    """The source's weights, and the target's own tensors."""
     job.weights = read_source(job.planned, job.progress)
-    job.planned = job.planned.with_weights(job.weights.tensors)
-
-
-def _graft(job: _Job) -> None:
-    """The target's own tensors, and the plan's moves over them."""
     job.progress(f"initialising {job.request.target.reference}")
     allowed = job.request.source.allow_nonfinite
     job.own, job.own_origin = own_weights(job.loaded.target, job.request.seed, allow_nonfinite=allowed)
-    job.progress("grafting")
-    job.result = graft(job.planned.plan, job.weights.tensors, job.own)
 
 
-def _run(job: _Job) -> None:
-    """The plan's passes. A network may turn out not to run as its graph says: then a plan that runs none is taken."""
+def _make(job: _Job) -> None:
+    """The target by its plan; of several candidates the one that carries most, or what the rule expects."""
+    candidates, winner = job.planned.candidates, None
+    if len(candidates) > 1 and job.measure.ruler is not None:
+        winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure)
+    job.made = decided(winner, job.candidates) if winner is not None else _made(job, job.planned)
+    job.planned = job.made.planned
+    check_coverage(job.planned.plan, job.request.fail_under)
+
+
+def _made(job: _Job, planned: Planned) -> Made:
+    """The plan carried out. A network may turn out not to run as its graph says: then a plan that runs none is taken.
+
+    What depends on the source's weights is planned with them.
+    """
+    planned = planned.with_weights(job.weights.tensors)
     try:
-        _run_passes(job)
+        made = _run(job, planned)
     except TraceError as error:
-        planned = job.planned.without_running(error.what, job.weights.tensors)
-        if planned is None:
+        other = planned.without_running(error.what, job.weights.tensors)
+        if other is None:
             raise
-        job.planned = planned
-        job.result = graft(planned.plan, job.weights.tensors, job.own)
-        _run_passes(job)
+        made = _run(job, other)
     if not job.request.source.allow_nonfinite:
-        check_finite(job.result, job.request.target.reference)
+        check_finite(made.tensors, job.request.target.reference)
+    return made
 
 
-def _run_passes(job: _Job) -> None:
-    recipe = job.planned.choice.recipe
-    job.result, job.reports = run_passes(
-        job.planned.plan,
-        *job.parties(),
-        pictures=job.request.pictures or ImageSource.of(recipe.generator if isinstance(recipe, ShowsImages) else "mix"),
+def _run(job: _Job, planned: Planned) -> Made:
+    """The plan's moves over the target's own tensors, and its passes."""
+    job.progress(f"grafting {planned.choice.name}")
+    grafted = graft(planned.plan, job.weights.tensors, job.own)
+    tensors, reports = run_passes(
+        planned.plan,
+        *job.parties(grafted),
+        pictures=_pictures(job.request, planned.choice.recipe),
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress,
     )
+    return Made(planned, tensors, reports)
+
+
+def _pictures(request: TransferRequest, recipe: object) -> ImageSource:
+    """What passes are shown: what the user says, else what the recipe does."""
+    return request.pictures or ImageSource.of(recipe.generator if isinstance(recipe, ShowsImages) else "mix")
 
 
 def _measure(job: _Job) -> None:
-    """The parity receipt, and whether it is against a claim of exactness that was asked for."""
+    """The receipt: parity, and what is carried; and whether it is against a claim of exactness that was asked for."""
     job.progress(f"measuring {job.request.target.reference}")
-    job.receipt = make_receipt(job.planned.plan, *job.parties(), wanted=job.request.receipt)
-    check_exact(job.planned.plan, job.receipt)
+    plan, wanted = job.planned.plan, job.request.receipt
+    carried = None
+    if wanted is not False:
+        found = job.made.carried or job.measure.look(job.made.tensors)
+        carried = job.measure.record(found, plan)
+    job.receipt = make_receipt(plan, *job.parties(job.made.tensors), wanted=wanted, carried=carried)
+    check_exact(plan, job.receipt)
 
 
 def _write(job: _Job) -> None:
@@ -157,10 +192,11 @@ def _write(job: _Job) -> None:
             "allow_nonfinite": request.source.allow_nonfinite,
         },
         "receipt": job.receipt,
-        "passes": job.reports,
+        "candidates": job.candidates,
+        "passes": job.made.reports,
         "plan": job.planned.plan.to_json(),
     }
-    write_checkpoint(job.output, job.result, document, force=request.force, inputs=job.inputs)
+    write_checkpoint(job.output, job.made.tensors, document, force=request.force, inputs=job.inputs)
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:

@@ -216,7 +216,8 @@ def test_a_ledger_of_old_that_recorded_no_request():
 @pytest.mark.usefixtures("folder")
 def test_passes_show_the_target_what_score_shows_it():
     """The pixels, not only the numbers."""
-    from netgraft.passes.protocol import ImageSource, Stage
+    from netgraft.data.images import ImageSource
+    from netgraft.passes.protocol import Stage
 
     models = side("netgraft:resnet20-glyphs").load(), load_model("./target.py", role="target")
     parties = [Party(model, trace(model), {}) for model in models]

@@ -21,7 +21,7 @@ from netgraft.files import checkpoint
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.side import Side
 from netgraft.plan import Plan
-from netgraft.planning import TransferRequest, make_plan, source_share
+from netgraft.planning import TransferRequest, make_plan
 from netgraft.trace import trace
 from netgraft.transfer import transfer
 
@@ -132,7 +132,7 @@ def test_a_file_saved_from_timm_initialises_ones_own_architecture(resnet18, out)
     model.eval()
     with torch.no_grad():
         assert model(torch.randn(2, 1, 32, 32)).isfinite().all()
-    assert source_share(planned.plan) > 0.5
+    assert planned.plan.source_share > 0.5
     theirs = safetensors.torch.load_file(resnet18)["conv1.weight"]  # [64, 3, 7, 7]
     expected = torch.nn.functional.interpolate(theirs, (5, 5), mode="bilinear", align_corners=False)[:24, :1]
     torch.testing.assert_close(model.stem.weight.detach(), expected)
@@ -277,7 +277,7 @@ def test_the_mode_follows_the_umask(pair, out, umask, mode):
 
 
 def test_too_little_coverage_writes_nothing(pair, out):
-    percent = 100 * source_share(make_plan(TransferRequest(*pair, recipe="hmt")).plan)
+    percent = 100 * make_plan(TransferRequest(*pair, recipe="hmt")).plan.source_share
     assert 0 < percent < 100
     with pytest.raises(CheckFailed, match=rf"Only {percent:.1f} %") as caught:
         transfer(TransferRequest(*pair, out, fail_under=percent + 0.1, recipe="hmt"))
@@ -291,7 +291,7 @@ def test_coverage_is_the_share_of_elements(pair):
     plan = make_plan(TransferRequest(*pair, recipe="hmt")).plan
     moved = sum(torch.Size(move.shape).numel() for move in plan.moves)
     total = sum(tensor.numel() for tensor in pair[1].load().build().state_dict().values())
-    assert source_share(plan) == pytest.approx(moved / total)
+    assert plan.source_share == pytest.approx(moved / total)
 
 
 @pytest.mark.parametrize(

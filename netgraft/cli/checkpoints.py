@@ -41,7 +41,11 @@ def show(
     write_lines(receipt)
     write_lines(passes)
     write_lines([""])
-    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan, provenance.get("receipt")))
+    write_lines(
+        ledger.every_tensor(plan)
+        if every_tensor
+        else ledger.ledger(plan, provenance.get("receipt"), provenance.get("candidates", ()))
+    )
 
 
 @command(

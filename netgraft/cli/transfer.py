@@ -217,11 +217,11 @@ def _show_plan(request: TransferRequest, every_tensor: bool, format: Format) -> 
         given = request.source.random or request.source.weights or planned.source.reference.weights
         if given and planned.reads_weights:
             planned = planned.with_weights(read_source(planned, say).tensors)
-    plan = planned.plan
+    plan, rows = planned.plan, [each.as_candidate() for each in planned.candidates]
     if format is Format.JSON:
-        write_json({"plan": plan.to_json(), "coverage": plan.coverage()})
+        write_json({"plan": plan.to_json(), "coverage": plan.coverage(), "candidates": rows})
     else:
-        write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan))
+        write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan, None, rows))
     check_coverage(plan, request.fail_under)
 
 
@@ -235,7 +235,8 @@ def _show_result(planned: Planned, output: Path, every_tensor: bool, format: For
         written = {"output": str(output), "sha256": file_sha256(output)}
         write_json(provenance | {"coverage": plan.coverage()} | written)
         return
-    write_lines(ledger.every_tensor(plan) if every_tensor else ledger.ledger(plan, provenance["receipt"]))
+    shown = ledger.ledger(plan, provenance["receipt"], provenance["candidates"])
+    write_lines(ledger.every_tensor(plan) if every_tensor else shown)
     write_lines(ledger.pass_lines(provenance))
     write_lines(ledger.notes(provenance))
     size = size_text(output.stat().st_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,20 +13,25 @@ from torch import Tensor
 from netgraft.data.decode import SUFFIXES, as_array, read_picture
 from netgraft.errors import UsageError
 
+Part = Literal["shown", "held out"]
+LEAST_HELD_OUT, MOST_HELD_OUT = 64, 640
+"""How many images of a folder are held out: a quarter of them, up to the latter; none where that is too few to tell."""
 
-def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int) -> Tensor:
+
+def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int, part: Part = "shown") -> Tensor:
     """``count`` images of a folder and its subfolders, chosen at random: ``[count, *size]``, float32 in [0, 1].
 
     ``size`` is 1 (grey) or 3 (RGB) channels, height and width; decode.py says how a file is made to fit. Files are
     taken in a random order that depends on ``seed`` and their names only; with fewer than ``count`` of them all are
-    taken again, as often as it takes. Raises UsageError for a missing or empty folder, a file that is no image (naming
-    it), and other channels.
+    taken again, as often as it takes. The two parts have no file in common. Raises UsageError for a missing or empty
+    folder, a file that is no image (naming it), and other channels.
     """
     channels, height, width = size
     if channels not in (1, 3):
         what = f"Images of a folder are grey or RGB; the model takes {channels} channels."
         raise UsageError(what, where=str(path), hint="Leave the folder out: synthetic images have any number.")
-    files = image_files(path)
+    held = set(held_out_files(path))
+    files = sorted(held) if part == "held out" else [file for file in image_files(path) if file not in held]
     random.Random(seed).shuffle(files)
     images = torch.empty((count, channels, height, width))
     for k, file in enumerate(files[:count]):
@@ -34,6 +40,16 @@ def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int) ->
     for k in range(len(files), count):
         images[k] = images[k - len(files)]
     return images
+
+
+def held_out_files(path: str | Path) -> list[Path]:
+    """The images of a folder that nothing is ever fitted on, chosen by their names alone; a small folder has none.
+
+    Raises as ``image_files``.
+    """
+    files = image_files(path)
+    count = min(len(files) // 4, MOST_HELD_OUT)
+    return sorted(random.Random(0).sample(files, count)) if count >= LEAST_HELD_OUT else []
 
 
 def image_files(path: str | Path) -> list[Path]:

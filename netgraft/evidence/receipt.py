@@ -7,7 +7,6 @@ cannot be run is a reason in the receipt, never an error.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import prod
 from statistics import median
@@ -17,7 +16,7 @@ from netgraft.architecture.cost import multiply_adds
 from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import CheckFailed
 from netgraft.evidence.parity import Comparison, Parity, Party, measure, tensors_of
-from netgraft.models.construct import brief
+from netgraft.models.construct import brief_without_paths
 from netgraft.plan import DISTILLED, EXACT, INTERPOLATED, REFITTED, STACKED, Plan
 
 SEED = 0
@@ -39,6 +38,7 @@ def make_receipt(
     wanted: bool | None = None,  # None: where both models run in about a second
     seed: int = SEED,
     precision: str | None = None,  # None: float64 where the models are small
+    carried: Mapping[str, Any] | None = None,  # what ``evidence/carried.py`` records, if it was measured
 ) -> dict[str, Any]:
     """The receipt as JSON-able data; ``skipped`` says why nothing was measured, if nothing was.
 
@@ -56,6 +56,7 @@ def make_receipt(
         "multiply_adds": costs,
         "exact": {"claimed": plan.claims_exactness, "tolerance": TOLERANCE, "holds": None},
         "warnings": [],
+        **({"carried": dict(carried)} if carried is not None else {}),
     }
     skipped = "" if wanted else _why_not(source, target, total) if wanted is None else "not asked for (--no-receipt)"
     if skipped:
@@ -64,7 +65,7 @@ def make_receipt(
         try:
             parity = measure(plan, source, target, seed=seed, precision=name)
         except (Exception, SystemExit) as error:  # it is the user's code that runs
-            skipped = f"a forward pass failed: {_anonymous(brief(error))}"
+            skipped = f"a forward pass failed: {brief_without_paths(error)}"
         else:
             return _judged(plan, document | _measured(parity, name, seed))
     return _judged(plan, document | {"skipped": skipped})
@@ -145,9 +146,3 @@ def _judged(plan: Plan, document: dict[str, Any]) -> dict[str, Any]:
 
 def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits - 1}e}")
-
-
-def _anonymous(text: str) -> str:
-    """An error's text without folders and addresses in memory: it is stored, and must not differ from run to run."""
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", text)
-    return re.sub(r"(?<!\w)(?:/[\w.+~-]+)+/", "", text)

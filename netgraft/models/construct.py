@@ -123,6 +123,12 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def brief_without_paths(error: BaseException) -> str:
+    """The same without folders and addresses in memory, for what is stored and must not differ from run to run."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", brief(error))
+    return re.sub(r"(?<!\w)(?:/[\w.+~-]+)+/", "", text)
+
+
 def user_line(error: BaseException, file: Path | None) -> str:
     """``file:line: text`` of the innermost frame in the user's file, or at least in its folder; else the file."""
     if file is None:

@@ -17,16 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netgraft.architecture.graph import LayerGraph
-from netgraft.data.synthetic import make_images
-from netgraft.data.unlabelled import load_folder
+from netgraft.data.images import ImageSource, shown_as
 from netgraft.errors import UsageError
 from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
@@ -58,26 +55,6 @@ class LiveModel:
         return (size[0], size[1], size[2])
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """Where images come from: a generator by name, or a folder of unlabelled ones."""
-
-    name: str = "mix"  # a generator's name, or a folder's path with ``folder``
-    options: Mapping[str, object] = field(default_factory=dict)
-    folder: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> ImageSource:
-        """A folder where there is one of this name, else a generator."""
-        return cls(text, folder=Path(text).expanduser().is_dir())
-
-    def draw(self, count: int, size: tuple[int, int, int], seed: int) -> Tensor:
-        """``[count, *size]`` float32 in [0, 1], on the CPU, the same for the same arguments."""
-        if self.folder:
-            return load_folder(self.name, count, size, seed)
-        return make_images(self.name, count, size, seed, self.options)
-
-
 @dataclass
 class Stage:
     """What a pass works on."""
@@ -98,13 +75,7 @@ class Stage:
 
     def shown(self, images: Tensor, network: LiveModel) -> Tensor:
         """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device."""
-        channels, height, width = network.image_size
-        images = images.to(self.device)
-        if tuple(images.shape[2:]) != (height, width):
-            images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-        if images.shape[1] != channels:
-            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-        return network.normalisation.fitted(channels)(images)
+        return shown_as(images.to(self.device), network.image_size, network.normalisation)
 
 
 @runtime_checkable

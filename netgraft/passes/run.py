@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph
+from netgraft.data.images import ImageSource
 from netgraft.errors import UsageError
 from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
 from netgraft.models.normalisation import normalisation_for, normalisation_of
 from netgraft.models.running import find_device
-from netgraft.passes.protocol import ImageSource, LiveModel, Pass, Stage
+from netgraft.passes.protocol import LiveModel, Pass, Stage
 from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
 

@@ -1,8 +1,11 @@
-"""The best recipe for a pair of architectures, by rule: what the benchmark says (tests/benchmarks/transfer_quality)."""
+"""The best recipe for a pair of architectures: candidates to be measured, and which of them the rule expects.
+
+The rule is what the benchmark says (tests/benchmarks/transfer_quality).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netgraft import plugins
@@ -25,18 +28,29 @@ SHARES = (1, 1 / 2, 1 / 6)
 GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 COPIED = 0.9
-"""Where this share of what the source has can be copied as it is, the copy is the plan."""
+"""Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
+FRONT: tuple[str, ...] = ()
+"""Recipes that are tried before all others: their copies are proven, or bit for bit."""
+WEIGHTS = {
+    "same-names": "tensors of equal name and shape, as load_state_dict(strict=False) takes them",
+    "grow": "exact growth wherever the target contains the source",
+    "graft": "weights alone",
+}
+"""Recipes that take no time to speak of, and so are always candidates."""
 
 
 @dataclass(frozen=True)
 class Auto(LayerOptions):
-    """A copy where there is one, else exact growth, else ``distil``, ``refit`` or ``graft``, as the budget allows.
+    """The candidate that carries most of what the source sees: copies, ``grow``, ``graft``, ``refit``, ``distil``.
 
-    There is a copy where nine tenths of the tensors that the source has for the target, its head apart, can be taken as
-    they are (by ``grow`` or ``same-names``); nothing is fitted or rescaled over it. Growth applies where the target
-    contains the source. A transformer is refitted if the source is one too, or its attention can be made to read
-    neighbours. What was taken, and why, stands in the ledger. Costs are estimated from the two architectures before
-    anything runs.
+    Candidates are made in the order of their cost, as the budget allows, and measured on images that nothing was fitted
+    on; a dearer one is taken only if it carries more, beyond noise, and none that carries less than the copy by name.
+    In a tie, and where the networks cannot be run, a rule decides: a copy where there is one, else exact growth, else
+    ``distil``, ``refit`` or ``graft``, as the budget allows. There is a copy where nine tenths of the tensors that the
+    source has for the target, its head apart, can be taken as they are (by ``grow`` or ``same-names``); nothing is
+    fitted or rescaled over it. Growth applies where the target contains the source. A transformer is refitted if the
+    source is one too, or its attention can be made to read neighbours. What was taken, and why, stands in the ledger.
+    Costs are estimated from the two architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
@@ -50,31 +64,49 @@ class Auto(LayerOptions):
             raise ValueError("budget must be positive")
 
     def choose(self, source: LayerGraph, target: LayerGraph, device: str) -> Choice:
-        """The recipe for these two architectures on "cpu" or "cuda"."""
-        common = self._layer_options()
-        shown = common | {"generator": self.generator}
+        """The recipe for these two architectures on "cpu" or "cuda", by rule."""
+        return self._settled(source, target) or self._within_budget(source, target, device)[-1]
+
+    def candidates(self, source: LayerGraph, target: LayerGraph, device: str) -> Sequence[Choice]:
+        """What may carry most, the cheapest first. Over a copy nothing is fitted; the copy by name is always there."""
+        weights = {name: self._of_weights(name) for name in (*FRONT, *WEIGHTS)}
+        front = [weights[name] for name in FRONT]
+        if settled := self._settled(source, target):
+            return [*front, settled._replace(expected=True), weights["same-names"]]
+        *cheaper, expected = self._within_budget(source, target, device)
+        chosen = [*cheaper, expected._replace(expected=True)]
+        return [*front, *(weights[name] for name in WEIGHTS if name not in [each.name for each in chosen]), *chosen]
+
+    def _settled(self, source: LayerGraph, target: LayerGraph) -> Choice | None:
+        """The copy or the exact growth over which nothing is to be fitted; None where there is neither."""
         overridden = bool(self.maps or self.skip)
         if not overridden and same_backbone(source, target) is not None:
-            return _choice("graft", common, "source and target are one architecture, which is copied")
+            return _choice("graft", self._layer_options(), "source and target are one architecture, which is copied")
         grown = _drafted("grow", self.head, source, target)
         if copied := self._copies(source, target, grown):
             return copied
         if not overridden and grown.moves and _is_whole(grown, target):
             why = "the target contains the source: exact growth keeps all it can do"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
+        return None
+
+    def _within_budget(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
+        """The dearest of ``graft``, ``refit`` and ``distil`` that the budget allows, after a refit if both fit in."""
+        common = self._layer_options()
+        shown = common | {"generator": self.generator}
         if not (takes_image(source) and takes_image(target)):
             why = "only weights can be used: one of the networks does not take one image"
-            return _choice("graft", common, why)
+            return [_choice("graft", common, why)]
         seconds = self._seconds(source, target, device)
         refits = worth_refitting(source, target)
         if refits and seconds["first"] > 60 * self.budget:
             needed = _minutes(seconds["first"])
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
-            return _choice("graft", common, why)
+            return [_choice("graft", common, why)]
         fewer: dict[str, object] = {} if seconds["refit"] <= 60 * self.budget else {"refit_images": REFIT_IMAGES}
         second = ("refit", shown | fewer) if refits else ("graft", common)
         if why := _unteachable(source, target):
-            return _choice(*second, f"the target cannot be taught by distillation: {why}")
+            return [_choice(*second, f"the target cannot be taught by distillation: {why}")]
         before = seconds["answer"] + (seconds["first"] if refits else 0)
         counts = [round(share * steps_for(target)) for share in SHARES]
         took = {steps: before + steps * seconds["step"] for steps in counts}
@@ -83,15 +115,28 @@ class Auto(LayerOptions):
                 why = f"{steps} label-free steps take about {_minutes(time)} ({device}, estimated)"
                 if steps < max(took):
                     why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
-                return _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
+                distil = _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
+                left = 60 * self.budget - time
+                return [*self._refit_before(seconds, left, shown), distil] if refits else [distil]
         why = (
             f"{steps} label-free steps would take about {_minutes(time)}, the budget is {self.budget:g} min (--budget)"
         )
-        return _choice(*second, why)
+        return [_choice(*second, why)]
+
+    def _refit_before(self, seconds: Mapping[str, float], left: float, shown: Mapping[str, object]) -> Iterator[Choice]:
+        """A refit beside a distillation, on as many images as the seconds that are left allow; or none."""
+        for kind, options in (("refit", {}), ("first", {"refit_images": REFIT_IMAGES})):
+            if seconds[kind] <= left:
+                yield _choice("refit", {**shown, **options}, f"a refit takes about {_minutes(seconds[kind])}")
+                return
+
+    def _of_weights(self, name: str) -> Choice:
+        return _choice(name, self._layer_options(), WEIGHTS.get(name, ""))
 
     def fallback(self, why: str) -> Choice:
         """Weights alone, where the networks cannot be run for a refit or for distillation."""
-        return _choice("graft", self._layer_options() | {"repair": False}, f"only weights can be used: {why}")
+        left = _choice("graft", self._layer_options() | {"repair": False}, f"only weights can be used: {why}")
+        return left._replace(expected=True)
 
     def _layer_options(self) -> dict[str, object]:
         """What the user said of single layers, for the recipe that is taken."""

@@ -89,6 +89,7 @@ class Choice(NamedTuple):
     name: str
     recipe: Recipe
     why: str
+    expected: bool = False  # of several candidates the one that the rule would take
 
 
 @runtime_checkable
@@ -100,6 +101,14 @@ class Chooses(Protocol):
 
     def fallback(self, why: str) -> Choice:
         """The recipe where it turns out, and ``why``, that the networks of the one chosen cannot be run."""
+
+
+@runtime_checkable
+class Competes(Chooses, Protocol):
+    """Leaves the last word to measuring, where the networks can be run: what each candidate carries (contest.py)."""
+
+    def candidates(self, source: LayerGraph, target: LayerGraph, device: str) -> Sequence[Choice]:
+        """What may be taken, the cheapest first; one of them is ``expected``, which ``choose`` would take."""
 
 
 @runtime_checkable

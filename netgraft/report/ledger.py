@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from math import prod
@@ -12,7 +13,20 @@ from netgraft import plugins
 from netgraft.architecture.graph import Shape
 from netgraft.errors import CorruptFile, UsageError
 from netgraft.operators.protocol import InWords, LaysOutAnew
-from netgraft.plan import DISTILLED, FATES, KEPT, RECALIBRATED, REFITTED, SET, Move, Plan, Step
+from netgraft.plan import (
+    DISTILLED,
+    EXACT,
+    FATES,
+    INTERPOLATED,
+    KEPT,
+    RECALIBRATED,
+    REFITTED,
+    SET,
+    STACKED,
+    Move,
+    Plan,
+    Step,
+)
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
@@ -20,18 +34,26 @@ if TYPE_CHECKING:
 
 
 MOST_NOTES = 8
+LITTLE = 0.01
+"""A smaller share of the target that comes from the source is the first thing that is said."""
 
 
-def ledger(plan: Plan, receipt: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """A plan for people to read: the pairs, the shares by fate, what was kept and why, the warnings.
+def ledger(
+    plan: Plan, receipt: Mapping[str, Any] | None = None, candidates: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[str]:
+    """A plan for people to read: the verdict, the pairs, the shares by fate, what was kept and why, the warnings.
 
     That the target computes what the source computes is said only where the ``receipt`` of a transfer measured it.
+    ``candidates`` are the rows of a contest, or those that one would have.
     """
+    if plan.source_share < LITTLE:
+        share = percent(round(1e6 * plan.source_share), 10**6)
+        yield f"warning: next to nothing ({share} of the target's numbers) comes from the source"
     yield f"{safe(plan.source)} -> {safe(plan.target)}   (recipe {plan.recipe}{_options(plan)})"
+    yield _verdict(plan)
+    yield from carried_lines(receipt)
+    yield from _candidates(candidates)
     yield ""
-    if plan.chosen:
-        yield safe(f"chosen: {plan.chosen}")
-        yield ""
     header = ("source layer", "shape", "target layer", "shape", "how")
     yield from table(header, (_pair_row(plan, pair.source, pair.target) for pair in plan.pairing.pairs), indent="  ")
     yield ""
@@ -63,7 +85,13 @@ def recorded_plan(provenance: Mapping[str, Any], file: Path) -> Plan:
     """The plan in the ledger of a written checkpoint; CorruptFile if the ledger is not one of netgraft's."""
     try:
         plan = Plan.from_json(provenance["plan"])
-        for lines in (origin_lines(provenance), ledger(plan), every_tensor(plan), pass_lines(provenance)):
+        candidates = provenance.get("candidates", ())
+        for lines in (
+            origin_lines(provenance),
+            ledger(plan, None, candidates),
+            every_tensor(plan),
+            pass_lines(provenance),
+        ):
             list(lines)  # whoever wrote the file may have put anything anywhere
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         where = f"{file}: {type(error).__name__}: {error}"
@@ -113,6 +141,47 @@ def how_to_load(path: str, target: Reference, target_args: Mapping[str, object])
         yield "Load it in timm:"
         call = ", ".join([repr(target.name), f"checkpoint_path={path!r}", *args])
         yield safe(f"    model = timm.create_model({call})")
+
+
+def carried_lines(receipt: Mapping[str, Any] | None) -> Iterator[str]:
+    """How much of what the source sees the target carries; nothing where that was not measured."""
+    carried = (receipt or {}).get("carried")
+    if carried is None or "share" not in carried:
+        return
+    before = next((f" ({name}: {carried[name]:.2f})" for name in ("random", "own") if name in carried), "")
+    line = f"carries {carried['share']:.2f} of what the source sees{before}"
+    if "agreement" in carried:
+        line += f", the same top class on {100 * carried['agreement']:.0f} %"
+    yield f"{line}, on {carried['held_out']} held-out images ({safe(carried['images'])})"
+
+
+def _verdict(plan: Plan) -> str:
+    """What became of how many tensors, and why this recipe."""
+    counts = Counter(plan.fates.values())
+    total = sum(counts.values())
+    parts = [f"{counts[EXACT]} of {total} tensor{'s' * (total != 1)} copied"]
+    for fates, word in (
+        ((INTERPOLATED, STACKED), "converted"),
+        ((REFITTED, DISTILLED, RECALIBRATED), "fitted"),
+        ((SET, KEPT), "new"),
+    ):
+        if number := sum(counts[fate] for fate in fates):
+            parts.append(f"{number} {word}")
+    return ", ".join(parts) + (safe(f"; chosen because {plan.chosen}") if plan.chosen else "")
+
+
+def _candidates(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One row for each; the one that was taken, or is expected to be, has a star."""
+    cells = [
+        (
+            ("* " if row["taken"] else "  ") + row["recipe"],
+            "" if row["carried"] is None else f"{row['carried']:.3f}",
+            "; ".join(filter(None, (row["note"], row["why"]))),
+        )
+        for row in rows
+    ]
+    if cells:
+        yield from table(("  candidate", "carries", ""), cells, indent="  ")
 
 
 def _options(plan: Plan) -> str:

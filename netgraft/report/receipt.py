@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netgraft.errors import CorruptFile
+from netgraft.report.ledger import carried_lines
 from netgraft.report.text import percent, safe, shape_text, some, table
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def receipt_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield safe(f"  {_output(receipt)}")
         yield f"  {_ratios(receipt)}"
+    told = list(carried_lines(receipt))
+    if not told and "carried" in receipt:
+        told = [safe(f"what it carries was not measured: {receipt['carried']['skipped']}")]
+    yield from (f"  {line}" for line in told)
     yield from (f"warning: {safe(warning)}" for warning in receipt["warnings"])
 
 

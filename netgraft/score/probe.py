@@ -21,14 +21,14 @@ from torch import Tensor
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import LabelledPictures, Pixels, few
 from netgraft.errors import UsageError
+from netgraft.evidence.features import FrozenNetwork
 from netgraft.evidence.recorded import choose_normalisation
+from netgraft.evidence.ridge import fit_ridge
 from netgraft.files.checkpoint import file_sha256
 from netgraft.models.model import load_model, read_weights
 from netgraft.models.running import find_device
 from netgraft.models.side import Side, own_weights
-from netgraft.score.features import FrozenNetwork
 from netgraft.score.interval import paired_difference
-from netgraft.score.ridge import fit_ridge
 from netgraft.score.settings import ScoreSettings
 from netgraft.score.verdict import Probe, Scored, Verdicts
 from netgraft.trace import trace

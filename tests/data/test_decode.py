@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from netgraft.data.decode import as_array, plain, read_picture
+from netgraft.data.images import ImageSource
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import Pixels
 from netgraft.data.unlabelled import load_folder
 from netgraft.finetune.engine.loader import Augmentation, Views
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.protocol import ImageSource
 
 RAMP = np.linspace(0, 255, 32).round().astype(np.uint8)
 LEFT_TO_RIGHT = np.broadcast_to(RAMP, (32, 32)).copy()

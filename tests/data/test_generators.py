@@ -11,7 +11,7 @@ from netgraft.data.generators import _draw
 from netgraft.data.synthetic import GENERATORS, make_images
 from netgraft.errors import UnknownName, UsageError
 
-NAMES = ["blobs", "leaves", "mix", "noise", "pink", "strokes"]
+NAMES = ["blobs", "leaves", "mix", "mosaic", "noise", "pink", "strokes"]
 SIZES = [(1, 8, 8), (3, 8, 8), (1, 17, 30), (3, 32, 32), (5, 16, 16), (2, 64, 9), (3, 130, 200), (1, 384, 384)]
 
 
@@ -146,6 +146,12 @@ def neighbour_correlation(images):
     return float((images[..., 1:] * images[..., :-1]).mean() / images.square().mean())
 
 
+def evenness(images):
+    """Mean over root mean square of the steps between neighbours: small where few edges part plain surfaces."""
+    step = images[..., 1:] - images[..., :-1]
+    return float(step.abs().mean() / step.square().mean().sqrt())
+
+
 @pytest.mark.parametrize("size", [(1, 64, 64), (3, 96, 96)], ids=str)
 def test_pink_falls_as_one_over_frequency(size):
     assert amplitude_slope(make_images("pink", 48, size, 1)) == pytest.approx(-1, abs=0.12)
@@ -167,6 +173,17 @@ def test_leaves_are_piecewise_constant_in_many_colours(size):
     assert extreme_share(images) < 0.4
     assert min(len(image[0].mul(1000).round().unique()) for image in images) > 15
     assert -1.9 < amplitude_slope(images) < -1.2
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (3, 128, 128)], ids=str)
+def test_mosaic_cells_are_shaded_and_striped(size):
+    images = clean("mosaic", 48, size)
+    leaves = clean("leaves", 48, size)
+    assert flat_share(images) < flat_share(leaves) - 0.1  # few cells are of one colour
+    assert evenness(images) > 1.3 * evenness(leaves)
+    assert neighbour_correlation(images) > 0.8
+    plain = make_images("mosaic", 48, size, 1, {"shading": 0, "noise": 0, "waves": 0.3})
+    assert evenness(plain) < evenness(images)  # stripes make many edges
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (1, 64, 64), (3, 128, 128)], ids=str)
@@ -204,7 +221,13 @@ def test_generators_differ_from_one_another():
         images = make_images(name, 96, (1, 64, 64), 5)
         smooth = torch.nn.functional.avg_pool2d(images, 4)
         looks[name] = torch.tensor(
-            [amplitude_slope(images), neighbour_correlation(images), 4 * ink_share(images), 4 * extreme_share(smooth)]
+            [
+                amplitude_slope(images),
+                neighbour_correlation(images),
+                4 * ink_share(images),
+                4 * extreme_share(smooth),
+                4 * evenness(smooth),
+            ]
         )
     for k, one in enumerate(NAMES):
         for other in NAMES[k + 1 :]:
@@ -301,6 +324,9 @@ def test_a_users_generator_that_returns_something_else_is_refused(tmp_path, resu
         ("mix", {"of": ()}),
         ("mix", {"of": "mix"}),
         ("mix", {"of": "nose"}),
+        ("mosaic", {"most": 1}),
+        ("mosaic", {"waves": 0.1}),
+        ("mosaic", {"bend": -0.1}),
         ("pink", {"contrast": 1.5}),
         ("noise", {"shading": -1}),
         ("pink", {"colour": 1}),

@@ -35,6 +35,7 @@ PLAN = Plan(
 def test_ledger():
     assert list(ledger.ledger(PLAN)) == [
         "a -> b   (recipe hmt, head never, norms all)",
+        "2 of 6 tensors copied, 1 converted, 3 new",
         "",
         "  source layer  shape    target layer  shape    how",
         "  one           4x2x3x3  first         6x5x3x3  cyclic out 4 to 6, cyclic in 2 to 5",
@@ -47,6 +48,35 @@ def test_ledger():
         "  step: a counter",
         "warning: target b: odd",
     ]
+
+
+def test_the_verdict_stands_before_the_table():
+    chosen = replace(PLAN, chosen="it carries most")
+    receipt = {
+        "skipped": "",
+        "carried": {"share": 0.94, "random": 0.31, "agreement": 0.8, "held_out": 9, "images": "x"},
+    }
+    rows = [
+        {"recipe": "grow", "carried": 0.94, "note": "", "why": "it fits", "taken": True},
+        {"recipe": "refit", "carried": None, "note": "not tried", "why": "a minute", "taken": False},
+    ]
+    lines = list(ledger.ledger(chosen, receipt, rows))
+    assert lines[1:7] == [
+        "2 of 6 tensors copied, 1 converted, 3 new; chosen because it carries most",
+        "carries 0.94 of what the source sees (random: 0.31), the same top class on 80 %, on 9 held-out images (x)",
+        "    candidate  carries",
+        "  * grow       0.940    it fits",
+        "    refit               not tried; a minute",
+        "",
+    ]
+    assert "source layer" in lines[7]
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(26_200, False), (30_000, True)])
+def test_next_to_nothing_from_the_source_is_the_first_thing_said(kept, warned):
+    plan = replace(PLAN, kept=(*PLAN.kept, Kept("more", (kept,), "no kin")))
+    first = next(ledger.ledger(plan))
+    assert first.startswith("warning: next to nothing (0.9 % of the target's numbers) comes from") == warned
 
 
 def measured(error, holds, compared="output"):

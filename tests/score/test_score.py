@@ -16,12 +16,12 @@ from netgraft.architecture.graph import Layer
 from netgraft.data.opening import load_data, open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CheckFailed, ForwardError, UnknownName, UsageError, WeightsMismatch
+from netgraft.evidence.features import FrozenNetwork, pooled
 from netgraft.models.model import load_model
 from netgraft.models.normalisation import Normalisation
 from netgraft.models.side import Side, own_weights
 from netgraft.planning import TransferRequest
 from netgraft.score.compare import compare
-from netgraft.score.features import FrozenNetwork, pooled
 from netgraft.score.probe import score
 from netgraft.score.settings import ScoreSettings
 from netgraft.score.verdict import check_scratch

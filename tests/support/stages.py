@@ -3,8 +3,9 @@
 import torch
 from support.nets import Net
 
+from netgraft.data.images import ImageSource
 from netgraft.models.normalisation import Normalisation
-from netgraft.passes.protocol import ImageSource, LiveModel, Stage
+from netgraft.passes.protocol import LiveModel, Stage
 from netgraft.plan import Pairing, Plan
 from netgraft.trace import trace
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge, RidgeCV
 
-from netgraft.score.ridge import GRID, fit_ridge
+from netgraft.evidence.ridge import GRID, fit_ridge
 
 SHAPES = [(30, 8), (12, 40), (20, 20), (5, 3)]
 

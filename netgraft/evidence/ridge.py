@@ -38,16 +38,23 @@ def fit_ridge(
     features: Tensor,  # [n, p]
     outputs: Tensor,  # [n, k]
     penalties: Sequence[float] | None = None,
+    *,
+    each: bool = True,
 ) -> Ridge:
     """The ridge regression of ``outputs`` on standardised ``features``, in float64.
 
-    The penalty is the one of ``penalties`` (those of GRID without any) with the least squared leave-one-out error,
-    which is exact for features standardised once; the larger one of two that are equal.
+    With ``each`` every feature is divided by its own standard deviation, else all by the same number, so that a feature
+    that hardly varied among few examples cannot speak up later. The penalty is the one of ``penalties`` (those of GRID
+    without any) with the least squared leave-one-out error, which is exact for features standardised once; the larger
+    one of two that are equal.
     """
     x, y = features.double(), outputs.double()
     n, p = x.shape
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > CONSTANT * x.abs().amax(0), scale, torch.inf)
+    varies = scale > CONSTANT * x.abs().amax(0)
+    if not each:
+        scale = scale[varies].square().mean().sqrt().expand(p)
+    scale = torch.where(varies, scale, torch.inf)
     x = (x - centre) / scale
     intercept = y.mean(0)
     y = y - intercept
