@@ -10,8 +10,9 @@ Every refusal comes before the first tensor is touched, and nothing is written b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from netgraft import __version__
 from netgraft.contest import Made, decided, hold
 from netgraft.data.images import ImageSource
-from netgraft.errors import NonFiniteWeights, TraceError, UsageError
+from netgraft.errors import CheckFailed, NonFiniteWeights, TraceError, UsageError
 from netgraft.evidence.carried import Measure
 from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import check_exact, make_receipt
@@ -40,7 +41,7 @@ from netgraft.planning import (
     plan,
     read_source,
 )
-from netgraft.recipes.protocol import ShowsImages
+from netgraft.recipes.protocol import Competes, IsProven, ShowsImages
 
 
 def transfer(request: TransferRequest, *, progress: Progress = lambda _: None) -> Planned:
@@ -77,6 +78,8 @@ class _Job:
     own_origin: dict[str, Any] = field(init=False)
     made: Made = field(init=False)
     candidates: list[dict[str, Any]] = field(default_factory=list)  # one row each, where there was a contest
+    failed: list[dict[str, Any]] = field(default_factory=list)  # the row of a candidate that could not be proven
+    proof: dict[str, Any] | None = None  # the receipt behind a proven candidate
     receipt: dict[str, Any] = field(init=False)
 
     def parties(self, tensors: Mapping[str, Tensor]) -> tuple[Party, Party]:
@@ -119,12 +122,42 @@ def _read(job: _Job) -> None:
 
 def _make(job: _Job) -> None:
     """The target by its plan; of several candidates the one that carries most, or what the rule expects."""
+    if isinstance(job.planned.choice.recipe, IsProven) and _proven(job, job.planned.choice.recipe.tolerance):
+        return
     candidates, winner = job.planned.candidates, None
     if len(candidates) > 1 and job.measure.ruler is not None:
         winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure)
     job.made = decided(winner, job.candidates) if winner is not None else _made(job, job.planned)
+    job.candidates = job.failed + job.candidates
     job.planned = job.made.planned
     check_coverage(job.planned.plan, job.request.fail_under)
+
+
+def _proven(job: _Job, tolerance: float) -> bool:
+    """Make the target, and see whether it computes what the source does. If not, plan again without this candidate.
+
+    Raises CheckFailed where there is no other, since the user named the recipe.
+    """
+    made = _made(job, job.planned)
+    job.progress(f"running {job.request.source.reference} and {job.request.target.reference}")
+    job.proof = make_receipt(made.planned.plan, *job.parties(made.tensors), wanted=True)
+    output = job.proof.get("output", {"skipped": job.proof.get("skipped")})
+    if output.get("error", inf) <= tolerance:
+        job.made, job.planned = made, made.planned
+        return True
+    job.proof = None
+    why = f"relative error {output['error']:.1e}" if "error" in output else str(output["skipped"])
+    if not isinstance(job.loaded.recipe, Competes):
+        raise CheckFailed(
+            f"{job.request.target.reference} was not shown to compute what {job.request.source.reference} does.",
+            where=f"both were run on the same inputs: {why}",
+            hint="--recipe almost-equal copies what they have in common, without such a claim.",
+        )
+    note = f"not proven by running both: {why}"
+    choice = job.planned.choice
+    job.failed = [{"recipe": choice.name, "why": choice.why, "carried": None, "note": note, "taken": False}]
+    job.planned = plan(job.request, replace(job.loaded, recipe=job.loaded.recipe.unproven()))
+    return False
 
 
 def _made(job: _Job, planned: Planned) -> Made:
@@ -173,7 +206,10 @@ def _measure(job: _Job) -> None:
     if wanted is not False:
         found = job.made.carried or job.measure.look(job.made.tensors)
         carried = job.measure.record(found, plan)
-    job.receipt = make_receipt(plan, *job.parties(job.made.tensors), wanted=wanted, carried=carried)
+    if job.proof is not None:
+        job.receipt = job.proof | ({"carried": carried} if carried is not None else {})
+    else:
+        job.receipt = make_receipt(plan, *job.parties(job.made.tensors), wanted=wanted, carried=carried)
     check_exact(plan, job.receipt)
 
 

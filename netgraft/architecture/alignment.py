@@ -98,7 +98,10 @@ def _colours(
             reach = graph.after if forwards else graph.before
             last = kept[-1]
             shades[:] = [
-                (last[place], frozenset((last[other], _labels(graph, place, other, forwards)) for other in reach[place]))
+                (
+                    last[place],
+                    frozenset((last[other], _labels(graph, place, other, forwards)) for other in reach[place]),
+                )
                 for place in range(len(graph.parts))
             ]
     return found

@@ -16,9 +16,10 @@ is found by running them. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Any
 
 from netgraft.architecture.attention import attention_steps
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape
@@ -61,7 +62,9 @@ class CanonicalGraph:
 
     parts: tuple[Part, ...]
     edges: Mapping[tuple[int, int], frozenset[Label]] = field(default_factory=dict)
-    scales: Mapping[int, int] = field(default_factory=dict)  # kernel -> the parameter that its output is multiplied with
+    scales: Mapping[int, int] = field(
+        default_factory=dict
+    )  # kernel -> the parameter that its output is multiplied with
 
     @cached_property
     def before(self) -> dict[int, list[int]]:
@@ -86,30 +89,6 @@ class CanonicalGraph:
         edges = {(number[a], number[b]): labels for (a, b), labels in self.edges.items() if {a, b} <= number.keys()}
         scales = {number[a]: number[b] for a, b in self.scales.items() if {a, b} <= number.keys()}
         return CanonicalGraph(tuple(self.parts[place] for place in left), edges, scales)
-
-    def folded(self) -> CanonicalGraph:
-        """The same with each batch norm and layer scale as a part of the kernel right before it.
-
-        Both can be multiplied into its weights.
-        """
-        parts, edges = list(self.parts), dict(self.edges)
-        gone: set[int] = set()
-        for place, part in enumerate(self.parts):
-            before = self.before[place]
-            if part.kind == BATCH_NORM and len(before) == 1 and not self.edges[before[0], place]:
-                kernel = parts[before[0]]
-                if kernel.is_kernel and kernel.rows is None and self.after[before[0]] == [place]:
-                    parts[before[0]] = replace(kernel, norm=part.layer)
-                    edges |= {(before[0], after): self.edges[place, after] for after in self.after[place]}
-                    gone.add(place)
-        for kernel_place, place in self.scales.items():
-            kernel = parts[kernel_place]
-            if kernel.rows is None and not kernel.norm:
-                parts[kernel_place] = replace(kernel, scale=self.parts[place].layer)
-                for after in self.after[kernel_place]:
-                    edges[kernel_place, after] = edges[kernel_place, after] - {"mul"}
-                gone.add(place)
-        return CanonicalGraph(tuple(parts), edges, self.scales).without(gone)
 
     def loosely(self) -> CanonicalGraph:
         """The same without activations and maxima, which may be hidden inside of modules."""
@@ -161,7 +140,7 @@ class _Builder:
                 for part, labels in source.items():
                     found.setdefault(part, set()).update(labels, () if label is None else (label,))
             own = self._part(node)
-            if own is not None and node.op == "layer":
+            if own is not None and node.op == "layer":  # its bias is a part of it
                 found = {part: labels for part, labels in found.items() if part not in self.lent}
             if own is None:
                 arriving[node.id] = {part: frozenset(labels) for part, labels in found.items()}
@@ -244,11 +223,11 @@ class _Builder:
             joined = self.graph.by_id[id]
             if joined.shape != (layer.out_channels,) or joined.id in self.graph.from_input:
                 continue
-            pieces = joined.facts["args"][0] if joined.op in CONCATENATES else [f"%{joined.id}"]
+            pieces: Sequence[Any] = joined.facts["args"][0] if joined.op in CONCATENATES else [f"%{joined.id}"]
             start = 0
             for piece in pieces:
                 lender = self.graph.by_id.get(piece[1:]) if isinstance(piece, str) else None
-                length = lender.shape[0] if lender is not None else piece["constant"][0]
+                length = lender.shape[0] if lender is not None else int(piece["constant"][0])
                 if lender is not None and lender.op == "parameter" and lender.layer in self.of_layer:
                     found[frozenset(range(start, start + length))] = lender.layer
                     self.lent.update(self.of_layer[lender.layer])

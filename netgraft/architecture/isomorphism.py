@@ -8,7 +8,7 @@ the edges. Nothing here imports torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from netgraft.architecture.canonical import CanonicalGraph
 
@@ -63,9 +63,8 @@ def around(graph: CanonicalGraph, colours: Sequence[Hashable]) -> list[Hashable]
     ]
 
 
-def _bag(values: object) -> Hashable:
-    counts: Mapping[Hashable, int] = Counter(values)  # type: ignore[arg-type]
-    return frozenset(counts.items())
+def _bag(values: Iterable[Hashable]) -> Hashable:
+    return frozenset(Counter(values).items())
 
 
 def _numbered(colours: Sequence[Sequence[Hashable]]) -> list[list[int]]:

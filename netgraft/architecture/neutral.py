@@ -18,7 +18,12 @@ from netgraft.architecture.graph import Layer, LayerGraph, Node
 from netgraft.architecture.operations import PASSES
 from netgraft.architecture.rows import operands
 
-ZERO_AT_ZERO = frozenset("relu relu6 leaky_relu elu selu gelu silu mish hardswish tanh prelu mul div getitem".split())
+ZERO_AT_ZERO = frozenset(
+    (
+        *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "mish", "hardswish", "tanh"),
+        *("mul", "div", "getitem"),
+    )
+)
 """Functions that are zero at zero: a branch that ends in one may start as zero before it."""
 OPENINGS = {"sigmoid": 6.0, "hardsigmoid": 3.0}
 """What a gate must be given to be open: sigmoid(6) = 0.998, hardsigmoid(3) = 1."""
@@ -77,7 +82,7 @@ def _ends(graph: LayerGraph, branch: Node, known: Collection[str], *, gate: bool
         elif not (node.op in PASSES or (not gate and node.op in ZERO_AT_ZERO) or _is_plain(node, gate)):
             return []
         scales = [graph.by_id[id] for id in node.inputs if graph.by_id[id].op == "parameter"]
-        if node.op == "mul" and not gate:  # one factor that is zero is enough: a layer scale, else the map that is gated
+        if node.op == "mul" and not gate:  # one zero factor is enough: a layer scale, else the map
             full = [graph.by_id[id] for id in node.inputs if graph.by_id[id].shape == node.shape]
             stack += [(each, opening) for each in (scales or full)[:1]]
             continue

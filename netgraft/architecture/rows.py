@@ -75,7 +75,7 @@ class View:
         """``length`` positions of an axis; None where these are no product of factors."""
         axis, offset, kept = list(self.axes[dim]), self.offset, list[Factor]()
         while axis:
-            size, stride = axis.pop(0)
+            _, stride = axis.pop(0)
             inner = prod(n for n, _ in axis)
             if length >= inner:  # whole runs of what lies behind this factor
                 if start % inner or length % inner:
@@ -138,9 +138,7 @@ def readers(graph: LayerGraph, call: Node) -> list[Reader]:
                 stack += [(part, cut, steps + 1) for part, cut in _parts(graph, reader, view)]
                 continue
             rows = rows_of(view, call.shape, layer)
-            found += [
-                Reader(reader.id, place, rows) for place, id in enumerate(operands(reader)) if id == node.id
-            ]
+            found += [Reader(reader.id, place, rows) for place, id in enumerate(operands(reader)) if id == node.id]
     return found
 
 
@@ -175,11 +173,12 @@ def patches(graph: LayerGraph, call: Node) -> tuple[tuple[int, int], ...]:
         kernel = trail[-1].facts["args"][1]
         whole = [each for each in trail[:-1] if each.op not in COPIES | PERMUTES]
         return () if whole else tuple((axis, n) for axis, n in enumerate((channels, *kernel)) if n > 1)
-    view: View | None = View.whole(node.shape)
+    view = View.whole(node.shape)
     for step in reversed(trail):
-        view = _viewed(step, view)
-        if view is None:
+        after = _viewed(step, view)
+        if after is None:
             return ()
+        view = after
     found = []
     for size, stride in view.axes[-1]:
         axis = 0 if stride >= height * width else 1 if stride >= width else 2

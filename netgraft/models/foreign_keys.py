@@ -52,7 +52,7 @@ def by_order(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> d
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """Layer by layer, in order, the key of each tensor by its purpose; a tensor without a known purpose by its place."""
+    """Layer by layer the key of each tensor by its purpose; by its place where the purpose is not known."""
     found: dict[str, dict[str, str]] = {}
     unnamed: Counter[str] = Counter()
     for key in tensors:

@@ -26,5 +26,5 @@ class RowNorm:
         if weight.ndim < 2:
             raise PlanError(f"row-norm: a tensor of shape {tuple(weight.shape)} has no rows.")
         values = computable("row-norm", weight)
-        lengths = values.flatten(1).norm(dim=1)
+        lengths: Tensor = values.flatten(1).norm(dim=1)
         return lengths.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.dtype)

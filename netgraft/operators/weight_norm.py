@@ -35,5 +35,5 @@ class WeightNorm:
         values = computable("weight-norm", weight)
         directions = values.flatten(1)
         lengths = directions.norm(dim=1)
-        scaled = directions * (magnitude.to(values).flatten() / lengths)[:, None]
+        scaled: Tensor = directions * (magnitude.to(values).flatten() / lengths)[:, None]
         return scaled.reshape(weight.shape).to(weight.dtype)

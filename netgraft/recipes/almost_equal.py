@@ -11,7 +11,8 @@ from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.neutral import Neutral, neutral_ends
 from netgraft.architecture.spine import Unit, is_identity_when_dirac, signature, spine
 from netgraft.plan import Move, Pair, Pairing, Step, moves_to
-from netgraft.recipes._translation import WHY, Meeting, loose_moves, meetings, moves_of, roles_of
+from netgraft.recipes._roles import roles_of
+from netgraft.recipes._translation import WHY, Meeting, loose_moves, meetings, moves_of
 from netgraft.recipes.grow import Grow
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
@@ -39,7 +40,7 @@ class AlmostEqual(LayerOptions):
         order = {name: place for place, name in enumerate(target.layers)}
         known = {pair.target for pair in pairs}
         ends = {end.layer: end.why for end in neutral_ends(target, known)}
-        pairs += _neighbours(source, target, pairs)
+        pairs += _neighbours(target, pairs)
         pairs.sort(key=lambda pair: order[pair.target])
         diracs = tuple(_passing(target, known))
         unpaired = {layer.name: ALONE for layer in target.kernels() if layer.name not in known}
@@ -77,7 +78,7 @@ def _aligned(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]]
     return {name: parts for name, parts in found.items() if len(parts) == counts[name]}
 
 
-def _neighbours(source: LayerGraph, target: LayerGraph, pairs: list[Pair]) -> Iterator[Pair]:
+def _neighbours(target: LayerGraph, pairs: list[Pair]) -> Iterator[Pair]:
     """Weights for new steps of the spine: those of the nearest step of the target that is built alike and is copied."""
     copied = {pair.target: pair.source for pair in pairs if pair.why == WHY}
     units = spine(target)

@@ -6,7 +6,7 @@ The rule is what the benchmark says (tests/benchmarks/transfer_quality).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netgraft import plugins
 from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
@@ -18,6 +18,7 @@ from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
 from netgraft.recipes.run import Fates, run_recipe
+from netgraft.recipes.translate import same_network
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
@@ -29,9 +30,8 @@ GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 COPIED = 0.9
 """Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
-FRONT: tuple[str, ...] = ()
-"""Recipes that are tried before all others: their copies are proven, or bit for bit."""
 WEIGHTS = {
+    "almost-equal": "what source and target have in common, bit for bit; what is new starts as nothing",
     "same-names": "tensors of equal name and shape, as load_state_dict(strict=False) takes them",
     "grow": "exact growth wherever the target contains the source",
     "graft": "weights alone",
@@ -43,7 +43,8 @@ WEIGHTS = {
 class Auto(LayerOptions):
     """The candidate that carries most of what the source sees: copies, ``grow``, ``graft``, ``refit``, ``distil``.
 
-    Candidates are made in the order of their cost, as the budget allows, and measured on images that nothing was fitted
+    Two implementations of one network come first (``translate``): proven by running both, nothing else is tried. Other
+    candidates are made in the order of their cost, as the budget allows, and measured on images that nothing was fitted
     on; a dearer one is taken only if it carries more, beyond noise, and none that carries less than the copy by name.
     In a tie, and where the networks cannot be run, a rule decides: a copy where there is one, else exact growth, else
     ``distil``, ``refit`` or ``graft``, as the budget allows. There is a copy where nine tenths of the tensors that the
@@ -58,6 +59,9 @@ class Auto(LayerOptions):
         default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
     )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
+    translate: bool = field(
+        default=True, metadata={"help": "take over all weights where both are one network, if running both proves it"}
+    )
 
     def __post_init__(self) -> None:
         if not self.budget > 0:
@@ -65,23 +69,32 @@ class Auto(LayerOptions):
 
     def choose(self, source: LayerGraph, target: LayerGraph, device: str) -> Choice:
         """The recipe for these two architectures on "cpu" or "cuda", by rule."""
-        return self._settled(source, target) or self._within_budget(source, target, device)[-1]
+        return next(each for each in self.candidates(source, target, device) if each.expected)
 
     def candidates(self, source: LayerGraph, target: LayerGraph, device: str) -> Sequence[Choice]:
         """What may carry most, the cheapest first. Over a copy nothing is fitted; the copy by name is always there."""
-        weights = {name: self._of_weights(name) for name in (*FRONT, *WEIGHTS)}
-        front = [weights[name] for name in FRONT]
-        if settled := self._settled(source, target):
-            return [*front, settled._replace(expected=True), weights["same-names"]]
+        weights = {name: self._of_weights(name) for name in WEIGHTS}
+        settled = self._settled(source, target)
+        if settled is not None and settled.name in ("graft", "translate"):
+            return [settled._replace(expected=True), weights["same-names"]]
+        if settled is not None:
+            others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
+            return [settled._replace(expected=True), *others]
         *cheaper, expected = self._within_budget(source, target, device)
         chosen = [*cheaper, expected._replace(expected=True)]
-        return [*front, *(weights[name] for name in WEIGHTS if name not in [each.name for each in chosen]), *chosen]
+        return [*(weights[name] for name in WEIGHTS if name not in [each.name for each in chosen]), *chosen]
+
+    def unproven(self) -> Auto:
+        return replace(self, translate=False)
 
     def _settled(self, source: LayerGraph, target: LayerGraph) -> Choice | None:
         """The copy or the exact growth over which nothing is to be fitted; None where there is neither."""
         overridden = bool(self.maps or self.skip)
         if not overridden and same_backbone(source, target) is not None:
             return _choice("graft", self._layer_options(), "source and target are one architecture, which is copied")
+        if self.translate and not overridden and same_network(source, target) is not None:
+            why = "source and target are two implementations of one network"
+            return _choice("translate", {"head": self.head}, why)
         grown = _drafted("grow", self.head, source, target)
         if copied := self._copies(source, target, grown):
             return copied
@@ -145,7 +158,7 @@ class Auto(LayerOptions):
     def _copies(self, source: LayerGraph, target: LayerGraph, grown: Fates) -> Choice | None:
         """Growth or the copy by name, whichever fills more of the target; None where neither copies enough as it is."""
         last = _keys(target.heads())
-        ways: list[tuple[str, str]] = [("grow", self.head), ("same-names", self.head)]
+        ways = [(name, str(self.head)) for name in ("grow", "almost-equal", "same-names")]
         if self.head == "same-size":
             ways.insert(1, ("grow", "always"))  # the target's last layer may be one of the source's inner ones
         best: Choice | None = None

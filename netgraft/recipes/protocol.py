@@ -110,6 +110,17 @@ class Competes(Chooses, Protocol):
     def candidates(self, source: LayerGraph, target: LayerGraph, device: str) -> Sequence[Choice]:
         """What may be taken, the cheapest first; one of them is ``expected``, which ``choose`` would take."""
 
+    def unproven(self) -> Competes:
+        """The same without the candidate that is ``IsProven``, whose proof has failed."""
+
+
+@runtime_checkable
+class IsProven(Protocol):
+    """Is taken only if both networks, run on the same inputs, differ by at most ``tolerance``, a relative error."""
+
+    @property
+    def tolerance(self) -> float: ...
+
 
 @runtime_checkable
 class ReadsWeights(Protocol):

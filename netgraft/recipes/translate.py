@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from netgraft.architecture.canonical import canonical
+from netgraft.architecture.folding import folded
 from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.isomorphism import isomorphism
 from netgraft.errors import CheckFailed
@@ -22,7 +23,8 @@ class Translate(LayerOptions):
     a batch norm or a weight norm is multiplied out.
     """
 
-    exact: bool = field(default=True, metadata={"help": "refuse where the two, run side by side, differ"})
+    exact: bool = field(default=True, metadata={"help": "what the recipe claims, and running both proves"})
+    tolerance: float = field(default=1e-5, metadata={"help": "the relative error up to which that counts as proven"})
 
     def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
         """Layers that hold the same part. Raises CheckFailed if the two are not one network."""
@@ -54,8 +56,8 @@ def same_network(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeti
     forms = canonical(source), canonical(target)
     loose = forms[0].loosely(), forms[1].loosely()
     bare = forms[0].bare(), forms[1].bare()
-    folded = loose[0].folded(), loose[1].folded()
-    for one, other in (forms, loose, bare, folded):
+    deployed = folded(loose[0]), folded(loose[1])
+    for one, other in (forms, loose, bare, deployed):
         same = isomorphism(one, other)
         if same is not None:
             return meetings(one, other, same)

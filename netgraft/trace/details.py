@@ -34,9 +34,9 @@ EPS = 1e-5
 def details(node: fx.Node, kind: str, own: frozenset[str]) -> dict[str, Any]:
     """Facts about one call of a layer of ``kind`` with the parameters ``own``; only what is out of the ordinary.
 
-    ``eps``: a batch norm's, where it is not 1e-5. ``axis``: the axis of a norm's channels, of those of its input; missing if it is not known. ``groups``: a group
-    norm's. ``prepared``: operations on the weights before they are used. ``others``: further operations on data that
-    may treat channels unlike one another.
+    ``eps``: a batch norm's, where it is not 1e-5. ``axis``: the axis of a norm's channels, of those of its input;
+    missing if it is not known. ``groups``: a group norm's. ``prepared``: operations on the weights before they are
+    used. ``others``: further operations on data that may treat channels unlike one another.
     """
     operations: Sequence[Operation] = node.meta.get("operations", ())
     rules = kind_named(kind)

@@ -337,7 +337,9 @@ class Recorder(TorchDispatchMode):
 
 def _activates(operations: list[Operation], own: frozenset[str]) -> bool:
     """Whether a module goes on with an activation when its weights have done their work, as timm's BatchNormAct2d."""
-    last = max((i for i, op in enumerate(operations) if any(o.params and o.params <= own for o in op.operands)), default=0)
+    last = max(
+        (i for i, op in enumerate(operations) if any(o.params and o.params <= own for o in op.operands)), default=0
+    )
     return any(op.name in ACTIVATES for op in operations[last + 1 :])
 
 

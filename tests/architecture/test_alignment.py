@@ -105,8 +105,7 @@ class Shortcut(nn.Module):
 
     def forward(self, x):
         y = self.norm(self.skip(x)) if self.first else None
-        x = self.conv2(F.relu(self.conv1(x))) + (y if y is not None else self.norm(self.skip(x)))
-        return x
+        return self.conv2(F.relu(self.conv1(x))) + (y if y is not None else self.norm(self.skip(x)))
 
 
 def test_the_order_of_execution_does_not_matter():

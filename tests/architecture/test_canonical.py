@@ -7,6 +7,7 @@ from support.nets import traced
 from torch import nn
 
 from netgraft.architecture.canonical import canonical
+from netgraft.architecture.folding import folded
 from netgraft.architecture.isomorphism import isomorphism
 
 
@@ -138,9 +139,9 @@ def test_norms_fold():
 
     one, two = form(Plain), form(Folded)
     assert isomorphism(one, two) is None
-    found = isomorphism(one.folded(), two.folded())
-    folded = {two.folded().parts[b].layer: one.folded().parts[a] for b, a in found.items()}
-    assert (folded["first"].layer, folded["first"].norm) == ("first", "norm")
+    found = isomorphism(folded(one), folded(two))
+    parts = {folded(two).parts[b].layer: folded(one).parts[a] for b, a in found.items()}
+    assert (parts["first"].layer, parts["first"].norm) == ("first", "norm")
 
 
 def test_a_norm_that_others_read_does_not_fold():
@@ -150,4 +151,4 @@ def test_a_norm_that_others_read_does_not_fold():
             return self.head(self.pool(self.second(self.norm(y) + y)))
 
     graph = form(Shared)
-    assert len(graph.folded().parts) == len(graph.parts)
+    assert len(folded(graph).parts) == len(graph.parts)

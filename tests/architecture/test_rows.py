@@ -25,7 +25,9 @@ def elements(view, shape):
 
 @st.composite
 def steps(draw):
-    return draw(st.lists(st.tuples(st.sampled_from("reshape permute select slice".split()), st.randoms()), max_size=6))
+    return draw(
+        st.lists(st.tuples(st.sampled_from(["reshape", "permute", "select", "slice"]), st.randoms()), max_size=6)
+    )
 
 
 @settings(deadline=None, max_examples=150)

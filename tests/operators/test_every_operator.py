@@ -18,7 +18,10 @@ OPERATORS = {
         [({"size": [5, 7]}, (4, 6, 5, 7)), ({"size": [2], "preserve": "energy"}, (4, 6, 3, 2))],
     ),
     "centre": ({"size": (3, 3)}, [({"size": [5, 1]}, (4, 6, 5, 1)), ({"size": [2]}, (4, 6, 3, 2))]),
-    "concatenate": ({"keys": ()}, [({"keys": ["other"], "dim": 1}, (4, 12, 3, 3)), ({"keys": ["other"]}, (8, 6, 3, 3))]),
+    "concatenate": (
+        {"keys": ()},
+        [({"keys": ["other"], "dim": 1}, (4, 12, 3, 3)), ({"keys": ["other"]}, (8, 6, 3, 3))],
+    ),
     "cyclic": ({"dim": 1, "size": 6}, [({"dim": 0, "size": 9}, (9, 6, 3, 3)), ({"dim": -3, "size": 2}, (4, 2, 3, 3))]),
     "deflate": (None, [({"dim": 2}, (4, 6, 3)), ({"dim": -1}, (4, 6, 3))]),
     "dirac": (None, [({}, SHAPE)]),

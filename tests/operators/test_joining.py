@@ -16,9 +16,7 @@ def test_three_projections_in_one():
     three, x = [nn.Linear(5, 4) for _ in range(3)], torch.randn(2, 5)
     source = {f"{i}.{role}": tensor for i, net in enumerate(three) for role, tensor in net.state_dict().items()}
     one = nn.Linear(5, 12)
-    joined = {
-        role: Concatenate((f"1.{role}", f"2.{role}"))(source[f"0.{role}"], source) for role in ("weight", "bias")
-    }
+    joined = {role: Concatenate((f"1.{role}", f"2.{role}"))(source[f"0.{role}"], source) for role in ("weight", "bias")}
     one.load_state_dict(joined)
     torch.testing.assert_close(one(x), torch.cat([net(x) for net in three], 1))
 
