@@ -136,14 +136,21 @@ def made(build, seed=0):
     return net
 
 
-def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0):
+def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=()):
     """``target`` refitted in place; (what was done by layer, why others were left)."""
     x = images() if x is None else x
     there, here = Replay(source, x), Replay(target, x)
     pairs = follow(there.graph, here.graph) if pairs is None else pairs
     channels = OutputChannels(there.graph, here.graph, layers(there.graph, here.graph, pairs), None)
-    done, left = refit(there, here, pairs, channels, torch.Generator().manual_seed(seed), rows)
-    return {each.layer: each for each in done}, left
+    generator, aside = torch.Generator().manual_seed(seed), kept_aside(len(x))
+    outcome = refit(there, here, pairs, channels, generator, aside, rows, grafted=frozenset(grafted))
+    left = outcome.left | {each.layer: each.how for each in outcome.kept}
+    return {each.layer: each for each in outcome.done}, left
+
+
+def kept_aside(count):
+    """The images of a refit that it does not fit on."""
+    return torch.arange(0, count, 6)
 
 
 def layers(source: LayerGraph, target: LayerGraph, pairs):

@@ -13,6 +13,7 @@ from support.refit_nets import (
     convnext,
     features,
     images,
+    kept_aside,
     layers,
     made,
     refitted,
@@ -50,6 +51,12 @@ def stirred(build):
                 two.mul_(4)
             two.copy_(two.std() * torch.randn(two.shape, generator=rng))
     return net, other
+
+
+def fitted_images():
+    """Those of the images by default that a refit fits on."""
+    aside = set(kept_aside(len(images())).tolist())
+    return images()[[i for i in range(len(images())) if i not in aside]]
 
 
 WITH_NORMS = {
@@ -113,7 +120,7 @@ def test_activations_of_the_first_layer_are_those_of_the_source():
     """With so many images and so little penalty on one layer, its norm's output is the source's."""
     source, target = stirred(Plain)
     refitted(source, target)
-    x = images()
+    x = fitted_images()
     theirs, ours = (net.norms[0](net.convs[0](x)) for net in (source, target))
     assert share(ours, theirs) > 0.97
     torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=0.01, atol=0.01)
@@ -128,7 +135,7 @@ def test_statistics_of_norms_are_those_of_what_they_read(build):
     for name, part in target.named_modules():
         if isinstance(part, nn.BatchNorm2d):
             part.register_forward_pre_hook(lambda _m, given, name=name: seen.update({name: given[0].clone()}))
-    target(images())
+    target(fitted_images())
     assert seen
     for name, given in seen.items():
         norm = target.get_submodule(name)
@@ -146,7 +153,10 @@ def test_one_scale_for_all_that_a_stream_adds_up():
     graph = replay.graph
     pairs = [(layer.name, layer.name) for layer in graph.kernels()]
     channels = OutputChannels(graph, graph, layers(graph, graph, pairs), None)
-    jobs = {job.layer.name: job for job in Jobs(replay, replay, channels, torch.Generator(), 40_000).make(pairs)}
+    jobs = {
+        job.layer.name: job
+        for job in Jobs(replay, replay, channels, torch.Generator(), 40_000, kept_aside(len(x))).make(pairs)
+    }
     blocks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _m, _i, output: blocks.append(output))
