@@ -20,11 +20,12 @@ SMALL = {"images": 32, "rows": 2000}
 def test_it_refits_what_it_names():
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3)), classes=7))
     report, start, changed = check_pass(Refit(**SMALL), work)
-    assert report["images"] == 32
+    assert (report["images"], report["aside"]) == (32, 8)
     assert [each["layer"] for each in report["layers"]] == ["convs.0", "convs.1"]
     assert [each["source"] for each in report["layers"]] == ["convs.0", "convs.1"]
     assert all(0.3 < each["r2"] <= 1 for each in report["layers"])
     assert report["left"] == {}
+    assert report["kept"] == report["settled"] == []
     assert changed == {
         *(f"convs.{i}.{role}" for i in range(2) for role in ("weight", "bias")),
         *(f"norms.{i}.{role}" for i in range(2) for role in ("weight", "bias", "running_mean", "running_var")),
@@ -97,3 +98,21 @@ def test_options():
     assert plugins.create("passes", "refit", {"images": "64", "pairs": "plan"}) == Refit(images=64, pairs="plan")
     with pytest.raises(UsageError, match="two images"):
         plugins.create("passes", "refit", {"images": 1})
+
+
+def test_what_is_exact_counts_as_done():
+    work = grafted(taught(Straight, SIZE), Straight)
+    report, _, changed = check_pass(Refit(**SMALL), work)
+    assert not changed
+    assert report["settled"] == ["convs.0", "convs.1", "head"]
+    assert work.settled >= {"convs.0", "norms.0"}
+    lines = [line for line in Refit.lines(report) if isinstance(line, str)]
+    assert lines[0] == "refit: 0 layers on 32 images"
+    assert lines[1].endswith("convs.0, convs.1, head: already gives what the source gives: left as it is")
+
+
+def test_the_report_says_what_it_was_measured_on():
+    work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
+    found = list(Refit.lines(Refit(**SMALL)(work)))
+    assert found[0].endswith("on the 8 kept aside")
+    assert found[1] == ("follows", "target layer", "before", "R^2", "how")
