@@ -21,13 +21,14 @@ def test_it_refits_what_it_names():
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3)), classes=7))
     report, start, changed = check_pass(Refit(**SMALL), work)
     assert (report["images"], report["aside"]) == (32, 8)
-    assert [each["layer"] for each in report["layers"]] == ["convs.0", "convs.1"]
-    assert [each["source"] for each in report["layers"]] == ["convs.0", "convs.1"]
+    assert [(each["source"], each["layer"]) for each in report["layers"]] == [("convs.1", "convs.1")]
     assert all(0.3 < each["r2"] <= 1 for each in report["layers"])
+    assert [each["layer"] for each in report["kept"]] == ["convs.0"]  # the source's kernel, padded with zeros
+    assert report["kept"][0]["before"] > 0.9999
     assert report["left"] == {}
-    assert report["kept"] == report["settled"] == []
+    assert report["settled"] == []
     assert changed == {
-        *(f"convs.{i}.{role}" for i in range(2) for role in ("weight", "bias")),
+        *(f"convs.1.{role}" for role in ("weight", "bias")),
         *(f"norms.{i}.{role}" for i in range(2) for role in ("weight", "bias", "running_mean", "running_var")),
     }
     assert not any(key.startswith("head") for key in changed)
@@ -38,7 +39,7 @@ def test_by_the_plan_layers_follow_where_their_weights_came_from():
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 3), (12, 3), (12, 3))), skip=("convs.1",))
     report, _, changed = check_pass(Refit(**SMALL, pairs="plan"), work)
     expected = {p.target: p.source for p in work.plan.pairing.pairs if p.target.startswith("convs")}
-    assert {each["layer"]: each["source"] for each in report["layers"]} == expected
+    assert {each["layer"]: each["source"] for each in report["layers"] + report["kept"]} == expected
     assert not any(key.startswith("convs.1") for key in changed)
 
 
@@ -48,7 +49,7 @@ def test_other_seeds_other_images():
         work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
         work.seed = seed
         Refit(**SMALL)(work)
-        states.append(work.target.module.convs[0].weight.clone())
+        states.append(work.target.module.convs[1].weight.clone())
     assert not torch.equal(*states)
 
 
