@@ -7,13 +7,18 @@ output says little where a batch norm and a residual addition follow. For exampl
         +---------------------------------------+
 
 The ending of conv1 is bn1 (an activation follows: ``activated``); that of conv2 is the addition, with bn2 as ``norm``
-and x as ``skip``. Nothing here imports torch.
+and x as ``skip``. Where a gate is computed from a value and multiplied with it, as in squeeze-and-excitation, the way
+goes on behind the product. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 
+from netgraft.architecture.gates import gate_edges
 from netgraft.architecture.graph import LayerGraph, Node
 from netgraft.architecture.operations import ACTIVATES, MOVES
 
@@ -31,14 +36,16 @@ class Ending:
     main: bool = True  # not a shortcut's projection
     late: bool = False  # an activation stands between the layer and its norm
     activated: bool = False  # an activation follows the last node
+    gated: bool = False  # a gate multiplies what is added
 
 
 def find_endings(graph: LayerGraph) -> dict[str, Ending]:
     """The ending of every kernel layer that is called once and feeds the output, by its name."""
     found = {}
+    gates = {product: gate for gate, product in gate_edges(graph)}
     for layer in graph.kernels():
         if layer.calls == 1 and layer.name in graph.by_id and layer.name in graph.to_output:
-            found[layer.name] = _follow(graph, layer.name)
+            found[layer.name] = _follow(graph, layer.name, gates)
     by_add: dict[str, list[Ending]] = {}
     for ending in found.values():
         if ending.add is not None:
@@ -52,23 +59,33 @@ def find_endings(graph: LayerGraph) -> dict[str, Ending]:
     return found
 
 
-def _follow(graph: LayerGraph, name: str) -> Ending:
+def _follow(graph: LayerGraph, name: str, gates: Mapping[str, str]) -> Ending:
     norm = scale = None
-    late = False
+    late = gated = False
     end = current = name
 
     def ending(add: str | None = None, skip: str | None = None) -> Ending:
         last = add or end
         activated = any(graph.by_id[reader].op in ACTIVATES for reader in graph.readers[last])
         scaled = scale if add is not None else None
-        return Ending(name, last, _layer(graph, norm), scaled, add, skip, True, late and norm is not None, activated)
+        normed = _layer(graph, norm)
+        is_late = late and norm is not None
+        return Ending(name, last, normed, scaled, add, skip, True, is_late, activated, gated and add is not None)
 
-    while len(readers := graph.readers[current]) == 1:
+    while True:
+        readers = graph.readers[current]
+        product = _behind_gate(graph, current, gates)
+        if product is not None and not (late and norm is None):
+            gated, current = True, product
+            continue
+        if len(readers) != 1:
+            break
         node = graph.by_id[readers[0]]
         layer = graph.layer_of(node)
-        if layer is not None and layer.rules.has_statistics and norm is None and scale is None:
+        bare = norm is None and scale is None and not gated
+        if layer is not None and layer.rules.has_statistics and bare:
             norm = end = current = node.id
-        elif layer is None and node.op in ACTIVATES and norm is None and scale is None and not late:
+        elif layer is None and node.op in ACTIVATES and bare and not late:
             late, current = True, node.id  # counts if a norm follows
         elif late and norm is None and (layer is not None or node.op not in MOVES):
             break
@@ -81,6 +98,29 @@ def _follow(graph: LayerGraph, name: str) -> Ending:
         else:
             break
     return ending()
+
+
+def _behind_gate(graph: LayerGraph, current: str, gates: Mapping[str, str]) -> str | None:
+    """The product of a value with its gate, if whatever else reads the value only makes that gate.
+
+    An activation that is written out, as x * sigmoid(x), is no gate: number by number it has no weights of its own.
+    """
+    readers = graph.readers[current]
+    for product in readers:
+        if gates.get(product, current) == current or graph.by_id[product].shape != graph.by_id[current].shape:
+            continue
+        others = [id for id in readers if id != product]
+        side = list(graph.walk(others, forwards=True, through=partial(_is_other, product)))
+        if not others or (
+            all(node.op != "output" for node in side)
+            and any(node.layer is not None or prod(node.shape) < prod(graph.by_id[current].shape) for node in side)
+        ):
+            return product
+    return None
+
+
+def _is_other(id: str, node: Node) -> bool:
+    return node.id != id
 
 
 def _layer(graph: LayerGraph, id: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -31,14 +31,16 @@ def statistics(norm: Any) -> Statistics:
 
 
 @contextmanager
-def recalibrating(module: nn.Module) -> Iterator[dict[str, _BatchNorm]]:
+def recalibrating(module: nn.Module, left: Container[str] = ()) -> Iterator[dict[str, _BatchNorm]]:
     """Batches that ``module`` is shown meanwhile set its running statistics to their mean over these batches.
+
+    Those of the layers named in ``left`` stay, and normalise as they do; the others are yielded by name.
 
     Meanwhile the BatchNorm layers normalise by the batch they see and everything else is in eval mode, without
     gradients. Afterwards modes and momenta are as they were, and so are the statistics of a layer that saw no batch, or
     of all layers where showing them fails. Every batch counts alike: they should be of about equal size (OPERATORS D8).
     """
-    norms = batch_norms(module)
+    norms = {name: norm for name, norm in batch_norms(module).items() if name not in left}
     modes = {part: part.training for part in module.modules()}
     before = {name: (norm.momentum, statistics(norm)) for name, norm in norms.items()}
     module.eval()

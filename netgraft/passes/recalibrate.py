@@ -42,16 +42,18 @@ class Recalibrate:
         """``norms``: how many; ``mean_change``, ``std_change``: see ``change``, on average over the norms.
 
         ``left``: BatchNorm layers of the architecture whose statistics are set by no training, such as frozen ones.
+        Norms that are ``stage.settled`` stay as they are.
         """
         target = stage.target
-        known = [name for name, layer in target.graph.layers.items() if layer.kind == "batch_norm"]
+        norms_of = [name for name, layer in target.graph.layers.items() if layer.kind == "batch_norm"]
+        known = [name for name in norms_of if name not in stage.settled]
         before = {name: statistics(norm) for name, norm in batch_norms(target.module).items() if name in known}
         left = [name for name in known if name not in before]
         if not before:
             return {"norms": 0, "images": 0, "mean_change": 0.0, "std_change": 0.0, "left": left}
         stage.progress(f"recalibrating the norms of {target.model.name}")
         images = stage.images(self.images, seed=3)
-        with recalibrating(target.module) as norms:
+        with recalibrating(target.module, stage.settled) as norms:
             for part in images.tensor_split(-(-len(images) // self.batch)):  # sizes differ by one at most
                 show(target, stage.shown(part, target))
         changes = [change(old, statistics(norms[name])) for name, old in before.items()]

@@ -14,12 +14,13 @@ from netgraft.errors import UsageError
 from netgraft.passes.protocol import Row, Stage
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
-from netgraft.passes.refitting.walk import MOST_ROWS, refit
+from netgraft.passes.refitting.settled import find_settled
+from netgraft.passes.refitting.walk import MOST_ROWS, Refitted, refit
 from netgraft.plan import REFITTED, Pairing
 from netgraft.trace.replay import Replay, check_replay
 
-CHECKED = 4
-"""Images on which running a network node by node is compared with running it as a whole."""
+MOST_ASIDE = 64
+"""Images that nothing is fitted on: a quarter of them, and not more than so many."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Refit:
     """Refit each layer to what its source layer makes of synthetic images, by ridge regression in closed form.
 
     OPERATORS part 3. Both networks see the same images; the target's layers are fitted in execution order, each on what
-    the refitted layers before it give. No data, no labels, no gradient steps.
+    the refitted layers before it give, about the weights that it has where these came from the source. No data, no
+    labels, no gradient steps. R^2 is that on images kept aside, which nothing is fitted on. Layers that give what the
+    source gives are left alone, bit for bit, and so are those before them, by this pass and by ``recalibrate`` and
+    ``rescale`` after it. A layer whose fit explains no more than its weights do keeps them.
     """
 
     images: int = field(default=512, metadata={"help": "how many images; fewer where activations are large"})
@@ -64,53 +68,71 @@ class Refit:
         return tuple(keys)
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
-        """Refit the stage's target; R^2 by layer, and why layers were left as they were."""
+        """Refit the stage's target; R^2 by layer, and why layers were left as they were.
+
+        ``images``: how many were shown; ``aside``: how many of them nothing was fitted on. ``layers`` got new weights;
+        ``kept`` have those they had, which explain as much; ``settled`` already gave what the source gives, or stand
+        before one that does; ``left`` could not be fitted.
+        """
         count = refit_images(stage.source.graph, stage.target.graph, self.images)
         drawn = stage.images(count, seed=0)
         stage.progress(f"refitting {stage.target.model.name} on {count} images")
+        generator = torch.Generator().manual_seed(stage.seed)
+        aside = torch.randperm(count, generator=generator)[: min(-(-count // 4), MOST_ASIDE)].sort().values
         shown = [stage.shown(drawn, network) for network in (stage.source, stage.target)]
-        with torch.no_grad():
-            for network, images in zip((stage.source, stage.target), shown, strict=True):
-                check_replay(Replay(network.module, images[:CHECKED]))
-            source, target = Replay(stage.source.module, shown[0]), Replay(stage.target.module, shown[1])
         pairs = [
             (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
         ]
         channels = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms)
-        wanted = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
-        generator = torch.Generator().manual_seed(stage.seed)
+        grafted = _grafted(stage)
+        with torch.no_grad():
+            few = [images[aside.to(images.device)] for images in shown]
+            source, target = Replay(stage.source.module, few[0]), Replay(stage.target.module, few[1])
+            check_replay(source)
+            check_replay(target)
+            settled = find_settled(source, target, pairs, channels, grafted, generator)
+            stage.settled |= settled
+            source, target = Replay(stage.source.module, shown[0]), Replay(stage.target.module, shown[1])
+        chosen = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
+        wanted = [pair for pair in chosen if pair[1] not in settled]
         prepared = stage.prepared if self.values else replace(stage.prepared, attentions=[])
-        done, left = refit(source, target, wanted, channels, generator, self.rows, prepared)
-        if not done:
+        outcome = refit(source, target, wanted, channels, generator, aside, self.rows, prepared, grafted)
+        exact = [layer.name for layer in stage.target.graph.kernels() if layer.name in settled]
+        if not (outcome.done or outcome.kept or exact):
             raise UsageError(
                 "Not a single layer of the target can be refitted.",
-                where="; ".join(dict.fromkeys(left.values())),
+                where="; ".join(dict.fromkeys(outcome.left.values())),
                 hint="Use --recipe graft or distil.",
             )
         return {
             "images": count,
-            "layers": [
-                {"layer": d.layer, "source": d.partner, "r2": None if d.r2 is None else round(d.r2, 3), "how": d.how}
-                for d in done
-            ],
-            "left": left,
+            "aside": len(aside),
+            "layers": [_facts(each) for each in outcome.done],
+            "kept": [_facts(each) for each in outcome.kept],
+            "settled": exact,
+            "left": outcome.left,
         }
 
     @staticmethod
     def lines(report: Mapping[str, Any]) -> Iterator[str | Row]:
         """The spread of R^2, each layer, and what was left as it was."""
-        layers, left = report["layers"], report["left"]
-        known = [layer["r2"] for layer in layers if layer["r2"] is not None]
+        layers, kept, left = report["layers"], report.get("kept", []), report["left"]
+        known = [layer["r2"] for layer in layers]
         spread = f": R^2 from {min(known):.2f} to {max(known):.2f}" if known else ""
-        yield f"refit: {len(layers)} layers on {report['images']} images{spread}"
-        yield ("follows", "target layer", "R^2", "how")
+        aside = f" on the {report['aside']} kept aside" if known and "aside" in report else ""
+        yield f"refit: {len(layers)} layers on {report['images']} images{spread}{aside}"
+        if layers:
+            yield ("follows", "target layer", "before", "R^2", "how")
         for layer in layers:
-            r2 = "" if layer["r2"] is None else f"{layer['r2']:.2f}"
-            yield (layer["source"], layer["layer"], r2, layer["how"])
-        for why in dict.fromkeys(left.values()):
-            names = [name for name, reason in left.items() if reason == why]
+            before = "" if layer.get("before") is None else f"{layer['before']:.2f}"
+            yield (layer["source"], layer["layer"], before, f"{layer['r2']:.2f}", layer["how"])
+        groups = {"already gives what the source gives: left as it is": report.get("settled", [])}
+        groups |= {why: [each["layer"] for each in kept if each["how"] == why] for why in {k["how"]: 0 for k in kept}}
+        groups |= {why: [name for name, reason in left.items() if reason == why] for why in left.values()}
+        for why, names in groups.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            yield f"  {', '.join(names[:3])}{more}: {why}"
+            if names:
+                yield f"  {', '.join(names[:3])}{more}: {why}"
 
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
         """(source layer, target layer); what the user mapped or skipped counts first."""
@@ -121,3 +143,15 @@ class Refit:
         chosen |= pairing.mapped
         kernels = (layer.name for layer in target.kernels())
         return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]
+
+
+def _facts(each: Refitted) -> dict[str, Any]:
+    before = None if each.before is None else round(each.before, 3)
+    return {"layer": each.layer, "source": each.partner, "before": before, "r2": round(each.r2, 3), "how": each.how}
+
+
+def _grafted(stage: Stage) -> frozenset[str]:
+    """Layers of the target whose weight was made of the source's."""
+    moved = {move.key for move in stage.plan.moves if move.source_key}
+    weights = {name: layer.tensors.get("weight") for name, layer in stage.target.graph.layers.items()}
+    return frozenset(name for name, slot in weights.items() if slot is not None and slot.key in moved)

@@ -30,7 +30,8 @@ class Rescale:
     - of a LayerNorm's gamma and beta, against that of the linear layers that read it.
 
     Scales of kernels are multiples of He et al.'s initialisation (arXiv:1502.01852, Eq. 10), in a stream their median.
-    Kernels that hold the target's own random values are left alone: they have nothing to keep.
+    Kernels that hold the target's own random values are left alone: they have nothing to keep. So is what an earlier
+    pass found to be as it should be (``Stage.settled``), and what could only be scaled together with it.
     """
 
     gain: float | None = field(
@@ -65,7 +66,7 @@ class Rescale:
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """``layers``: how many kernels were scaled; ``median``: by how much."""
-        graph, fates = stage.target.graph, stage.plan.fates
+        graph, fates, settled = stage.target.graph, stage.plan.fates, stage.settled
         tensors = stage.target.module.state_dict()
         factors: dict[str, float] = {}
 
@@ -83,12 +84,14 @@ class Rescale:
                 factors[layer.name] = factors.get(layer.name, 1.0) * factor
 
         for layer, norm in _normed(graph) if self.gain is not None else ():
-            if held([layer]):
+            if layer.name not in settled and held([layer]):
                 factor = (self.gain or 1.0) / _multiple(tensors[layer.tensors["weight"].key])
                 scale([*_weights(layer), *_of(norm, "running_mean")], factor)
                 scale(_of(norm, "running_var"), factor**2)
                 note([layer], factor)
         for trade in find_trades(graph) if self.gamma is not None else ():
+            if settled.intersection(layer.name for layer in (trade.norm, *trade.readers)):
+                continue
             size = float(tensors[trade.norm.tensors["weight"].key].double().square().mean().sqrt())
             if size > 0 and len(held(trade.readers)) == len(trade.readers):
                 factor = size / (self.gamma or 1.0)
@@ -96,7 +99,8 @@ class Rescale:
                 scale((slot for layer in trade.readers for slot in _of(layer, "weight")), factor)
                 note(trade.readers, factor)
         for region in self._regions(graph):
-            if known := held(region.writers):
+            free = settled.isdisjoint(layer.name for layer in region.writers)
+            if free and (known := held(region.writers)):
                 lengths = [_multiple(tensors[layer.tensors["weight"].key]) for layer in known]
                 factor = ((self.stream if region.stream else self.gain) or 1.0) / median(lengths)
                 scale([*region.parameters, *(slot for layer in region.writers for slot in _weights(layer))], factor)

@@ -202,3 +202,32 @@ def test_every_node_of_an_ending_is_one_of_the_graph():
             *graph.layers,
         }
         assert torch.Size(graph.by_id[ending.node].shape)[0] == 2
+
+
+GATES = {  # lines between "in input" and "out output a": (addition, whether a gate multiplies what is added)
+    "with a layer": ("c conv2d in | k conv2d c | s sigmoid k | p mul c s | a add p in", ("a", True)),
+    "behind a norm": (
+        "c conv2d in | n batch_norm c | k conv2d n | s sigmoid k | p mul s n | a add p in",
+        ("a", True),
+    ),
+    "two": (
+        "c conv2d in | k conv2d c | s sigmoid k | p mul c s | l conv2d p | t sigmoid l | q mul p t | a add q in",
+        ("a", True),
+    ),
+    "of something else": ("c conv2d in | m mean in | s sigmoid m | p mul c s | a add p in", (None, False)),
+    "an activation written out": ("c conv2d in | s sigmoid c | p mul c s | a add p in", (None, False)),
+    "read elsewhere too": (
+        "c conv2d in | k conv2d c | s sigmoid k | p mul c s | b add p in | a add b c",
+        (None, False),
+    ),
+    "before a late norm": (
+        "c conv2d in | r relu c | k conv2d r | s sigmoid k | p mul r s | n batch_norm p | a add n in",
+        (None, False),
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), GATES.values(), ids=GATES)
+def test_the_way_goes_on_behind_a_gate(lines, expected):
+    found = find_endings(drawn("in input", *lines.split(" | "), "out output a"))["c"]
+    assert (found.add, found.gated) == expected

@@ -156,3 +156,17 @@ def test_options():
     assert plugins.create("passes", "recalibrate", {"images": "64"}) == Recalibrate(images=64)
     with pytest.raises(UsageError, match="2 or more"):
         plugins.create("passes", "recalibrate", {"batch": 1})
+
+
+def test_what_is_settled_stays_and_normalises_as_it_does():
+    net, all_of_it = stirred(Sleepy), stirred(Sleepy)
+    all_of_it.module.load_state_dict(net.module.state_dict())
+    before = copy.deepcopy(net.module.state_dict())
+    work = stage(net, net)
+    work.settled = frozenset({"norm1"})
+    report = Recalibrate(images=16)(work)
+    assert report["norms"] == 1
+    after = net.module.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith("norm2"))
+    Recalibrate(images=16)(stage(all_of_it, all_of_it))
+    assert not torch.allclose(after["norm2.running_mean"], all_of_it.module.norm2.running_mean, rtol=0.01)

@@ -20,13 +20,15 @@ SMALL = {"images": 32, "rows": 2000}
 def test_it_refits_what_it_names():
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3)), classes=7))
     report, start, changed = check_pass(Refit(**SMALL), work)
-    assert report["images"] == 32
-    assert [each["layer"] for each in report["layers"]] == ["convs.0", "convs.1"]
-    assert [each["source"] for each in report["layers"]] == ["convs.0", "convs.1"]
+    assert (report["images"], report["aside"]) == (32, 8)
+    assert [(each["source"], each["layer"]) for each in report["layers"]] == [("convs.1", "convs.1")]
     assert all(0.3 < each["r2"] <= 1 for each in report["layers"])
+    assert [each["layer"] for each in report["kept"]] == ["convs.0"]  # the source's kernel, padded with zeros
+    assert report["kept"][0]["before"] > 0.9999
     assert report["left"] == {}
+    assert report["settled"] == []
     assert changed == {
-        *(f"convs.{i}.{role}" for i in range(2) for role in ("weight", "bias")),
+        *(f"convs.1.{role}" for role in ("weight", "bias")),
         *(f"norms.{i}.{role}" for i in range(2) for role in ("weight", "bias", "running_mean", "running_var")),
     }
     assert not any(key.startswith("head") for key in changed)
@@ -37,7 +39,7 @@ def test_by_the_plan_layers_follow_where_their_weights_came_from():
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 3), (12, 3), (12, 3))), skip=("convs.1",))
     report, _, changed = check_pass(Refit(**SMALL, pairs="plan"), work)
     expected = {p.target: p.source for p in work.plan.pairing.pairs if p.target.startswith("convs")}
-    assert {each["layer"]: each["source"] for each in report["layers"]} == expected
+    assert {each["layer"]: each["source"] for each in report["layers"] + report["kept"]} == expected
     assert not any(key.startswith("convs.1") for key in changed)
 
 
@@ -47,7 +49,7 @@ def test_other_seeds_other_images():
         work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
         work.seed = seed
         Refit(**SMALL)(work)
-        states.append(work.target.module.convs[0].weight.clone())
+        states.append(work.target.module.convs[1].weight.clone())
     assert not torch.equal(*states)
 
 
@@ -97,3 +99,21 @@ def test_options():
     assert plugins.create("passes", "refit", {"images": "64", "pairs": "plan"}) == Refit(images=64, pairs="plan")
     with pytest.raises(UsageError, match="two images"):
         plugins.create("passes", "refit", {"images": 1})
+
+
+def test_what_is_exact_counts_as_done():
+    work = grafted(taught(Straight, SIZE), Straight)
+    report, _, changed = check_pass(Refit(**SMALL), work)
+    assert not changed
+    assert report["settled"] == ["convs.0", "convs.1", "head"]
+    assert work.settled >= {"convs.0", "norms.0"}
+    lines = [line for line in Refit.lines(report) if isinstance(line, str)]
+    assert lines[0] == "refit: 0 layers on 32 images"
+    assert lines[1].endswith("convs.0, convs.1, head: already gives what the source gives: left as it is")
+
+
+def test_the_report_says_what_it_was_measured_on():
+    work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
+    found = list(Refit.lines(Refit(**SMALL)(work)))
+    assert found[0].endswith("on the 8 kept aside")
+    assert found[1] == ("follows", "target layer", "before", "R^2", "how")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.nets import Straight
 from support.staged import check_pass, grafted, taught
-from support.stages import network
+from support.stages import network, stage
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -204,3 +204,14 @@ def test_laws_of_every_pass(name, options, build):
     assert each.fate in ("", "set", "refitted", "distilled", "recalibrated")
     assert all(option.doc for option in plugins.options(type(each)))
     check_pass(each, grafted(taught(Straight, SIZE), build))
+
+
+def test_what_is_settled_keeps_its_scale():
+    net = network(Every, SIZE)
+    work = moved(stage(net, net))
+    before = copy.deepcopy(net.module.state_dict())
+    work.settled = frozenset({"plain", "norm1"})
+    Rescale(gain=5.0)(work)
+    after = net.module.state_dict()
+    changed = {key.partition(".")[0] for key in before if not torch.equal(after[key], before[key])}
+    assert changed == {"late", "norm2", "deep", "norm4"}

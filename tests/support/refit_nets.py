@@ -40,13 +40,14 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """A stem, a block with an identity, a block with a projection."""
+    """A stem, a block with an identity, a block with a projection; ``gated``: another make of block."""
 
-    def __init__(self, width=8):
+    def __init__(self, width=8, classes=5, gated=None):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.blocks = nn.ModuleList([Block(width, width, 1), Block(width, 2 * width, 2)])
-        self.head = nn.Linear(2 * width, 5)
+        block = gated or Block
+        self.blocks = nn.ModuleList([block(width, width, 1), block(width, 2 * width, 2)])
+        self.head = nn.Linear(2 * width, classes)
 
     def forward(self, x):
         x = F.relu(self.norm(self.stem(x)))
@@ -67,9 +68,31 @@ class Block(nn.Module):
 
     def forward(self, x):
         out = self.act(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.end(self.bn2(self.conv2(out)))
         out += x if self.down is None else self.down(x)
         return self.act(out)
+
+    def end(self, out):
+        return out
+
+
+class Gated(Block):
+    """A squeeze-and-excitation gate at the end of the branch."""
+
+    def __init__(self, before, width, stride):
+        super().__init__(before, width, stride)
+        self.squeeze, self.excite = nn.Linear(width, width // 2), nn.Linear(width // 2, width)
+
+    def end(self, out):
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(out.mean((2, 3))))))
+        return out * gate[:, :, None, None]
+
+
+class Opaque(Block):
+    """Something at the end of the branch that no regression goes through."""
+
+    def end(self, out):
+        return F.relu(out)
 
 
 class Separable(nn.Module):
@@ -136,14 +159,21 @@ def made(build, seed=0):
     return net
 
 
-def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0):
+def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=()):
     """``target`` refitted in place; (what was done by layer, why others were left)."""
     x = images() if x is None else x
     there, here = Replay(source, x), Replay(target, x)
     pairs = follow(there.graph, here.graph) if pairs is None else pairs
     channels = OutputChannels(there.graph, here.graph, layers(there.graph, here.graph, pairs), None)
-    done, left = refit(there, here, pairs, channels, torch.Generator().manual_seed(seed), rows)
-    return {each.layer: each for each in done}, left
+    generator, aside = torch.Generator().manual_seed(seed), kept_aside(len(x))
+    outcome = refit(there, here, pairs, channels, generator, aside, rows, grafted=frozenset(grafted))
+    left = outcome.left | {each.layer: each.how for each in outcome.kept}
+    return {each.layer: each for each in outcome.done}, left
+
+
+def kept_aside(count):
+    """The images of a refit that it does not fit on."""
+    return torch.arange(0, count, 6)
 
 
 def layers(source: LayerGraph, target: LayerGraph, pairs):

@@ -19,7 +19,7 @@ from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.resolution import has_norms
 from netgraft.channels.index_map import NEW
 from netgraft.passes.refitting.channels import OutputChannels
-from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, sample
+from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, images_of, layout_of, rows_from, sample
 from netgraft.trace.replay import Replay
 
 LEAST_SCALE = 1e-6
@@ -38,6 +38,7 @@ class Job:
     channels: Tensor  # [m] target channels that follow the source
     followed: Tensor  # [m] the source's channels
     signs: Tensor  # [m] 1, or -1 for what is to give the negative
+    fitted: Tensor  # [len(rows)] bool: whether a row is one to fit on, rather than of an image kept aside
     wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
 
     @property
@@ -61,10 +62,11 @@ class Jobs:
         channels: OutputChannels,
         generator: torch.Generator,
         rows: int,
+        aside: Tensor,  # the images that are not fitted on
         held: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         self.source, self.target, self.channels, self.held = source, target, channels, held
-        self.generator, self.most_rows = generator, rows
+        self.generator, self.most_rows, self.aside = generator, rows, aside
         self.source_endings, self.target_endings = find_endings(source.graph), find_endings(target.graph)
         self.ending_at = {each.node: each for each in self.target_endings.values() if each.add is None or each.main}
         self.batch = source.inputs[0].shape[0]
@@ -101,7 +103,8 @@ class Jobs:
             self.left[name] = f"its channels do not correspond to {source_name}'s"
             return None
         rows = sample(source_layout, layout, self.most_rows, self.generator)
-        job = Job(layer, source, ending, layout, rows, mapped, index[mapped], torch.ones(len(mapped)))
+        fitted = ~torch.isin(images_of(layout, rows, self.batch), self.aside)
+        job = Job(layer, source, ending, layout, rows, mapped, index[mapped], torch.ones(len(mapped)), fitted)
         if job.rectified and not (source_ending.activated or source_ending.late):
             index[held] = HELD
             _mirror(job, (index == NEW).nonzero().flatten())

@@ -16,14 +16,20 @@ from netgraft.architecture.wiring import Wiring
 
 
 class _Way:
-    """A network as a way from input to output: its points, the layers whose value everything passes through."""
+    """A network as a way from input to output: its points, the layers whose value everything passes through.
+
+    A residual block whose end cannot be told counts as a point, by its last layer. Nothing follows it, and it follows
+    nothing (``blind``), but it takes its part of the way: what stands before it is not the last.
+    """
 
     def __init__(self, graph: LayerGraph) -> None:
         self.graph, self.wiring = graph, Wiring(graph)
         self.endings: dict[str, Ending] = find_endings(graph)
         self.level = {name: round(value, 1) for name, value in levels(graph).items()}
         kernels = [name for name in self.wiring.chain if name in self.endings and name not in self.wiring.heads]
-        self.points = [name for name in kernels if self._is_point(name)]
+        points = [name for name in kernels if self._is_point(name)]
+        self.blind = self._blind_blocks(points)
+        self.points = [name for name in self.wiring.chain if name in points or name in self.blind]
         self.stages: dict[float, list[str]] = {}
         for name in self.points:
             self.stages.setdefault(self.level[name], []).append(name)
@@ -33,6 +39,16 @@ class _Way:
         if self.wiring.block_of.get(name) is not None:
             return self.endings[name].add is not None and self.endings[name].main
         return not self.graph.layers[name].is_depthwise
+
+    def _blind_blocks(self, points: Sequence[str]) -> frozenset[str]:
+        """The last layer on the way of each block that holds no point."""
+        seen = {id(self.wiring.block_of.get(name)) for name in points}
+        last: dict[int, str] = {}
+        for name in self.wiring.chain:
+            block = self.wiring.block_of.get(name)
+            if block is not None and id(block) not in seen and name not in self.wiring.heads:
+                last[id(block)] = name
+        return frozenset(last.values())
 
     def interior(self, block: Block) -> list[str]:
         """The kernels of a residual block before its end, shortcuts and gates left out."""
@@ -84,7 +100,9 @@ def _points(source: _Way, target: _Way) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for candidates, points in _clusters(source, target):
         for k, point in enumerate(points, start=1):
-            chosen[point] = _at(candidates, k, len(points))
+            partner = _at(candidates, k, len(points))
+            if point not in target.blind and partner not in source.blind:
+                chosen[point] = partner
     return chosen
 
 
@@ -124,6 +142,7 @@ def _within(source: _Way, target: _Way, block: Block, end: str, partner: str, be
         convs = [name for name in names if target.graph.layers[name].is_conv]
         start = source.points.index(before) + 1 if before else 0
         way = source.points[start : source.points.index(partner) + 1] if other is None else []
+        way = [name for name in way if name not in source.blind]
         found |= {name: _at(way or [partner], k, len(convs) + 1) for k, name in enumerate(convs, start=1)}
     projections = [n for n in block.kernels if n in target.endings and n != end and target.endings[n].add is not None]
     shortcuts = [n for n in (other.kernels if other else ()) if n in source.wiring.shortcuts and n in source.endings]

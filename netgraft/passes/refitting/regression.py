@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,27 @@ class Fit:
     """W and b of the map."""
 
     weight: Tensor  # [out, features]
-    bias: Tensor  # [out]: mean of the wanted values less that of W x
-    r2: float  # explained share of the wanted values' variance
+    bias: Tensor  # [out]: mean of the wanted values less that of W x; zero where there is no constant
+    intercept: bool = True  # whether there is a constant
+
+    def errors(
+        self,
+        x: Tensor,  # [rows, features]
+        y: Tensor,  # [rows, out]
+    ) -> tuple[float, float]:
+        """The sum of squares that the map leaves of ``y``, and that of ``y``: about its mean if there is a constant."""
+        left = (x @ self.weight.T + self.bias - y).double().square().sum()
+        whole = ((y - y.mean(0)) if self.intercept else y).double().square().sum()
+        return float(left), float(whole)
+
+    def r2(self, x: Tensor, y: Tensor) -> float:
+        """The share of ``y`` that the map explains, of all outputs together; negative where a constant is better."""
+        return share(*self.errors(x, y))
+
+
+def share(left: float, whole: float) -> float:
+    """R^2 from two sums of squares; 0 where there is nothing to explain, or where it cannot be told."""
+    return 1 - left / whole if whole > 0 and left < math.inf else 0.0
 
 
 def patches(
@@ -54,81 +75,76 @@ def _padding(layer: Layer) -> tuple[int, int]:
     return padding[0], padding[-1]
 
 
-class Normal:
-    """The normal equations of a regression: sums over positions, added up in double precision."""
+def fit(x: Tensor, y: Tensor, *, intercept: bool, centre: Tensor | None = None, ridge: float = RIDGE) -> Fit:
+    """argmin ||x W' + b - y||^2 + rho ||W - centre||^2 for ``x`` [rows, features] and ``y`` [rows, out].
 
-    def __init__(self, features: int, outputs: int, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+    rho is ``ridge`` times the mean diagonal element of the normal matrix; b is free with ``intercept``, else 0; without
+    a ``centre`` [out, features] that is zero. What the rows do not tell stays as the centre has it. With more than
+    MOST_FEATURES features as many rows are used, and the equations are solved in the rows (dual form).
+    """
+    dual = x.shape[1] > MOST_FEATURES
+    if dual:
+        x, y = (part[:: -(-len(x) // MOST_FEATURES)] for part in (x, y))
+    mean_x, mean_y = (part.mean(0) if intercept else part.new_zeros(part.shape[1]) for part in (x, y))
+    weight = (_dual if dual else _primal)(x, y, mean_x, mean_y, centre, ridge)
+    return Fit(weight, mean_y - weight @ mean_x, intercept)
 
-        self.count = 0
-        self.xx, self.xy = zeros(features, features), zeros(features, outputs)
-        self.x, self.y, self.yy = zeros(features), zeros(outputs), zeros(outputs)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Positions: [rows, features] and [rows, outputs]."""
-        for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-            self.xx += (a.T @ a).double()
-            self.xy += (a.T @ b).double()
-            self.x += a.sum(0).double()
-            self.y += b.sum(0).double()
-            self.yy += b.double().square().sum(0)
-            self.count += len(a)
-
-    def solve(self, *, intercept: bool, ridge: float = RIDGE) -> Fit:
-        """argmin ||x W' + b - y||^2 + rho ||W||^2 with rho = ``ridge`` times the mean diagonal element; b free or 0."""
-        n = max(self.count, 1)
-        mean_x, mean_y = self.x / n, self.y / n
+def best_number(
+    pieces: Iterable[tuple[Tensor, Tensor, Tensor]],  # x [rows, features], y [rows, out], weight [out, features]
+    *,
+    intercept: bool,
+) -> float:
+    """The number, not negative, by which all these weights together explain most of what is wanted."""
+    size = product = 0.0
+    for x, y, weight in pieces:
+        given = (x @ weight.T).double()
         if intercept:
-            gram, cross = self.xx / n - torch.outer(mean_x, mean_x), self.xy / n - torch.outer(mean_x, mean_y)
-        else:
-            gram, cross = self.xx / n, self.xy / n
-        weight = solve(gram, cross, ridge).T  # [out, features]
-        bias = mean_y - weight @ mean_x if intercept else torch.zeros_like(mean_y)
-        total = (self.yy / n - mean_y.square()).clamp(min=0)
-        explained = 2 * (weight * cross.T).sum(1) - ((weight @ gram) * weight).sum(1)
-        if not intercept:
-            total = self.yy / n
-        whole = float(total.sum())
-        r2 = float(explained.sum()) / whole if whole > 0 else 0.0
-        return Fit(weight.float(), bias.float(), r2)
+            given, y = given - given.mean(0), y - y.mean(0)
+        size, product = size + float(given.square().sum()), product + float((given * y).sum())
+    return max(product / size, 0.0) if size > 0 else 0.0
 
 
-def solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """(G + rho I)^-1 C by Cholesky; G + rho I is well conditioned, for rho is a share of G's mean eigenvalue."""
+def as_fit(x: Tensor, y: Tensor, weight: Tensor, *, intercept: bool) -> Fit:
+    """``weight`` with the constant that is best for it."""
+    bias = y.mean(0) - weight @ x.mean(0) if intercept else y.new_zeros(y.shape[1])
+    return Fit(weight, bias, intercept)
+
+
+def _primal(
+    x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, centre: Tensor | None, ridge: float
+) -> Tensor:  # [out, features]
+    """By the normal equations. What is wanted less what the centre gives is small where the centre is good.
+
+    The means are taken away first, for what is left of two large numbers is noise: where activations vary little about
+    a large mean, the matrix would not be positive definite.
+    """
+    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        a, b = a - mean_x, b - mean_y
+        gram += (a.T @ a).double()
+        cross += (a.T @ (b if centre is None else b - a @ centre.T)).double()
     penalty = ridge * float(gram.diagonal().mean())
     if not penalty > 0:  # all inputs are constant
-        return torch.zeros_like(cross)
-    regular = gram.clone()
-    regular.diagonal().add_(penalty)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(regular))
+        return torch.zeros_like(cross.T, dtype=x.dtype) if centre is None else centre
+    gram.diagonal().add_(penalty)
+    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(x.dtype)
+    return change if centre is None else centre + change
 
 
-def fit(x: Tensor, y: Tensor, *, intercept: bool) -> Fit:
-    """The ridge regression of ``y`` [rows, out] on ``x`` [rows, features].
-
-    With more than MOST_FEATURES features as many rows are used, and the equations are solved in the rows (dual form).
-    """
-    if x.shape[1] > MOST_FEATURES:
-        return _fit_dual(*(part[:: -(-len(x) // MOST_FEATURES)] for part in (x, y)), intercept=intercept)
-    normal = Normal(x.shape[1], y.shape[1], x.device)
-    normal.add(x, y)
-    return normal.solve(intercept=intercept)
-
-
-def _fit_dual(x: Tensor, y: Tensor, *, intercept: bool, ridge: float = RIDGE) -> Fit:
-    """W = Y' (X X' + rho I)^-1 X, the same as with the normal matrix."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    a, b = (x - mean_x, y - mean_y) if intercept else (x, y)
+def _dual(
+    x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, centre: Tensor | None, ridge: float
+) -> Tensor:  # [out, features]
+    """W = centre + B' (A A' + rho I)^-1 A, the same as with the normal matrix."""
+    a, b = x - mean_x, y - mean_y
+    if centre is not None:
+        b = b - a @ centre.T
     gram = (a @ a.T).double()
-    scale = float(gram.diagonal().sum()) / x.shape[1]  # the mean diagonal element of the normal matrix X' X
-    regular = gram + ridge * max(scale, 1e-12) * torch.eye(len(x), dtype=gram.dtype, device=x.device)
-    dual = torch.cholesky_solve(b.double(), torch.linalg.cholesky(regular)).float()
-    weight = dual.T @ a
-    bias = mean_y - weight @ mean_x if intercept else torch.zeros_like(mean_y)
-    total = float(b.double().square().sum())
-    r2 = 1 - float((x @ weight.T + bias - y).double().square().sum()) / total if total > 0 else 0.0
-    return Fit(weight, bias, r2)
+    scale = float(gram.diagonal().sum()) / x.shape[1]  # the mean diagonal element of the normal matrix A' A
+    gram.diagonal().add_(ridge * max(scale, 1e-12))
+    change: Tensor = torch.cholesky_solve(b.double(), torch.linalg.cholesky(gram)).float().T @ a
+    return change if centre is None else centre + change
 
 
 def with_spread(
@@ -143,9 +159,9 @@ def with_spread(
     activations would fade from layer to layer.
     """
     given = x @ solution.weight.T
-    gain = (wanted.std(0) / given.std(0).clamp(min=1e-12)).clamp(1.0, most)
+    gain = (wanted.std(0, correction=0) / given.std(0, correction=0).clamp(min=1e-12)).clamp(1.0, most)
     bias = solution.bias + given.mean(0) * (1 - gain)
-    return Fit(solution.weight * gain[:, None], bias, solution.r2)
+    return replace(solution, weight=solution.weight * gain[:, None], bias=bias)
 
 
 def rank_one(

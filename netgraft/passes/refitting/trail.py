@@ -35,6 +35,8 @@ def own_rows(replay: Replay, job: Job, end: fx.Node, rows: Tensor) -> Tensor | N
         layer.out_axis,
         replay.inputs[0].shape[0],
     )
+    if job.ending.gated:  # numbers cannot be sent through a gate: it computes with them
+        return rows if own.shape == job.layout.shape and own.axis == job.layout.axis else None
     ids = {replay.ends[name] for name in (job.ending.norm, job.ending.scale) if name in replay.ends}
     path: dict[fx.Node, Tensor | None] = {replay.ends[layer.name]: None}
     moved = False

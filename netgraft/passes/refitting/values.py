@@ -59,16 +59,20 @@ def seen_by_heads(
 def best_values(
     seen: Sequence[Tensor],  # per head, [rows, channels]: A_h x
     wanted: Tensor,  # [rows, out]
+    fitted: Tensor,  # [rows] bool: the rows that are fitted on
     count: int,  # values of each head
 ) -> tuple[list[Tensor], float]:
     """Per head V_h [count, channels], whose values have variance 1, and the R^2 of the regression behind them.
 
+    R^2 is that on the rows that were not fitted on.
+
     What W_h is worth shows in what it makes of A_h x. So its singular vectors are taken in the metric of the covariance
     C_h of A_h x: those of W_h C_h^(1/2), brought back by C_h^(-1/2).
     """
-    solution = fit(torch.cat(list(seen), 1), wanted, intercept=True)
-    found = []
+    x, found = torch.cat(list(seen), 1), []
+    solution = fit(x[fitted], wanted[fitted], intercept=True)
     for part, weight in zip(seen, solution.weight.split(seen[0].shape[1], 1), strict=True):
+        part = part[fitted]
         centred = (part - part.mean(0)).double()
         variances, axes = torch.linalg.eigh(centred.T @ centred / len(part))
         largest = float(variances.max().clamp(min=1e-12))
@@ -78,4 +82,4 @@ def best_values(
         values = torch.zeros(count, part.shape[1], dtype=torch.float64, device=part.device)
         values[: len(right[:count])] = right[:count] @ back
         found.append(values.float())
-    return found, solution.r2
+    return found, solution.r2(x[~fitted], wanted[~fitted])

@@ -12,29 +12,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from netgraft.architecture.graph import Layer
 from netgraft.passes.refitting.channels import OutputChannels
+from netgraft.passes.refitting.fitting import Found, Wanted, fit_filters, fit_linear, usable
 from netgraft.passes.refitting.jobs import Job, Jobs
 from netgraft.passes.refitting.layout import rows_of
-from netgraft.passes.refitting.regression import Fit, best_filters, fit, patches, rank_one, with_spread
 from netgraft.passes.refitting.trail import needed_for, own_rows
 from netgraft.passes.refitting.values import MOST_NUMBERS, AimedAttention, PreparedLayers, best_values, seen_by_heads
+from netgraft.passes.refitting.writing import Writer
 from netgraft.trace.replay import Replay
 
 MOST_ROWS = 40_000
-DENSE_FOR_DEPTHWISE = 2304
-"""Most inputs times taps for which the filters of a depthwise layer are read off a dense solution."""
-LEAST_VARIANCE = 1e-10
+LEAST_GATE = 0.05
+"""A gate that lets through less, on average, counts as this much."""
+NO_BETTER = "a refit explains no more than its weights do"
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """What became of one layer."""
+    """What became of one layer; R^2 is that on the images kept aside."""
 
     layer: str
     partner: str
-    r2: float | None  # share of the wanted values' variance that the layer explains
+    r2: float  # share of the wanted values' variance that the layer explains
     how: str
+    before: float | None = None  # the same for the weights that it had
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of all layers."""
+
+    done: list[Refitted]  # they got new weights
+    kept: list[Refitted]  # they were fitted, and keep the weights they had, for these are as good
+    left: dict[str, str]  # why others were not fitted
 
 
 def refit(
@@ -43,29 +53,35 @@ def refit(
     pairs: Sequence[tuple[str, str]],  # (source layer, target layer)
     channels: OutputChannels,
     generator: torch.Generator,
+    aside: Tensor,  # indices of the images that nothing is fitted on
     rows: int = MOST_ROWS,
     prepared: PreparedLayers | None = None,
-) -> tuple[list[Refitted], dict[str, str]]:
-    """Give every paired layer of ``target.module`` new weights, in place; what was refitted, and why others were not.
+    grafted: frozenset[str] = frozenset(),  # layers of the target that hold weights of the source
+) -> Outcome:
+    """Give every paired layer of ``target.module`` new weights, in place, where they are better than those it has.
 
-    The norm that follows a refitted layer gets the statistics of its new input, and the source's mean and standard
-    deviation as its affine part; without a norm the layer's bias is set. What was
+    A regression is about the weights of a layer that is ``grafted``, else about zero. The norm that follows a refitted
+    layer gets the statistics of its new input, and the source's mean and standard deviation as its affine part; without
+    a norm the layer's bias is set. Where grafted weights explain as much they stay, and only their size and constant,
+    or the norm that follows, are set so; where neither explains anything, nothing but statistics is. What was
     ``prepared`` stays, and the attentions in it get values.
     """
     with torch.no_grad():
         prepared = prepared or PreparedLayers()
-        making = Jobs(source, target, channels, generator, rows, prepared.held)
-        walk = _Refitting(target, making.make(pairs), prepared.attentions)
+        making = Jobs(source, target, channels, generator, rows, aside, prepared.held)
+        walk = _Refitting(target, making.make(pairs), prepared.attentions, Writer(target, grafted, aside))
         walk.run()
-    return walk.done, making.left | walk.left
+    return Outcome(walk.done, walk.kept, making.left | walk.left)
 
 
 class _Refitting:
-    def __init__(self, target: Replay, jobs: Sequence[Job], attentions: Sequence[AimedAttention]) -> None:
+    def __init__(
+        self, target: Replay, jobs: Sequence[Job], attentions: Sequence[AimedAttention], writer: Writer
+    ) -> None:
         self.target, self.jobs, self.attentions = target, {job.layer.name: job for job in jobs}, attentions
-        self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
-        self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
+        self.writer = writer
         self.done: list[Refitted] = []
+        self.kept: list[Refitted] = []
         self.left: dict[str, str] = {}
 
     def run(self) -> None:
@@ -79,8 +95,7 @@ class _Refitting:
             if node in attending:
                 self._fit_values(attending[node])
             for job in before.get(node, ()):
-                if (reason := self._fit(job)) is not None:
-                    self.left[job.layer.name] = reason
+                self._fit(job)
                 job.wanted = torch.empty(0)
                 for needed in self._needed(job):
                     self.target.release(needed, node)
@@ -101,75 +116,73 @@ class _Refitting:
 
     # -- fitting ---------------------------------------------------------------------------------------------------
 
-    def _fit(self, job: Job) -> str | None:
-        """New weights for the layer; why not, if there are none."""
-        layer, ending = job.layer, job.ending
-        wanted, rows = job.wanted, job.rows.to(job.wanted.device)
-        if job.ends_block:
-            skip = self.target.values[self.target.ends[ending.skip or ""]]
-            wanted = wanted - rows_of(skip, job.layout, rows)[:, job.channels.to(rows.device)]
-            found = own_rows(self.target, job, self._when(job), rows)
-            if found is None:
-                return "what lies between the layer and the addition does more than move numbers"
-            rows = found
-            if ending.scale is not None:
-                for slot in self.target.graph.layers[ending.scale].tensors.values():
-                    self.tensors[slot.key].fill_(1.0)
+    def _fit(self, job: Job) -> None:
+        """New weights for the layer, or a reason in ``left``."""
+        layer = job.layer
+        wanted = self._wanted(job)
+        if wanted is None:
+            self.left[layer.name] = "what lies between the layer and the addition does more than move numbers"
+            return
         value = self.target.values[self._input(job)]
-        filters = layer.is_depthwise and layer.shape[1] == 1
-        method = self._fit_depthwise if filters else self._fit_grouped if layer.groups > 1 else self._fit_dense
-        r2, how = method(job, value, rows, wanted)
-        if ending.norm is not None:
-            affine = wanted.relu() if job.rectified else wanted
-            self._set_norm(job, self.target.graph.layers[ending.norm], affine, linear=how.startswith("filters"))
+        if not usable(value, wanted):
+            self.left[layer.name] = "what it reads, or is to give, is no finite number or a huge one"
+            return
+        alone = layer.is_depthwise and layer.shape[1] == 1  # one filter per channel
+        following = None
+        if alone and not (job.source.is_depthwise and job.source.shape[1] == 1):
+            following = self._following(job)
+            found = fit_filters(job, value, following or wanted, self.writer, following=following is not None)
+        else:
+            found = fit_linear(job, value, wanted, self.writer)
+        self._write(job, found, (following or wanted).to_fit[1])
         if job.ends_block:
             end = self._when(job)
             self.target.again(self.target.starts[layer.name], self.target.nodes[self.target.place[end] - 1])
-        self.done.append(Refitted(layer.name, job.source.name, r2, how))
-        return None
 
-    def _fit_dense(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        x = patches(value, job.layer, rows)
-        solution = fit(x, wanted, intercept=self._intercept(job))
-        if job.ending.norm is None and not job.ends_block:
-            solution = with_spread(solution, x, wanted)
-        self._write(job, job.channels, solution)
-        return solution.r2, "ridge regression"
-
-    def _fit_grouped(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        layer = job.layer
-        outputs, inputs = layer.shape[0] // layer.groups, layer.shape[1]
-        explained = total = 0.0
-        for group in range(layer.groups):
-            inside = (job.channels // outputs == group).nonzero().flatten()
-            if not len(inside):
-                continue
-            x = patches(value, layer, rows, slice(group * inputs, (group + 1) * inputs))
-            y = wanted[:, inside.to(wanted.device)]
-            solution = fit(x, y, intercept=self._intercept(job))
-            self._write(job, job.channels[inside], solution)
-            spread = float(y.var(0).sum())
-            explained, total = explained + solution.r2 * spread, total + spread
-        return explained / total if total else 0.0, "ridge regression, group by group"
-
-    def _fit_depthwise(self, job: Job, value: Tensor, rows: Tensor, wanted: Tensor) -> tuple[float | None, str]:
-        """Its own channels where the partner is depthwise too, else the filters that serve the pointwise layer next."""
-        layer = job.layer
-        if job.source.is_depthwise and job.source.shape[1] == 1:
-            return self._fit_grouped(job, value, rows, wanted)
-        following = self._following(job)
-        if following is not None:
-            rows, wanted = following
-        x = patches(value, layer, rows)
-        r2 = None
-        if x.shape[1] <= DENSE_FOR_DEPTHWISE:
-            solution = fit(x, wanted, intercept=True)
-            filters, r2 = rank_one(solution.weight.unflatten(1, (layer.shape[0], -1))), solution.r2
+    def _write(self, job: Job, found: Found, wanted: Tensor) -> None:
+        """What was found, if it is better; else the weights stay."""
+        name, partner, writer = job.layer.name, job.source.name, self.writer
+        stays = name in writer.grafted and found.before > 0 and bool(found.own)
+        if found.better or stays:
+            writer.open_scale(job)
+            if found.filters is not None:
+                writer.filters(job, found.filters)
+            elif found.better or job.ending.norm is None:
+                for channels, solution in found.new if found.better else found.own:
+                    writer.kernel(job, channels, solution)
+            writer.norm_affine(job, wanted, linear=found.filters is not None)
+        writer.norm_statistics(job)
+        if found.better:
+            self.done.append(Refitted(name, partner, found.after, found.how, found.before))
         else:
-            filters = best_filters(x, wanted, layer.shape[0])
-        weight = self.tensors[layer.tensors["weight"].key]
-        weight.copy_((filters * (weight.norm() / filters.norm().clamp(min=1e-12))).reshape(weight.shape))
-        return r2, "filters for the next layer" if following else "filters of the dense solution"
+            self.kept.append(Refitted(name, partner, found.after, NO_BETTER, found.before))
+
+    def _wanted(self, job: Job) -> Wanted | None:
+        """What the layer itself is to give: less the shortcut, where it ends a block, and before a gate."""
+        rows, values = job.rows.to(job.wanted.device), job.wanted
+        fitted = job.fitted.to(rows.device)
+        if not job.ends_block:
+            return Wanted(rows, values, fitted)
+        skip = self.target.values[self.target.ends[job.ending.skip or ""]]
+        channels = job.channels.to(rows.device)
+        values = values - rows_of(skip, job.layout, rows)[:, channels]
+        found = own_rows(self.target, job, self._when(job), rows)
+        if found is None:
+            return None
+        if job.ending.gated:
+            values = values / self._gate(job)[channels]
+        return Wanted(found, values, fitted)
+
+    def _gate(self, job: Job) -> Tensor:
+        """[channels] how much of a layer's value its gates let through, as they are: the best number per channel."""
+        end = self._when(job)
+        self.target.again(self.target.starts[job.layer.name], self.target.nodes[self.target.place[end] - 1])
+        skip = self.target.ends[job.ending.skip or ""]
+        branch = next(self.target.values[node] for node in end.all_input_nodes if node is not skip)
+        given = self.target.values[self.target.ends[job.ending.norm or job.layer.name]]
+        a, b = (value.movedim(job.layout.axis, -1).flatten(0, -2).float() for value in (given, branch))
+        passed: Tensor = (a * b).sum(0) / a.square().sum(0).clamp(min=1e-12)
+        return passed.clamp(min=LEAST_GATE)
 
     def _starts(self, attention: AimedAttention) -> fx.Node:
         """The first of its layers that runs."""
@@ -190,12 +203,15 @@ class _Refitting:
         rows = job.rows[::step].to(x.device)
         wanted = job.wanted[::step] - rows_of(skip, job.layout, rows)[:, job.channels.to(rows.device)]
         query, key, value = (
-            self.tensors[layers[name].tensors["weight"].key]
+            self.writer.tensors[layers[name].tensors["weight"].key]
             for name in (attention.query, attention.key, attention.value)
         )
         looks = [(query[list(q)], key[list(k)]) for q, k in zip(heads.queries, heads.keys, strict=True)]
         seen = seen_by_heads(x, looks, heads.scale, rows, attention.data)
-        found, r2 = best_values(seen, wanted, len(heads.values[0]))
+        found, r2 = best_values(seen, wanted, job.fitted[::step].to(x.device), len(heads.values[0]))
+        if r2 <= 0:
+            self.kept.append(Refitted(attention.value, job.source.name, r2, "a refit explains nothing"))
+            return
         for channels, best in zip(heads.values, found, strict=True):
             read = torch.zeros_like(value[list(channels)])
             read[:, list(attention.data)] = best.to(value.dtype)
@@ -215,11 +231,7 @@ class _Refitting:
         swapped = x.transpose(0, 1)  # tokens first, as PyTorch's own attention has them
         return swapped if swapped.shape == skip.shape and x.shape[0] != x.shape[1] else None
 
-    def _intercept(self, job: Job) -> bool:
-        """Whether a constant is for free: a bias, or a norm that takes the mean away before anything else happens."""
-        return "bias" in job.layer.tensors or (job.ending.norm is not None and not job.ending.late)
-
-    def _following(self, job: Job) -> tuple[Tensor, Tensor] | None:
+    def _following(self, job: Job) -> Wanted | None:
         """Positions, and what the pointwise layer that reads a depthwise one is to give there."""
         readers = [b for a, b in self.target.graph.layer_edges() if a == (job.ending.norm or job.layer.name)]
         for name in readers:
@@ -235,49 +247,5 @@ class _Refitting:
                 if skip is None:
                     continue
                 wanted = wanted - rows_of(skip, other.layout, rows)[:, other.channels.to(rows.device)]
-            return rows, wanted
+            return Wanted(rows, wanted, other.fitted.to(rows.device))
         return None
-
-    # -- writing ---------------------------------------------------------------------------------------------------
-
-    def _write(
-        self,
-        job: Job,
-        channels: Tensor,  # [m] of the target
-        solution: Fit,
-    ) -> None:
-        layer = job.layer
-        weight = self.tensors[layer.tensors["weight"].key]
-        matrix = (weight.T if layer.transposed else weight.flatten(1)).clone()
-        at, new = channels.to(matrix.device), solution.weight
-        bias = solution.bias
-        if job.ending.norm is not None:  # the norm undoes any scale: take the one that the initialisation has
-            length = matrix[at].norm()
-            factor = length / new.norm().clamp(min=1e-12) if length > 0 else length.new_ones(())
-            new = new * factor
-            bias = bias * factor if job.ending.late else torch.zeros_like(bias)  # before an activation it counts
-        matrix[at] = new.to(matrix.dtype)
-        weight.copy_(matrix.T if layer.transposed else matrix.reshape(weight.shape))
-        if "bias" in layer.tensors:
-            self._set(layer, "bias", at, bias)
-
-    def _set_norm(self, job: Job, norm: Layer, wanted: Tensor, *, linear: bool) -> None:
-        """The norm's statistics from what it reads now, and the wanted mean and standard deviation as its affine part.
-
-        After the filters of a depthwise layer it is to leave an activation in its linear part: OPERATORS part 3, 4.
-        """
-        start, entry = self.target.starts[job.layer.name], self.target.starts[norm.name].all_input_nodes[0]
-        self.target.again(start, entry)
-        read = self.target.values[entry].movedim(1, -1)
-        read = read.reshape(-1, read.shape[-1]).float()
-        self._set(norm, "running_mean", slice(None), read.mean(0))
-        self._set(norm, "running_var", slice(None), read.var(0).clamp(min=LEAST_VARIANCE))
-        at = slice(None) if linear else job.channels.to(wanted.device)
-        self._set(norm, "weight", at, wanted.new_ones(len(read[0])) if linear else wanted.std(0))
-        self._set(norm, "bias", at, wanted.new_ones(len(read[0])) if linear else wanted.mean(0))
-
-    def _set(self, layer: Layer, role: str, at: Tensor | slice, values: Tensor) -> None:
-        slot = layer.tensors.get(role)
-        if slot is not None:
-            tensor = self.tensors[slot.key]
-            tensor[at] = values.to(tensor)

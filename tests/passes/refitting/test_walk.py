@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.refit_nets import (
+    Gated,
     Mlp,
+    Opaque,
     Plain,
     Residual,
     Separable,
     convnext,
     features,
     images,
+    kept_aside,
     layers,
     made,
     refitted,
@@ -50,6 +53,12 @@ def stirred(build):
                 two.mul_(4)
             two.copy_(two.std() * torch.randn(two.shape, generator=rng))
     return net, other
+
+
+def fitted_images():
+    """Those of the images by default that a refit fits on."""
+    aside = set(kept_aside(len(images())).tolist())
+    return images()[[i for i in range(len(images())) if i not in aside]]
 
 
 WITH_NORMS = {
@@ -113,7 +122,7 @@ def test_activations_of_the_first_layer_are_those_of_the_source():
     """With so many images and so little penalty on one layer, its norm's output is the source's."""
     source, target = stirred(Plain)
     refitted(source, target)
-    x = images()
+    x = fitted_images()
     theirs, ours = (net.norms[0](net.convs[0](x)) for net in (source, target))
     assert share(ours, theirs) > 0.97
     torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=0.01, atol=0.01)
@@ -128,7 +137,7 @@ def test_statistics_of_norms_are_those_of_what_they_read(build):
     for name, part in target.named_modules():
         if isinstance(part, nn.BatchNorm2d):
             part.register_forward_pre_hook(lambda _m, given, name=name: seen.update({name: given[0].clone()}))
-    target(images())
+    target(fitted_images())
     assert seen
     for name, given in seen.items():
         norm = target.get_submodule(name)
@@ -146,7 +155,10 @@ def test_one_scale_for_all_that_a_stream_adds_up():
     graph = replay.graph
     pairs = [(layer.name, layer.name) for layer in graph.kernels()]
     channels = OutputChannels(graph, graph, layers(graph, graph, pairs), None)
-    jobs = {job.layer.name: job for job in Jobs(replay, replay, channels, torch.Generator(), 40_000).make(pairs)}
+    jobs = {
+        job.layer.name: job
+        for job in Jobs(replay, replay, channels, torch.Generator(), 40_000, kept_aside(len(x))).make(pairs)
+    }
     blocks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _m, _i, output: blocks.append(output))
@@ -172,6 +184,103 @@ def test_a_target_that_loses_the_norms_is_centred(source, centred):
         conv.register_forward_hook(lambda _m, _i, out: offsets.append(out.mean((0, 2, 3)).abs().mean() / out.std()))
     target(images())
     assert [bool(offset < 0.01) for offset in offsets] == [centred] * 3
+
+
+# ------------------------------------------------------------------------------------- about the weights that it has
+
+
+def shaken(build, share=0.3):
+    """A network, and a copy whose kernels are in part noise: every one of them, so that nothing is exact."""
+    source = made(build)
+    target = copy.deepcopy(source)
+    rng = torch.Generator().manual_seed(3)
+    for tensor in target.parameters():
+        if tensor.dim() > 1:
+            tensor.add_(share * tensor.std() * torch.randn(tensor.shape, generator=rng))
+    return source, target
+
+
+KERNELS = {
+    "plain": (Plain, [f"convs.{i}" for i in range(3)]),
+    "no norms": (lambda: Plain(norm=False), [f"convs.{i}" for i in range(3)]),
+    "separable": (Separable, ["stem", "deep", "point"]),
+}
+
+
+@pytest.mark.parametrize(("build", "kernels"), KERNELS.values(), ids=KERNELS)
+def test_few_images_do_not_throw_away_what_weights_know(build, kernels):
+    agreed = []
+    for grafted in ((), kernels):
+        source, target = shaken(build)
+        x = images(200, seed=3)
+        if not agreed:
+            agreed.append(correlation(features(target, x), features(source, x)))
+        refitted(source, target, pairs=[(name, name) for name in kernels], x=images(3, seed=8), grafted=grafted)
+        agreed.append(correlation(features(target, x), features(source, x)))
+    before, about_zero, about_weights = agreed
+    assert about_weights > about_zero
+    assert about_weights > before - 0.01
+
+
+def test_weights_that_are_right_up_to_their_size_stay_and_get_it():
+    """As behind a graft, which drops a norm's statistics and gives a kernel another length."""
+    source = made(Plain)
+    source.norms[0].weight[:4].mul_(-1)
+    target = copy.deepcopy(source)
+    for conv, norm in zip(target.convs, target.norms, strict=True):
+        conv.weight.mul_(3)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+    before = copy.deepcopy(target.state_dict())
+    kernels = [f"convs.{i}" for i in range(3)]
+    done, left = refitted(source, target, grafted=kernels)
+    assert not done
+    assert set(left) == set(kernels)
+    assert all(torch.equal(target.get_parameter(f"{name}.weight"), before[f"{name}.weight"]) for name in kernels)
+    x = images(seed=5)
+    assert share(features(target, x), features(source, x)) > 0.98
+    assert (target.norms[0].weight[:4] < 0).all()
+
+
+def test_what_explains_nothing_on_other_images_is_not_written():
+    """Ten images of noise and 768 inputs: what was fitted on is explained, and nothing else."""
+    source, target = stirred(Mlp)
+    before = copy.deepcopy(target.state_dict())
+    noise = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    done, left = refitted(source, target, pairs=[("a", "a")], x=noise)
+    assert not done
+    assert "no more" in left["a"]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in target.state_dict().items())
+
+
+def test_numbers_that_are_not_finite_are_not_fitted():
+    source, target = stirred(Plain)
+    source.norms[1].weight.fill_(torch.inf)
+    before = target.convs[1].weight.clone()
+    _, left = refitted(source, target)
+    assert "finite" in left["convs.1"]
+    assert torch.equal(target.convs[1].weight, before)
+
+
+def test_behind_a_gate_too():
+    source, target = stirred(Residual)[0], made(lambda: Residual(gated=Gated), seed=5)
+    x = images(seed=3)
+    before = correlation(features(target, x), features(source, x))
+    done, left = refitted(source, target, x=images(128))
+    assert not left
+    assert done["blocks.1.conv2"].partner == "blocks.1.conv2"
+    after = correlation(features(target, x), features(source, x))
+    assert after > max(0.9, before + 0.2)
+
+
+def test_r2_is_that_on_the_images_kept_aside():
+    """Where images are few and inputs many, what was fitted on is explained and other images are not."""
+    source, target = stirred(Mlp)
+    done, _ = refitted(source, target, x=images(24))
+    assert all(each.r2 < 0.7 for each in done.values())
+    source, target = stirred(Mlp)
+    more, _ = refitted(source, target, x=images(1500))
+    assert more["a"].r2 > 0.8
 
 
 def test_kernels_before_norms_keep_their_length():
@@ -343,6 +452,18 @@ def test_the_last_follows_the_last(there, here):
     assert [b for _, b in pairs] == order
     final = [name for name in order if "down" not in name][-1]
     assert {b: a for a, b in pairs}[final] == last
+
+
+@pytest.mark.parametrize("end", [Gated, Opaque])
+def test_a_stem_never_follows_the_last_block(end):
+    """Whether the ends of the blocks after it are known or not; and what is behind a gate follows what has none."""
+    target = graph_of(lambda: Residual(gated=end))
+    pairs = {b: a for a, b in follow(graph_of(Residual), target)}
+    assert pairs["stem"] == "stem"
+    assert ("blocks.1.conv2" in pairs) == (end is Gated)
+    assert pairs.get("blocks.1.conv2", "blocks.1.conv2") == "blocks.1.conv2"
+    back = {b: a for a, b in follow(target, graph_of(Residual))}
+    assert (back.get("blocks.1.conv2") == "blocks.1.conv2") == (end is Gated)
 
 
 def test_a_projection_follows_the_projection():
