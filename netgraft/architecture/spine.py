@@ -13,12 +13,15 @@ The addition is on every path, the layers before it are not: there is a way arou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
 from netgraft.architecture.operations import KEEPS_SIGN, PASSES, PLAIN_SPLITS
+
+DIMENSION = re.compile("[123]d(?![0-9a-z])")
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,25 @@ def signature(graph: LayerGraph, unit: Unit) -> Hashable:
     for node in unit.nodes:
         sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
         layer = graph.layer_of(node)
-        steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
+        steps.append((_whatever_axes(node.op), sources, None if layer is None else layer_signature(layer)))
     return tuple(steps)
 
 
 def layer_signature(layer: Layer) -> Hashable:
-    """What kind of layer it is: its kind, whether it is grouped, its stride, the roles of its tensors."""
-    grouped = "dense" if layer.groups == 1 else "depthwise" if layer.shape[1:2] == (1,) else "grouped"
-    return layer.kind, grouped, layer.stride, len(layer.shape), tuple(sorted(layer.tensors))
+    """What kind of layer it is: what it can be made from, its stride, its axes, the roles of its tensors.
+
+    A convolution is the same over a line, an image or a volume, dense or in groups, if it steps alike along all axes; a
+    linear layer is one with a single tap.
+    """
+    stride = layer.stride if len(set(layer.stride)) > 1 else layer.stride[:1] or (1,)
+    made_of = "map" if layer.is_linear or layer.rules.family == "convolution" else layer.rules.exchanges_as
+    axes = 0 if made_of == "map" or layer.rules.family else len(layer.shape)
+    return made_of, stride, axes, tuple(sorted(layer.tensors))
+
+
+def _whatever_axes(op: str) -> str:
+    """The name of an operation for lines, images and volumes alike: "max_pool2d" is "max_poolnd"."""
+    return DIMENSION.sub("nd", op)
 
 
 def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:

@@ -11,13 +11,15 @@ from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
 from netgraft.architecture.spine import query_rows
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Shrink, axes_of, outermost
+from netgraft.channels.correspondence import Correspondence, Shrink, outermost
 from netgraft.channels.groups.axes import Axis, Var, normal
 from netgraft.channels.groups.find import find_groups
+from netgraft.channels.layout import axes_of, paired_axes
 from netgraft.channels.stretch import stretch
 from netgraft.errors import CheckFailed
 from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._layout import lay, same_strides
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import loose_moves
 from netgraft.recipes._scale import scaled
@@ -228,13 +230,17 @@ class _Planner:
         self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot, is_head: bool
     ) -> tuple[Step, ...] | None:
         """From the partner's tensor to the target's; None if no operator does it."""
-        if len(partner.shape) != len(slot.shape):
+        laid = lay(source_layer, target_layer, partner, slot)
+        sides = paired_axes(self.channels.source, self.channels.target, source_layer, target_layer, partner, slot)
+        if laid is None or sides is None:
             return None
-        source_axes, target_axes = axes_of(self.channels.source, partner), axes_of(self.channels.target, slot)
+        (source_axes, target_axes), partner = sides, laid.partner
         kernel = target_layer.is_conv and slot.shape == target_layer.shape
-        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
-        steps = list(resized.steps)
-        self.notes += resized.notes
+        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, laid.slot)
+        steps = [*laid.before, *resized.steps]
+        self.notes += (*laid.notes, *resized.notes)
+        if kernel and not same_strides(source_layer, target_layer):
+            self._note(f"{target_layer.name}: a stride of {list(target_layer.stride)}, not {list(source_layer.stride)}")
         for dim, (a, b) in enumerate(zip(source_axes, target_axes, strict=True)):
             if dim in resized.dims or (kernel and dim >= 2):
                 continue
@@ -255,7 +261,7 @@ class _Planner:
             steps += self._along(target_layer, slot, dim, index, a, b)
         if target_layer.name in self.queries and slot.shape[:1] == target_layer.shape[:1]:
             steps.append(self.queries[target_layer.name])
-        return tuple(steps)
+        return (*steps, *laid.after)
 
     def _along(
         self, target_layer: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis
