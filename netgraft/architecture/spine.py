@@ -16,10 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from math import prod
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.operations import KEEPS_SIGN, PASSES, PLAIN_SPLITS
+from netgraft.architecture.operations import KEEPS_SIGN, PASSES
 
 DIMENSION = re.compile("[123]d(?![0-9a-z])")
 
@@ -178,31 +177,3 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             node = sources[0]
         else:
             return
-
-
-def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None:
-    """(layer, start, count): the output rows that become the queries of a ``scaled_dot_product_attention`` node.
-
-    Followed back through reshapes and the choice of one of q, k, v; None where something else lies between.
-    """
-    node = graph.by_id[attention]
-    if node.op != "scaled_dot_product_attention":
-        return None
-    part, parts = 0, 1
-    current = graph.by_id[str(node.facts["args"][0]).removeprefix("%")]
-    while current.op != "layer":
-        if current.op == "getitem":
-            before = graph.by_id[current.inputs[0]]
-            if before.op not in PLAIN_SPLITS:
-                return None
-            whole = graph.by_id[before.inputs[0]].shape
-            part, parts = current.facts["args"][1], prod(whole) // prod(current.shape)
-            current = before
-        elif current.op not in PASSES or len(current.inputs) != 1:
-            return None
-        current = graph.by_id[current.inputs[0]]
-    layer = graph.layer_of(current)
-    if layer is None or not layer.is_linear:
-        return None
-    rows = layer.shape[0] // parts
-    return layer.name, part * rows, rows

@@ -9,7 +9,7 @@ from typing import Literal
 
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
-from netgraft.architecture.spine import query_rows
+from netgraft.architecture.queries import Queries, queries_of
 from netgraft.channels import index_map
 from netgraft.channels.correspondence import Correspondence, Shrink, outermost
 from netgraft.channels.groups.axes import Axis, Var, normal
@@ -128,7 +128,8 @@ class _Planner:
             if all(owners[key] in self.inserted for key, _ in group.members)
         }
         self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
-        self.queries: dict[str, Step] = {}  # layers whose query rows need another scale
+        self.queries: dict[str, list[Step]] = {}  # layers whose query rows need another scale
+        self.heads: dict[str, tuple[Queries, int, int]] = {}  # ... and heads a width that is no multiple: from, to
 
     def run(self) -> Draft:
         paired = {target_layer.name for _, _, target_layer in self.pairs}
@@ -186,7 +187,7 @@ class _Planner:
                 whole = run.size % before == 0
                 if how == "mean" and whole:
                     continue
-                if how == "product" and whole and self._rescale_queries(node, run.size // before):
+                if how == "product" and self._rescale_queries(node, before, run.size):
                     continue
                 ratio = "" if whole else ", not a whole multiple,"
                 self._note(
@@ -194,13 +195,25 @@ class _Planner:
                 )
                 break
 
-    def _rescale_queries(self, node: str, ratio: int) -> bool:
-        """Head dims r times as wide: q k' sums r copies, and softmax divides by another root (OPERATORS D5 B)."""
-        rows = query_rows(self.target, node)
-        if rows is None:
+    def _rescale_queries(self, node: str, before: int, after: int) -> bool:
+        """Wider heads: q k' sums copies of products, and logits are divided by another number (OPERATORS D5 B)."""
+        found = queries_of(self.target, node)
+        partners = {target_layer.name: source_layer.name for _, source_layer, target_layer in self.pairs}
+        wanted = partners.get(found.layer) if found is not None else None
+        scales = [
+            queries.scale
+            for each in self.source.nodes
+            if (queries := queries_of(self.source, each.id)) is not None and queries.layer == wanted
+        ]
+        if found is None or not scales or found.count % after:
             return False
-        layer, start, count = rows
-        self.queries[layer] = Step("scale-part", {"dim": 0, "start": start, "count": count, "factor": 1 / sqrt(ratio)})
+        if after % before == 0:
+            factor = scales[0] / found.scale * before / after
+        else:
+            factor = scales[0] / found.scale / sqrt(after / before)  # head-dim sees to the rest, entry by entry
+            self.heads[found.layer] = found, before, after
+        part = {"dim": 0, "start": found.start, "count": found.count, "factor": factor}
+        self.queries[found.layer] = [Step("scale-part", part)] if abs(factor - 1) > 1e-12 else []
         return True
 
     def _mirror(self, name: str) -> bool:
@@ -260,7 +273,7 @@ class _Planner:
                 continue
             steps += self._along(target_layer, slot, dim, index, a, b)
         if target_layer.name in self.queries and slot.shape[:1] == target_layer.shape[:1]:
-            steps.append(self.queries[target_layer.name])
+            steps += self.queries[target_layer.name]
         return (*steps, *laid.after)
 
     def _along(
@@ -275,6 +288,8 @@ class _Planner:
             yield stretch_step(norm, target_layer, slot, dim, len(index), reads=reads, seed=self._seed(slot))
         elif clusters is not None:
             yield Step("fold", {"dim": dim, "index": runs, "reduce": "sum" if reads else "mean"})
+        elif not reads and dim == 0 and target_layer.name in self.heads:
+            yield from self._wider_heads(target_layer.name, index)
         elif not reads:
             yield Step("gather", {"dim": dim, "index": runs})
         elif id(outermost(b)) in self.channels.mirrored:
@@ -287,6 +302,20 @@ class _Planner:
             # Fewer inputs: independent ones keep the output's variance with the root of the ratio (OPERATORS D3).
             yield Step("gather", {"dim": dim, "index": runs})
             yield Step("scale", {"factor": sqrt(a.size / len(index))})
+
+    def _wider_heads(self, name: str, index: Sequence[int]) -> Iterator[Step]:
+        """Rows of queries, keys and values head by head, the queries divided by the copies of each entry."""
+        queries, before, after = self.heads[name]
+        blocks = [index[start] // before for start in range(0, len(index), after)]
+        inner = index_map.cyclic(before, after)
+        if list(index) != index_map.indices(index_map.blocks(index_map.runs(blocks), before, inner)):
+            self._note(f"{name}: its heads are built in another way than those of the source")
+        if len(set(blocks)) < len(blocks):
+            whole = index_map.blocks(index_map.runs(blocks), before, index_map.identity(before))
+            yield Step("gather", {"dim": 0, "index": [list(run) for run in whole]})
+        of = [[queries.start // after, queries.count // after]]
+        sizes = {"heads": len(blocks), "size_from": before, "size_to": after}
+        yield Step("head-dim", {"dim": 0, **sizes, "queries": of})
 
     def _seed(self, slot: Slot) -> dict[str, int]:
         """What makes shares unequal: a number that differs from tensor to tensor, whatever their names."""
