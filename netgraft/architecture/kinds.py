@@ -238,7 +238,6 @@ KINDS: dict[str, Kind] = {
             made_by=frozenset(),
             by_class=True,
             channels=ChannelRule.RECURRENT,
-            exchange=Exchange.SAME_SHAPE,
         ),
         replace(_MAP_NORM, name="batch_norm", made_by=BATCH_NORMS, mixes=Mixes.NOTHING),  # it has running statistics
         replace(_MAP_NORM, name="instance_norm", made_by=frozenset(), by_class=True, mixes=Mixes.POSITIONS),

@@ -17,11 +17,11 @@ MASKS = frozenset({"add", "masked_fill", "where", "sub"})
 
 
 class Queries(NamedTuple):
-    """Rows ``start`` to ``start + count`` of a linear layer are queries; logits are ``scale`` times the products."""
+    """Rows ``start`` to ``start + rows`` of a linear layer are queries; logits are ``scale`` times the products."""
 
     layer: str
     start: int
-    count: int
+    rows: int
     scale: float
 
 

@@ -14,7 +14,7 @@ The addition is on every path, the layers before it are not: there is a way arou
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
@@ -133,7 +133,7 @@ def layer_signature(layer: Layer) -> Hashable:
     stride = layer.stride if len(set(layer.stride)) > 1 else layer.stride[:1] or (1,)
     made_of = "map" if layer.is_linear or layer.rules.family == "convolution" else layer.rules.exchanges_as
     axes = 0 if made_of == "map" or layer.rules.family else len(layer.shape)
-    return made_of, stride, axes, tuple(sorted(layer.tensors))
+    return made_of, stride, axes, layer.gates, tuple(sorted(layer.tensors))
 
 
 def _whatever_axes(op: str) -> str:
@@ -177,3 +177,27 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             node = sources[0]
         else:
             return
+
+
+def repeated_norms(graph: LayerGraph, units: Sequence[Unit]) -> frozenset[int]:
+    """The places of norms over all channels behind which another one stands, with blocks between that can be zero.
+
+    Such a norm can be left without an affine (gamma 1, beta 0): when the blocks between give zero, the next norm sees
+    what is normalised already, and puts its own affine to it. So post-norm transformers grow deeper.
+    """
+    found: set[int] = set()
+    for place, unit in enumerate(units):
+        kind = _stream_norm(graph, unit)
+        rest = range(place + 1, len(units)) if kind else ()
+        after = next((i for i in rest if not is_identity_when_zero(graph, units[i])), None)
+        if after is not None and after > place + 1 and _stream_norm(graph, units[after]) == kind:
+            found.add(place)
+    return frozenset(found)
+
+
+def _stream_norm(graph: LayerGraph, unit: Unit) -> str:
+    """The kind of a norm over all channels that makes up a unit; empty for anything else."""
+    layer = graph.layer_of(unit.exit)
+    if len(unit.nodes) != 1 or unit.exit.op != "layer" or layer is None:
+        return ""
+    return layer.kind if layer.rules.scale_free and layer.calls == 1 and "weight" in layer.tensors else ""

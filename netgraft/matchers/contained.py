@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from netgraft.architecture.spine import (
     is_identity_when_dirac,
     is_identity_when_zero,
     layer_signature,
+    repeated_norms,
     signature,
     spine,
 )
@@ -19,6 +21,7 @@ from netgraft.plan import Pair, Pairing
 
 DROP_KERNEL = 1.0  # cost of a source layer without a partner; one that stands in a residual block costs less
 OTHER_LAYOUT = 0.5  # worth of a match between layers of other groups, or a linear one and a convolution
+REPEATED = 0.01  # cost of a norm without a partner that only repeats what the next one does
 EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass its input through
 
 
@@ -53,6 +56,8 @@ class Contained:
             if i is not None and j is not None:
                 pair_up(source_units[i], target_units[j], "same place")
         matched = [(i, j) for i, j in steps if i is not None and j is not None]
+        extra = {j for i, j in steps if i is None and j is not None}
+        bare = _bare_norms(target, target_units, extra)
         for i, j in steps:
             if i is None and j is not None and target_units[j].layers:
                 ends = is_identity_when_zero(target, target_units[j])
@@ -64,7 +69,7 @@ class Contained:
                 }
                 donors = [(-gains[a], abs(j - b), b > j, a) for a, b in matched if gains.get(a, -math.inf) > -math.inf]
                 name = target_units[j].layers[0]
-                if not ends and is_identity_when_dirac(target, target_units[j]):
+                if not ends and (is_identity_when_dirac(target, target_units[j]) or j in bare):
                     inserted += target_units[j].layers
                     diracs += target_units[j].layers
                     continue
@@ -91,7 +96,8 @@ def _align(
     ]
     m, n = len(source_units), len(target_units)
     drop = [_drop_cost(source, unit) for unit in source_units]
-    extra = [_extra_cost(target, unit) for unit in target_units]
+    repeated = repeated_norms(target, target_units)
+    extra = [REPEATED if j in repeated else _extra_cost(target, unit) for j, unit in enumerate(target_units)]
     best = [[0.0] * (n + 1) for _ in range(m + 1)]
     for i in range(m):
         best[i + 1][0] = best[i][0] - drop[i]
@@ -124,6 +130,16 @@ def _align(
             i -= 1
             steps.append((i, None))
     return steps[::-1]
+
+
+def _bare_norms(target: LayerGraph, units: tuple[Unit, ...], extra: set[int]) -> set[int]:
+    """Of the left-over norms those with nothing but left-over blocks up to the next one."""
+    found = set()
+    for j in repeated_norms(target, units) & extra:
+        between = itertools.takewhile(lambda k: is_identity_when_zero(target, units[k]), range(j + 1, len(units)))
+        if extra.issuperset(between):
+            found.add(j)
+    return found
 
 
 def _kernels(graph: LayerGraph, unit: Unit) -> int:

@@ -19,6 +19,53 @@ class Resized(NamedTuple):
     steps: tuple[Step, ...] = ()
     dims: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    last: tuple[Step, ...] = ()  # after all axes have been resized
+
+
+def rows(
+    graph: LayerGraph, layer: Layer, partner: Slot, slot: Slot, vocabulary: tuple[int, ...] | None
+) -> Resized | str:
+    """The rows of a table of tokens, positions or types; a reason to keep it where they cannot be told apart.
+
+    Tokens go by ``vocabulary``, the source's number of each of the target's tokens. One that the source does not know
+    begins at the mean of the source's rows: the target's own initialisation may have another scale, and the mean is
+    what a token looks like of which nothing is known. Without a map tables of one size are taken to be of one
+    vocabulary, and others are kept. Positions and types, which do not come from the input, go by their number; those
+    that the source has not keep the target's own initialisation.
+    """
+    before, after = partner.shape[0], slot.shape[0]
+    if reads_tokens(graph, layer):
+        if vocabulary is not None and fits(vocabulary, before, after):
+            return Resized(
+                (token_rows(vocabulary, after),),
+                (0,),
+                (f"{slot.key}: tokens are matched by their strings, so that their numbers differ",),
+            )
+        if before == after:
+            return Resized((), (0,))
+        return f"which of its {after} tokens are which of the source's {before} is not known: say so with --vocab-map"
+    if after < before:
+        note = f"{slot.key}: {after} rows cannot hold the source's {before}"
+        return Resized((Step("gather", {"dim": 0, "index": [[0, after]]}),), (0,), (note,))
+    new = [[index_map.NEW, after - before]]
+    return Resized((), (0,), (), (Step("overlay", {"rows": [[0, before], *new]}),) if after > before else ())
+
+
+def reads_tokens(graph: LayerGraph, layer: Layer) -> bool:
+    """Whether an embedding is read by numbers that come from the input, as tokens do."""
+    calls = (node for node in graph.nodes if node.layer == layer.name and node.op == "layer")
+    return any(set(node.inputs) & graph.from_input for node in calls)
+
+
+def fits(vocabulary: tuple[int, ...], before: int, after: int) -> bool:
+    """Whether a map of tokens is one from a table of ``before`` rows to one of ``after``, which may have some spare."""
+    return len(vocabulary) <= after and max(vocabulary, default=-1) < before
+
+
+def token_rows(vocabulary: tuple[int, ...], after: int) -> Step:
+    """One row per token of the target along axis 0, the mean for new ones."""
+    index = [*vocabulary, *[index_map.NEW] * (after - len(vocabulary))]
+    return Step("labels", {"index": [list(run) for run in index_map.runs(index)], "fill": "mean"})
 
 
 def resize(

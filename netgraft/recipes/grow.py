@@ -16,7 +16,7 @@ from netgraft.channels.groups.axes import Axis, Var, normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.layout import axes_of, paired_axes
 from netgraft.channels.stretch import stretch
-from netgraft.errors import CheckFailed
+from netgraft.errors import CheckFailed, UsageError
 from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
 from netgraft.recipes._layout import lay, same_strides
@@ -54,6 +54,9 @@ class Grow(LayerOptions):
     labels: tuple[int, ...] | None = field(
         default=None, metadata={"help": "source class of each target class, -1 for a new one: moves the head"}
     )
+    vocabulary: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "source number of each target token, -1 for a new one: moves tables of tokens"}
+    )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
     gain: float | None = field(
         default=None,
@@ -85,14 +88,23 @@ class Grow(LayerOptions):
         """
         planner = _Planner(self, task)
         draft = planner.run()
+        if self.vocabulary is not None and not planner.tokens:
+            raise UsageError(
+                f"The map of {len(self.vocabulary)} tokens (--vocab-map) fits no table of tokens.",
+                where=f"it goes up to the source's token {max(self.vocabulary, default=-1)}",
+                hint="The target's needs a row for each token of the map, the source's for each that it names.",
+            )
         notes = tuple(dict.fromkeys((*task.pairing.notes, *planner.notes)))
         if self.exact and notes:
             raise CheckFailed("The target cannot compute exactly what the source does.", where="\n".join(notes))
         return draft._replace(notes=notes)
 
     def head_stays(self, source: Layer, target: Layer, *, from_head: bool) -> str:
-        """As elsewhere, but that a map of labels moves the head."""
+        """As elsewhere, but that a map of labels moves the head, and one of tokens a head that answers with tokens."""
         if self.labels is not None and from_head:
+            return ""
+        sizes = source.out_channels, target.out_channels
+        if self.vocabulary is not None and from_head and _tables.fits(self.vocabulary, *sizes):
             return ""
         return super().head_stays(source, target, from_head=from_head)
 
@@ -109,6 +121,7 @@ class _Planner:
         source, target, pairing = self.source, self.target, self.pairing = task.source, task.target, task.pairing
         self.stays = task.stays
         self.notes: list[str] = []
+        self.tokens = False  # whether a table of tokens went by the vocabulary
         self.inserted = set(pairing.inserted)
         self.pairs = [(p, source.layers[p.source], target.layers[p.target]) for p in pairing.pairs]
         # What runs through an inserted block takes the maps of its surroundings, so the others come first.
@@ -148,10 +161,10 @@ class _Planner:
                     if partner is None
                     else self._steps(source_layer, target_layer, partner, slot, target_layer.name in heads)
                 )
-                if partner is None or steps is None:
+                if partner is None or steps is None or isinstance(steps, str):
                     missing = f"{source_layer.name} in the source has no {role}"
                     misfit = "" if partner is None else f"no operator makes it of {partner.key} {list(partner.shape)}"
-                    reasons[slot.key] = misfit or missing
+                    reasons[slot.key] = steps if isinstance(steps, str) else misfit or missing
                     self._note(f"{slot.key} keeps its own initialisation: {reasons[slot.key]}")
                 else:
                     moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
@@ -205,14 +218,14 @@ class _Planner:
             for each in self.source.nodes
             if (queries := queries_of(self.source, each.id)) is not None and queries.layer == wanted
         ]
-        if found is None or not scales or found.count % after:
+        if found is None or not scales or found.rows % after:
             return False
         if after % before == 0:
             factor = scales[0] / found.scale * before / after
         else:
             factor = scales[0] / found.scale / sqrt(after / before)  # head-dim sees to the rest, entry by entry
             self.heads[found.layer] = found, before, after
-        part = {"dim": 0, "start": found.start, "count": found.count, "factor": factor}
+        part = {"dim": 0, "start": found.start, "count": found.rows, "factor": factor}
         self.queries[found.layer] = [Step("scale-part", part)] if abs(factor - 1) > 1e-12 else []
         return True
 
@@ -241,8 +254,8 @@ class _Planner:
 
     def _steps(
         self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot, is_head: bool
-    ) -> tuple[Step, ...] | None:
-        """From the partner's tensor to the target's; None if no operator does it."""
+    ) -> tuple[Step, ...] | str | None:
+        """From the partner's tensor to the target's; None, or why, if no operator does it."""
         laid = lay(source_layer, target_layer, partner, slot)
         sides = paired_axes(self.channels.source, self.channels.target, source_layer, target_layer, partner, slot)
         if laid is None or sides is None:
@@ -250,6 +263,12 @@ class _Planner:
         (source_axes, target_axes), partner = sides, laid.partner
         kernel = target_layer.is_conv and slot.shape == target_layer.shape
         resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, laid.slot)
+        if target_layer.kind == "embedding" and slot.shape == target_layer.shape:
+            table = _tables.rows(self.target, target_layer, partner, slot, self.options.vocabulary)
+            if isinstance(table, str):
+                return table
+            resized = table
+            self.tokens |= any(step.operator == "labels" for step in table.steps)
         steps = [*laid.before, *resized.steps]
         self.notes += (*laid.notes, *resized.notes)
         if kernel and not same_strides(source_layer, target_layer):
@@ -259,6 +278,9 @@ class _Planner:
                 continue
             if dim == 0 and is_head and self.options.labels is not None:
                 steps.append(_tables.labels(self.options.labels, partner, slot))
+                continue
+            if dim == 0 and is_head and self._answers_tokens(a, b):
+                steps.append(_tables.token_rows(self.options.vocabulary or (), b.size))
                 continue
             index = self.channels.index(a, b)
             if index is None:
@@ -274,7 +296,11 @@ class _Planner:
             steps += self._along(target_layer, slot, dim, index, a, b)
         if target_layer.name in self.queries and slot.shape[:1] == target_layer.shape[:1]:
             steps += self.queries[target_layer.name]
-        return (*steps, *laid.after)
+        return (*steps, *laid.after, *resized.last)
+
+    def _answers_tokens(self, source: Axis, target: Axis) -> bool:
+        """Whether a head's outputs are scores of tokens that the map is about."""
+        return self.options.vocabulary is not None and _tables.fits(self.options.vocabulary, source.size, target.size)
 
     def _along(
         self, target_layer: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis
@@ -313,7 +339,7 @@ class _Planner:
         if len(set(blocks)) < len(blocks):
             whole = index_map.blocks(index_map.runs(blocks), before, index_map.identity(before))
             yield Step("gather", {"dim": 0, "index": [list(run) for run in whole]})
-        of = [[queries.start // after, queries.count // after]]
+        of = [[queries.start // after, queries.rows // after]]
         sizes = {"heads": len(blocks), "size_from": before, "size_to": after}
         yield Step("head-dim", {"dim": 0, **sizes, "queries": of})
 
@@ -331,13 +357,14 @@ class _Planner:
 
     def _pass_through(self, name: str) -> Iterator[Move]:
         """A step of a plain chain as the identity: a Dirac kernel, and a batch norm that undoes its own statistics."""
-        why = "inserted into a plain chain: passes its input through"
+        why = "inserted: passes its input through"
         layer = self.target.layers[name]
         for role, slot in layer.tensors.items():
             if layer.is_kernel:
                 step = Step("dirac") if slot.shape == layer.shape else Step("fill", {"value": 0.0})
             elif role in ("weight", "running_var"):
-                step = Step("fill", {"value": sqrt(1 + BATCH_NORM_EPS) if role == "weight" else 1.0})
+                undone = role == "weight" and layer.rules.has_statistics
+                step = Step("fill", {"value": sqrt(1 + BATCH_NORM_EPS) if undone else 1.0})
             elif role in ("bias", "running_mean"):
                 step = Step("fill", {"value": 0.0})
             else:
