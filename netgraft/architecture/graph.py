@@ -96,6 +96,12 @@ class Layer:
         return self.groups > 1 and self.groups == self.out_channels
 
     @property
+    def gates(self) -> int:
+        """How many rows of a recurrent layer's weights belong to one hidden unit: 4 of an LSTM; 1 of other layers."""
+        again = self.tensors.get("weight_hh_l0")
+        return again.shape[0] // again.shape[1] if again is not None and len(again.shape) == 2 else 1
+
+    @property
     def out_axis(self) -> int:
         """The axis of its output along which channels lie: 1 in a feature map, else -1."""
         return self.rules.out_axis

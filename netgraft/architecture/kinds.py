@@ -112,10 +112,16 @@ class Kind:
     mixes: Mixes
     stream: StreamRule
     exchange: Exchange
+    family: str  # kinds of one family are made of one another by giving a kernel axes or taking some; empty: none is
     cost: CostRule
     moments: MomentRule
     refits: bool  # whether a pass can fit new weights to what it should put out
     dirac: bool  # whether weights make it pass its input through, where it keeps size and resolution
+
+    @property
+    def exchanges_as(self) -> str:
+        """Equal for kinds whose weights can be made of one another."""
+        return self.family or self.name
 
     @property
     def has_statistics(self) -> bool:
@@ -140,6 +146,7 @@ _CONV = Kind(
     mixes=Mixes.NOTHING,
     stream=StreamRule.MAP,
     exchange=Exchange.SAME_KIND,
+    family="convolution",
     cost=CostRule.OUTPUT_MAP,
     moments=MomentRule.CONV,
     refits=True,
@@ -152,6 +159,7 @@ _LINEAR = replace(
     convolves=False,
     out_axis=-1,
     channels=ChannelRule.LINEAR,
+    family="",
     cost=CostRule.ROWS,
     moments=MomentRule.LINEAR,
 )
@@ -175,6 +183,7 @@ _NORM = Kind(
     mixes=Mixes.CHANNELS,
     stream=StreamRule.LAYER_NORM,
     exchange=Exchange.SAME_KIND,
+    family="",
     cost=CostRule.NONE,
     moments=MomentRule.UNKNOWN,
     refits=False,
@@ -202,6 +211,7 @@ KINDS: dict[str, Kind] = {
                 name=f"conv_transpose{n}d",  # weight [in, out / groups, *kernel]
                 in_axis=0,
                 stream=StreamRule.BREAKS,
+                family="transposed convolution",
                 cost=CostRule.INPUT_MAP,
                 moments=MomentRule.UNKNOWN,
                 refits=False,
@@ -214,6 +224,7 @@ KINDS: dict[str, Kind] = {
             name="conv_dynamic",
             channels=ChannelRule.FIXED,
             exchange=Exchange.SAME_SHAPE,
+            family="",
             moments=MomentRule.UNKNOWN,
             refits=False,
             dirac=False,
@@ -227,7 +238,6 @@ KINDS: dict[str, Kind] = {
             made_by=frozenset(),
             by_class=True,
             channels=ChannelRule.RECURRENT,
-            exchange=Exchange.SAME_SHAPE,
         ),
         replace(_MAP_NORM, name="batch_norm", made_by=BATCH_NORMS, mixes=Mixes.NOTHING),  # it has running statistics
         replace(_MAP_NORM, name="instance_norm", made_by=frozenset(), by_class=True, mixes=Mixes.POSITIONS),

@@ -13,12 +13,14 @@ The addition is on every path, the layers before it are not: there is a way arou
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node
-from netgraft.architecture.operations import KEEPS_SIGN, PASSES, PLAIN_SPLITS
+from netgraft.architecture.operations import KEEPS_SIGN, PASSES
+
+DIMENSION = re.compile("[123]d(?![0-9a-z])")
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,25 @@ def signature(graph: LayerGraph, unit: Unit) -> Hashable:
     for node in unit.nodes:
         sources = tuple(place.get(source, -1 if source == unit.entry else -2) for source in node.inputs)
         layer = graph.layer_of(node)
-        steps.append((node.op, sources, None if layer is None else layer_signature(layer)))
+        steps.append((_whatever_axes(node.op), sources, None if layer is None else layer_signature(layer)))
     return tuple(steps)
 
 
 def layer_signature(layer: Layer) -> Hashable:
-    """What kind of layer it is: its kind, whether it is grouped, its stride, the roles of its tensors."""
-    grouped = "dense" if layer.groups == 1 else "depthwise" if layer.shape[1:2] == (1,) else "grouped"
-    return layer.kind, grouped, layer.stride, len(layer.shape), tuple(sorted(layer.tensors))
+    """What kind of layer it is: what it can be made from, its stride, its axes, the roles of its tensors.
+
+    A convolution is the same over a line, an image or a volume, dense or in groups, if it steps alike along all axes; a
+    linear layer is one with a single tap.
+    """
+    stride = layer.stride if len(set(layer.stride)) > 1 else layer.stride[:1] or (1,)
+    made_of = "map" if layer.is_linear or layer.rules.family == "convolution" else layer.rules.exchanges_as
+    axes = 0 if made_of == "map" or layer.rules.family else len(layer.shape)
+    return made_of, stride, axes, layer.gates, tuple(sorted(layer.tensors))
+
+
+def _whatever_axes(op: str) -> str:
+    """The name of an operation for lines, images and volumes alike: "max_pool2d" is "max_poolnd"."""
+    return DIMENSION.sub("nd", op)
 
 
 def is_identity_when_zero(graph: LayerGraph, unit: Unit) -> tuple[str, ...]:
@@ -166,29 +179,25 @@ def _ends(graph: LayerGraph, inside: dict[str, Node], node: Node) -> Iterator[st
             return
 
 
-def query_rows(graph: LayerGraph, attention: str) -> tuple[str, int, int] | None:
-    """(layer, start, count): the output rows that become the queries of a ``scaled_dot_product_attention`` node.
+def repeated_norms(graph: LayerGraph, units: Sequence[Unit]) -> frozenset[int]:
+    """The places of norms over all channels behind which another one stands, with blocks between that can be zero.
 
-    Followed back through reshapes and the choice of one of q, k, v; None where something else lies between.
+    Such a norm can be left without an affine (gamma 1, beta 0): when the blocks between give zero, the next norm sees
+    what is normalised already, and puts its own affine to it. So post-norm transformers grow deeper.
     """
-    node = graph.by_id[attention]
-    if node.op != "scaled_dot_product_attention":
-        return None
-    part, parts = 0, 1
-    current = graph.by_id[str(node.facts["args"][0]).removeprefix("%")]
-    while current.op != "layer":
-        if current.op == "getitem":
-            before = graph.by_id[current.inputs[0]]
-            if before.op not in PLAIN_SPLITS:
-                return None
-            whole = graph.by_id[before.inputs[0]].shape
-            part, parts = current.facts["args"][1], prod(whole) // prod(current.shape)
-            current = before
-        elif current.op not in PASSES or len(current.inputs) != 1:
-            return None
-        current = graph.by_id[current.inputs[0]]
-    layer = graph.layer_of(current)
-    if layer is None or not layer.is_linear:
-        return None
-    rows = layer.shape[0] // parts
-    return layer.name, part * rows, rows
+    found: set[int] = set()
+    for place, unit in enumerate(units):
+        kind = _stream_norm(graph, unit)
+        rest = range(place + 1, len(units)) if kind else ()
+        after = next((i for i in rest if not is_identity_when_zero(graph, units[i])), None)
+        if after is not None and after > place + 1 and _stream_norm(graph, units[after]) == kind:
+            found.add(place)
+    return frozenset(found)
+
+
+def _stream_norm(graph: LayerGraph, unit: Unit) -> str:
+    """The kind of a norm over all channels that makes up a unit; empty for anything else."""
+    layer = graph.layer_of(unit.exit)
+    if len(unit.nodes) != 1 or unit.exit.op != "layer" or layer is None:
+        return ""
+    return layer.kind if layer.rules.scale_free and layer.calls == 1 and "weight" in layer.tensors else ""

@@ -131,8 +131,8 @@ class Wiring:
         return runs
 
     def kind(self, name: str) -> tuple[str, bool]:
-        """The kind of a layer, and whether it is a head."""
-        return self.graph.layers[name].kind, name in self.heads
+        """What the weights of a layer can be made from, and whether it is a head."""
+        return self.graph.layers[name].rules.exchanges_as, name in self.heads
 
     def anchor(self, name: str) -> str:
         """The nearest layer of the chain before a layer that is not on it; empty if there is none."""

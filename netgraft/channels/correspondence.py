@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from netgraft.architecture.graph import Layer, Slot
+from netgraft.architecture.graph import Layer
+from netgraft.architecture.layout import regrouped
 from netgraft.channels import index_map
-from netgraft.channels.groups.axes import Axis, Concat, Fixed, Product, Var, normal, positions
+from netgraft.channels.groups.axes import Axis, Concat, Fixed, Product, Var, normal, positions, variables
 from netgraft.channels.groups.find import Groups
+from netgraft.channels.layout import axes_of, paired_axes
 
 Shrink = Literal["uniform", "first", "importance", "fold"]
 Norms = Callable[[str, int], Sequence[float]]  # squared norms of the slices of a source tensor along an axis
@@ -40,16 +42,24 @@ class Correspondence:
         self.source, self.target, self.shrink, self.norms, self.fresh = source, target, shrink, norms, fresh
         self.runs: dict[int, tuple[Var, Var]] = {}  # id of a target run -> that run and the source's run behind it
         self.mirrored: set[int] = set()  # target runs whose second half repeats the first
+        pairs = list(pairs)
+        self.regrouped = {  # target runs of the same channels in other groups: these stay where they are
+            id(run)
+            for source_layer, target_layer in pairs
+            if regrouped(source_layer, target_layer)
+            for axis in axes_of(target, target_layer.tensors["weight"])[:2]
+            for run in variables(axis)
+        }
         for source_layer, target_layer in pairs:
             for role, slot in target_layer.tensors.items():
                 partner = source_layer.tensors.get(role)
-                if partner is not None and len(partner.shape) == len(slot.shape):
-                    for a, b in zip(axes_of(source, partner), axes_of(target, slot), strict=True):
-                        self._connect(a, b)
+                both = partner and paired_axes(source, target, source_layer, target_layer, partner, slot)
+                for a, b in zip(*both, strict=True) if both else ():
+                    self._connect(a, b)
 
     def _connect(self, source: Axis, target: Axis) -> None:
         source, target = normal(source), normal(target)
-        if isinstance(target, Var) and isinstance(source, Var):
+        if isinstance(target, Var) and isinstance(source, Var) and id(target) not in self.regrouped:
             self.runs.setdefault(id(target), (target, source))
             return
         parts = [axis.parts if isinstance(axis, (Product, Concat)) else () for axis in (source, target)]
@@ -131,11 +141,6 @@ class Correspondence:
             lambda run: index_map.indices(index_map.cyclic(sizes[id(run)], run.size)),
             lambda run: sizes[id(run)],
         )
-
-
-def axes_of(groups: Groups, slot: Slot) -> tuple[Axis, ...]:
-    """The structure of each axis of a tensor; a tensor that no rule placed has positions of their own."""
-    return groups.axes.get(slot.key) or tuple(Fixed(size) for size in slot.shape)
 
 
 def outermost(axis: Axis) -> Axis:

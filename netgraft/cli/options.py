@@ -80,6 +80,15 @@ Labels = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="JSON label map that moves the head's rows: source class of each target class."),
 ]
+VocabMap = Annotated[
+    str | None,
+    typer.Option(
+        "--vocab-map",
+        metavar="SOURCE:TARGET|FILE",
+        help="Which source token each target token is, by its string: two vocabularies (vocab.json, tokenizer.json, "
+        "vocab.txt), or a JSON list of source numbers, null for new tokens, which begin at the mean (grow).",
+    ),
+]
 Exact = Annotated[bool, typer.Option("--exact", help="Refuse unless the target computes exactly what the source does.")]
 FailUnder = Annotated[
     float,
@@ -209,6 +218,7 @@ def read_given(
     matcher: str | None,
     head: bool,
     labels: Path | None,
+    vocab_map: str | None,
     exact: bool,
     map: list[str] | None,
     map_file: Path | None,
@@ -219,11 +229,13 @@ def read_given(
 ) -> dict[str, object]:
     """The options of recipes that have an option of their own on the command line, by the recipe's name for them."""
     from netgraft.cli.labels import read_labels
+    from netgraft.cli.vocabulary import read_vocabulary_map
 
     return {
         "matcher": matcher,
         "head": "always" if head else None,
         "labels": read_labels(labels) if labels is not None else None,
+        "vocabulary": read_vocabulary_map(vocab_map) if vocab_map is not None else None,
         "exact": exact,
         "maps": parse_maps(map, map_file),
         "skip": parse_skips(skip),
@@ -233,5 +245,5 @@ def read_given(
     }
 
 
-FLAGS = {"maps": "--map", "generator": "--images"}
+FLAGS = {"maps": "--map", "generator": "--images", "vocabulary": "--vocab-map"}
 """Options whose name on the command line is another than the recipe's."""

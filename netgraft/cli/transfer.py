@@ -36,6 +36,7 @@ from netgraft.cli.options import (
     SourceWeights,
     TargetArg,
     TargetRef,
+    VocabMap,
     parse_recipe_options,
     parse_sides,
     read_given,
@@ -71,6 +72,7 @@ def transfer(
     passes: Passes = None,
     head: Head = False,
     labels: Labels = None,
+    vocab_map: VocabMap = None,
     exact: Exact = False,
     source_weights: SourceWeights = None,
     random_source: RandomSource = False,
@@ -118,7 +120,7 @@ def transfer(
         random_source,
         allow_nonfinite,
     )
-    given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
+    given = read_given(matcher, head, labels, vocab_map, exact, map, map_file, skip, images, keep_head, budget)
     options = parse_recipe_options(recipe, settings, **given)
     from netgraft.planning import TransferRequest
 
@@ -164,6 +166,7 @@ def plan(
     passes: Passes = None,
     head: Head = False,
     labels: Labels = None,
+    vocab_map: VocabMap = None,
     exact: Exact = False,
     source_weights: SourceWeights = None,
     random_source: RandomSource = False,
@@ -193,7 +196,7 @@ def plan(
         random_source,
         allow_nonfinite,
     )
-    given = read_given(matcher, head, labels, exact, map, map_file, skip, images, keep_head, budget)
+    given = read_given(matcher, head, labels, vocab_map, exact, map, map_file, skip, images, keep_head, budget)
     options = parse_recipe_options(recipe, settings, **given)
     from netgraft.planning import TransferRequest
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -91,8 +92,7 @@ def draw_inputs(source: Party, target: Party, seed: int) -> tuple[Example, Examp
     The two are equal where the models were traced with the same shapes. What ``example_inputs()`` of a user's file
     gives keeps its structure, its shapes, and what is not a number to be drawn.
     """
-    layers = [layer for party in (source, target) for layer in party.graph.layers.values()]
-    vocabulary = min((layer.shape[0] for layer in layers if layer.kind == "embedding"), default=0)
+    vocabularies = _vocabularies([source.graph, target.graph])
     given = [next(iter(given_examples(party.model)), None) for party in (source, target)]
     batches = [tensor.shape[0] for example in given if example for tensor in tensors_of(example)[:1] if tensor.dim()]
     for party in (source, target):
@@ -102,8 +102,11 @@ def draw_inputs(source: Party, target: Party, seed: int) -> tuple[Example, Examp
 
     def drawn(template: Example) -> Example:
         generator = torch.Generator().manual_seed(seed)
+        places = itertools.count()
 
         def fill(tensor: Tensor) -> Tensor:
+            place = next(places)
+            vocabulary = vocabularies[min(place, len(vocabularies) - 1)]
             if tensor.is_floating_point():
                 return torch.randn(tensor.shape, generator=generator)
             if tensor.dtype in (torch.int32, torch.int64) and vocabulary:
@@ -116,6 +119,25 @@ def draw_inputs(source: Party, target: Party, seed: int) -> tuple[Example, Examp
         drawn(given[0] or _template(source.graph, batch)),
         drawn(given[1] or _template(target.graph, batch)),
     )
+
+
+def _vocabularies(graphs: Sequence[LayerGraph]) -> list[int]:
+    """For each input the numbers below which it may be drawn: the rows of the tables it looks up; 0 where none is.
+
+    An input that is not known to be looked up in any of them may be for the smallest.
+    """
+    found: list[list[int]] = [[] for _ in range(max(len(_input_shapes(graph)) for graph in graphs))]
+    every: list[int] = []
+    for graph in graphs:
+        places = {node.id: place for place, node in enumerate(n for n in graph.nodes if n.op == "input")}
+        for node in graph.nodes:
+            layer = graph.layer_of(node)
+            if layer is not None and layer.kind == "embedding" and node.op == "layer":
+                every.append(layer.shape[0])
+                for id in node.inputs:
+                    if id in places:
+                        found[places[id]].append(layer.shape[0])
+    return [min(sizes or every, default=0) for sizes in found]
 
 
 def tensors_of(example: Example) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.layout import convertible
 from netgraft.architecture.wiring import Wiring
 from netgraft.errors import UnknownName, UsageError
 from netgraft.matchers._beside import attached
@@ -81,7 +82,8 @@ def _mapped(source: LayerGraph, target: LayerGraph, maps: Maps) -> dict[str, str
             where = f"--map {found[name]}={name} and {where}"
             raise UsageError(f"The layer {name} of the target is mapped twice.", where=where)
         source_layer, target_layer = source.layers[partner], target.layers[name]
-        if reason := unlike(source_layer, target_layer):
+        reason = unlike(source_layer, target_layer)
+        if reason and not convertible(source_layer, target_layer):
             raise UsageError(
                 f"The weights of {partner} cannot be turned into those of {name}: {reason}.",
                 where=f"{where}: {_brief(source_layer)} and {_brief(target_layer)}",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
-from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.layout import convertible
 from netgraft.architecture.spine import (
     Unit,
     is_identity_when_dirac,
     is_identity_when_zero,
     layer_signature,
+    repeated_norms,
     signature,
     spine,
 )
 from netgraft.plan import Pair, Pairing
 
 DROP_KERNEL = 1.0  # cost of a source layer without a partner; one that stands in a residual block costs less
+OTHER_LAYOUT = 0.5  # worth of a match between layers of other groups, or a linear one and a convolution
+REPEATED = 0.01  # cost of a norm without a partner that only repeats what the next one does
 EXTRA_KERNEL = 1.0  # cost of a target layer without a partner that cannot pass its input through
 
 
@@ -51,17 +56,20 @@ class Contained:
             if i is not None and j is not None:
                 pair_up(source_units[i], target_units[j], "same place")
         matched = [(i, j) for i, j in steps if i is not None and j is not None]
+        extra = {j for i, j in steps if i is None and j is not None}
+        bare = _bare_norms(target, target_units, extra)
         for i, j in steps:
             if i is None and j is not None and target_units[j].layers:
                 ends = is_identity_when_zero(target, target_units[j])
                 like = signature(target, target_units[j])
-                donors = [
-                    (-_gain(source, target, source_units[a], target_units[j]), abs(j - b), b > j, a)
-                    for a, b in matched
+                gains = {
+                    a: _gain(source, target, source_units[a], target_units[j])
+                    for a, _ in matched
                     if signature(source, source_units[a]) == like
-                ]
+                }
+                donors = [(-gains[a], abs(j - b), b > j, a) for a, b in matched if gains.get(a, -math.inf) > -math.inf]
                 name = target_units[j].layers[0]
-                if not ends and is_identity_when_dirac(target, target_units[j]):
+                if not ends and (is_identity_when_dirac(target, target_units[j]) or j in bare):
                     inserted += target_units[j].layers
                     diracs += target_units[j].layers
                     continue
@@ -88,7 +96,8 @@ def _align(
     ]
     m, n = len(source_units), len(target_units)
     drop = [_drop_cost(source, unit) for unit in source_units]
-    extra = [_extra_cost(target, unit) for unit in target_units]
+    repeated = repeated_norms(target, target_units)
+    extra = [REPEATED if j in repeated else _extra_cost(target, unit) for j, unit in enumerate(target_units)]
     best = [[0.0] * (n + 1) for _ in range(m + 1)]
     for i in range(m):
         best[i + 1][0] = best[i][0] - drop[i]
@@ -123,6 +132,16 @@ def _align(
     return steps[::-1]
 
 
+def _bare_norms(target: LayerGraph, units: tuple[Unit, ...], extra: set[int]) -> set[int]:
+    """Of the left-over norms those with nothing but left-over blocks up to the next one."""
+    found = set()
+    for j in repeated_norms(target, units) & extra:
+        between = itertools.takewhile(lambda k: is_identity_when_zero(target, units[k]), range(j + 1, len(units)))
+        if extra.issuperset(between):
+            found.add(j)
+    return found
+
+
 def _kernels(graph: LayerGraph, unit: Unit) -> int:
     return sum(graph.layers[name].is_kernel for name in unit.layers)
 
@@ -153,6 +172,18 @@ def _gain(source: LayerGraph, target: LayerGraph, a: Unit, b: Unit) -> float:
         shapes = source.layers[source_layer].shape, target.layers[target_layer].shape
         if layer_signature(source.layers[source_layer]) != layer_signature(target.layers[target_layer]):
             return -math.inf
-        ratios += [abs(math.log(x / y)) for x, y in zip(*shapes, strict=True) if x and y]
+        value *= _worth(source.layers[source_layer], target.layers[target_layer])
+        ratios += [abs(math.log(x / y)) for x, y in zip(*shapes, strict=False) if x and y]
+    if not value:
+        return -math.inf
     size = sum(ratios) / len(ratios) if ratios else 0.0
     return value - value * min(0.3, 0.1 * size) - resolution
+
+
+def _worth(source: Layer, target: Layer) -> float:
+    """What is left of a match between layers that are written in other ways: nothing where no operator helps."""
+    if source.rules.exchanges_as != target.rules.exchanges_as:
+        return OTHER_LAYOUT if convertible(source, target) else 0.0
+    if not source.is_conv or source.groups == target.groups or (source.is_depthwise and target.is_depthwise):
+        return 1.0
+    return 0.0 if target.is_depthwise else OTHER_LAYOUT  # a dense kernel says nothing of a depthwise one

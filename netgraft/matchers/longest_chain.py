@@ -51,8 +51,10 @@ def pair_along(
 
 def unlike(source: Layer, target: Layer) -> str:
     """Why the weights of these two layers cannot be turned into one another; empty if they can."""
-    if source.kind != target.kind:
+    if source.rules.exchanges_as != target.rules.exchanges_as:
         return f"{source.kind} {source.name} does not fit {target.kind}"
+    if source.gates != target.gates:
+        return f"{source.kind} {source.name} has {source.gates} gates, not {target.gates}"
     if source.rules.exchange is Exchange.SAME_SHAPE and source.shape != target.shape:
         return f"{source.kind} {source.name} has another shape"
     return ""

@@ -84,7 +84,7 @@ class Wired:
                 found.why |= dict.fromkeys((place.layer.name for place in group), reason)
         for name in target_names:
             if target.kind(name) not in kinds:
-                found.why[name] = f"the source has no {target.kind(name)[0]} in such a place"
+                found.why[name] = f"the source has no {target.graph.layers[name].kind} in such a place"
 
     def _align(self, rows: Sequence[Place], columns: Sequence[Place]) -> list[tuple[int, int, bool]]:
         """The best pairs (row, column), and whether both are wired to the pair before."""

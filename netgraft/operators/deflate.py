@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.errors import PlanError
 from netgraft.operators._checks import add_up, axis, computable
 
@@ -20,6 +21,13 @@ class Deflate:
     fate: ClassVar[str] = "stacked"
 
     dim: int = field(default=2, metadata={"help": "axis to drop; negative counts from the end"})
+
+    def laid_out(self, shape: Shape) -> Shape:
+        dim = self.dim % len(shape)
+        return (*shape[:dim], *shape[dim + 1 :])
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return f"deflate from {'x'.join(map(str, before[2:]))}"
 
     def __call__(self, weight: Tensor) -> Tensor:
         dim = axis("deflate", weight, self.dim)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.errors import PlanError
 from netgraft.operators._checks import computable
 
@@ -30,6 +31,13 @@ class Inflate:
             raise ValueError(f"size must be at least 1: {self.size}")
         if self.mode not in ("mean", "centre"):
             raise ValueError(f"mode must be mean or centre: {self.mode}")
+
+    def laid_out(self, shape: Shape) -> Shape:
+        dim = self.dim % (len(shape) + 1)
+        return (*shape[:dim], self.size, *shape[dim:])
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return f"inflate to {'x'.join(map(str, self.laid_out(before)[2:]))}"
 
     def __call__(self, weight: Tensor) -> Tensor:
         if not -weight.ndim - 1 <= self.dim <= weight.ndim:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +22,8 @@ class Overlay:
     target's own; where only the column has none it is ``rest``: zero, so that a transferred output reads transferred
     inputs alone, or the target's own values. New channels that start fresh train better than copies, which get equal
     gradients and stay copies (OPERATORS part 2, 3). ``norm`` "own" then scales the transferred rows to the Frobenius
-    norm that the target's own values have there, for layers that a norm follows (OPERATORS part 2, 2).
+    norm that the target's own values have there, for layers that a norm follows (OPERATORS part 2, 2). With ``turned``
+    columns take the part of rows: a linear layer [in, out], a transposed convolution.
     """
 
     fate: ClassVar[str] = "stacked"
@@ -31,6 +32,7 @@ class Overlay:
     columns: Runs | None = field(default=None, metadata={"help": "the same along axis 1; none: that axis is kept"})
     norm: str = field(default="source", metadata={"help": "scale of the transferred rows: source or own"})
     rest: str = field(default="zero", metadata={"help": "new columns of transferred rows: zero or own"})
+    turned: bool = field(default=False, metadata={"help": "axis 0 reads channels and axis 1 makes them: [in, out]"})
     reads: ClassVar[Literal["own", "source"]] = "own"
 
     def __post_init__(self) -> None:
@@ -42,7 +44,10 @@ class Overlay:
     def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
         """How many channels have a source: "32 of 40 out, 16 of 24 in"."""
         words = []
-        for side, index in (("out", self.rows), ("in", self.columns)):
+        sides = (
+            (("in", self.rows), ("out", self.columns)) if self.turned else (("out", self.rows), ("in", self.columns))
+        )
+        for side, index in sides:
             if index:
                 total, new = sum(count for _, count in index), sum(count for start, count in index if start < 0)
                 words.append(f"{total - new} of {total} {side}" if new else f"{total} {side}")
@@ -51,6 +56,9 @@ class Overlay:
     def __call__(self, weight: Tensor, own: Tensor) -> Tensor:
         if weight.ndim < 1 + (self.columns is not None):
             raise PlanError(f"overlay: a tensor of shape {tuple(weight.shape)} has too few axes.")
+        if self.turned and self.columns is not None:
+            turned = replace(self, rows=self.columns, columns=self.rows, turned=False)
+            return turned(weight.transpose(0, 1), own.transpose(0, 1)).transpose(0, 1)
         read = entries("overlay", weight, 0, self.rows, allow_new=True)
         across = identity(weight.shape[1]) if self.columns is None and weight.ndim > 1 else self.columns
         columns = entries("overlay", weight, 1, across, allow_new=True) if across is not None else None

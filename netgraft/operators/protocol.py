@@ -45,6 +45,6 @@ class InWords(Protocol):
 
 @runtime_checkable
 class LaysOutAnew(Protocol):
-    """Changes no value, only the axes; a ledger does not mention it, and goes on with the shape that it makes."""
+    """Changes the axes: a ledger goes on with the shape that it makes. Without ``in_words`` it is not mentioned."""
 
     def laid_out(self, shape: Shape) -> Shape: ...

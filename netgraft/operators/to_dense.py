@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.errors import PlanError
 from netgraft.operators._checks import axis
 
@@ -25,6 +26,12 @@ class ToDense:
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise ValueError(f"groups must be at least 1: {self.groups}")
+
+    def laid_out(self, shape: Shape) -> Shape:
+        return (shape[0], shape[1] * self.groups, *shape[2:])
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return f"{self.groups} groups as one"
 
     def __call__(self, weight: Tensor) -> Tensor:
         axis("to-dense", weight, 1)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.operators._checks import axis
 
 
@@ -23,6 +24,14 @@ class Transpose:
     dim0: int = field(default=0, metadata={"help": "one axis; negative counts from the end"})
     dim1: int = field(default=1, metadata={"help": "the axis it changes places with"})
     flip: bool = field(default=False, metadata={"help": "reverse all other axes, which are the kernel's"})
+
+    def laid_out(self, shape: Shape) -> Shape:
+        axes = list(shape)
+        axes[self.dim0], axes[self.dim1] = axes[self.dim1], axes[self.dim0]
+        return tuple(axes)
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        return "transpose"
 
     def __call__(self, weight: Tensor) -> Tensor:
         first, second = axis("transpose", weight, self.dim0), axis("transpose", weight, self.dim1)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.architecture.cost import distil_images
 from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.channels.correspondence import axes_of
 from netgraft.channels.index_map import NEW
+from netgraft.channels.layout import axes_of
 from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import recalibrating
 from netgraft.models.running import find_submodule

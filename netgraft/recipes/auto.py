@@ -13,6 +13,7 @@ from netgraft.architecture.cost import distil_images, multiply_adds, refit_image
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.resolution import takes_image
 from netgraft.plan import Move
+from netgraft.recipes._layout import INFLATED
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
@@ -100,6 +101,8 @@ class Auto(LayerOptions):
             return copied
         if not overridden and grown.moves and _is_whole(grown, target):
             why = "the target contains the source: exact growth keeps all it can do"
+            if grown.pairing.notes:
+                why = "the target is the source with axes more or fewer: growth keeps what still inputs give"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         return None
 
@@ -204,9 +207,11 @@ def _drafted(name: str, head: str, source: LayerGraph, target: LayerGraph) -> Fa
 
 
 def _is_whole(fates: Fates, target: LayerGraph) -> bool:
-    """Whether the recipe has a place for everything but the head, and nothing to note about what is not exact."""
+    """Whether the recipe has a place for everything but the head, and nothing to note but that kernels gain an axis."""
     last = _keys(target.heads())
-    return not fates.pairing.notes and all(fate.key in last for fate in fates.kept)
+    return all(note.startswith(INFLATED) for note in fates.pairing.notes) and all(
+        fate.key in last for fate in fates.kept
+    )
 
 
 def _copied(source: LayerGraph, target: LayerGraph, moves: Iterable[Move]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal
 
@@ -11,12 +11,14 @@ from netgraft import plugins
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, axes_of
+from netgraft.channels.correspondence import Correspondence
 from netgraft.channels.groups.axes import normal
 from netgraft.channels.groups.find import find_groups
 from netgraft.channels.index_map import NEW
+from netgraft.channels.layout import Axes, axes_of, paired_axes
 from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._layout import Laid, lay
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import copy_all, same_backbone
 from netgraft.recipes._scale import scaled
@@ -141,8 +143,10 @@ class _Planner:
                 names = {"mean": mean.key, "variance": var.key}
                 names |= {"gamma": gamma.key} if gamma else {}
                 names |= {"bias": bias.key} if bias else {}
-                rows = self._index(source_layer.tensors["weight"], target_layer.tensors["weight"], 0)
-                if rows is not None:
+                weights = source_layer.tensors["weight"], target_layer.tensors["weight"]
+                if (found := self._paired(source_layer, target_layer, *weights)) is not None:
+                    laid, sides = found
+                    rows = self._index(laid.partner, weights[1], sides, 0)
                     return beta.key, beta.shape, (Step("fold-norm", names), _overlay(rows, None))
         partner = source_layer.tensors.get(role)
         if partner is None:
@@ -158,10 +162,6 @@ class _Planner:
 
     def _steps(self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot) -> tuple[Step, ...] | None:
         """From the partner's tensor to the target's; None if no operator does it."""
-        if len(partner.shape) != len(slot.shape):
-            return None
-        if not slot.shape:
-            return ()
         kernel = target_layer.is_conv and slot.shape == target_layer.shape
         steps: list[Step] = []
         if kernel and (folded := self._folded(source_layer, target_layer)) is not None:
@@ -172,33 +172,38 @@ class _Planner:
         if kernel and _split(source_layer, target_layer):
             steps += [Step("rank-one", {"part": "spatial"}), *self._kernel_size(partner, slot)]
             return (*steps, _overlay(self._split_rows(partner, slot), None, norm="own"))
+        if (found := self._paired(source_layer, target_layer, partner, slot)) is None:
+            return None
+        if not slot.shape:
+            return ()
+        laid, sides = found
+        steps += (*laid.before, *laid.after)  # the target's own tensor, which is laid under, is in groups already
+        partner = laid.partner
         resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
         if kernel and target_layer.name in self.halved:
             steps.append(Step("rank-one", {"part": "channel"}))
         else:
             steps += resized.steps
-        self.notes += resized.notes
-        found = {dim: self._stretch(target_layer, partner, slot, dim) for dim in range(len(slot.shape))}
-        done = {dim: step for dim, step in found.items() if step is not None}
+        self.notes += (*laid.notes, *resized.notes)
+        stretched = {dim: self._stretch(target_layer, slot, sides, dim) for dim in range(len(slot.shape))}
+        done = {dim: step for dim, step in stretched.items() if step is not None}
         steps += done.values()
-        rows = range(slot.shape[0]) if 0 in done else self._index(partner, slot, 0)
-        if rows is None:
-            return None
+        rows = range(slot.shape[0]) if 0 in done else self._index(partner, slot, sides, 0)
         columns: Sequence[int] | None = None
         if len(slot.shape) > 1 and 1 not in resized.dims:
-            columns = range(slot.shape[1]) if 1 in done else self._index(partner, slot, 1)
-            if columns is None:
-                return None
+            columns = range(slot.shape[1]) if 1 in done else self._index(partner, slot, sides, 1)
         for dim in range(2, len(slot.shape)):
             settled = kernel or dim in done or dim in resized.dims
             if not settled and partner.shape[dim] != slot.shape[dim]:
                 return None
-        if target_layer.is_kernel and columns is not None and NEW not in columns and len(columns) < partner.shape[1]:
-            steps.append(Step("scale", {"factor": sqrt(partner.shape[1] / len(columns))}))
+        turned = target_layer.is_kernel and target_layer.in_axis == 0 and columns is not None
+        inputs, before = (rows, partner.shape[0]) if turned else (columns, partner.shape[1] if columns else 0)
+        if target_layer.is_kernel and inputs is not None and NEW not in inputs and len(inputs) < before:
+            steps.append(Step("scale", {"factor": sqrt(before / len(inputs))}))
         norm = "own" if self._normed(target_layer) and target_layer.is_kernel and len(slot.shape) > 1 else "source"
         if norm == "own" and self.options.scale == "source":
             norm = "source"
-        return (*steps, _overlay(rows, columns, norm))
+        return (*steps, _overlay(rows, columns, norm, turned=turned))
 
     def _open(self) -> Iterator[Move]:
         """Norms between the depthwise and the pointwise half of a dense kernel, opened so that signs pass the ReLU."""
@@ -211,12 +216,24 @@ class _Planner:
                 if role in ("weight", "bias"):
                     yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": 1.0}),), why)
 
-    def _stretch(self, target_layer: Layer, partner: Slot, slot: Slot, dim: int) -> Step | None:
+    def _paired(
+        self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot
+    ) -> tuple[Laid, tuple[Axes, Axes]] | None:
+        """The partner laid out as the slot, and the axes of both; None where the two are not made alike."""
+        laid = lay(source_layer, target_layer, partner, slot)
+        sides = paired_axes(self.channels.source, self.channels.target, source_layer, target_layer, partner, slot)
+        if laid is None or sides is None:
+            return None
+        if laid.after:
+            groups, (rows, columns, *taps) = target_layer.groups, laid.partner.shape
+            if rows % groups or columns % groups:
+                return None
+            laid = laid._replace(partner=replace(laid.partner, shape=(rows, columns // groups, *taps)))
+        return laid, sides
+
+    def _stretch(self, target_layer: Layer, slot: Slot, sides: tuple[Axes, Axes], dim: int) -> Step | None:
         """How an axis takes part in such a stream: writes it, normalises it or reads it. None for other axes."""
-        source_run, target_run = (
-            normal(axes_of(self.channels.source, partner)[dim]),
-            normal(axes_of(self.channels.target, slot)[dim]),
-        )
+        source_run, target_run = (normal(axes[dim]) for axes in sides)
         norm = self.stretched.get(id(target_run))
         if norm is None or self.channels.runs[id(target_run)][1] is not source_run:
             return None
@@ -226,17 +243,12 @@ class _Planner:
     def _kernel_size(self, partner: Slot, slot: Slot) -> list[Step]:
         return [Step("centre", {"size": list(slot.shape[2:])})] if partner.shape[2:] != slot.shape[2:] else []
 
-    def _index(self, partner: Slot, slot: Slot, dim: int) -> list[int] | None:
+    def _index(self, partner: Slot, slot: Slot, sides: tuple[Axes, Axes], dim: int) -> list[int]:
         """The source position of each position along an axis, -1 for new ones."""
-        a, b = (
-            axes_of(groups, each)[dim]
-            for groups, each in ((self.channels.source, partner), (self.channels.target, slot))
-        )
+        a, b = (axes[dim] for axes in sides)
         index = self.channels.index(a, b)
-        if index is not None and len(index) == slot.shape[dim]:
+        if index is not None and (a.size, b.size) == (partner.shape[dim], slot.shape[dim]):
             return index
-        if dim > 1 or len(slot.shape) < 2:
-            return list(range(a.size)) if a.size == b.size else _first(a.size, b.size)
         return _first(partner.shape[dim], slot.shape[dim])
 
     def _split_rows(self, partner: Slot, slot: Slot) -> list[int]:
@@ -286,8 +298,10 @@ def _first(before: int, after: int) -> list[int]:
     return [*range(min(before, after)), *[NEW] * (after - before)]
 
 
-def _overlay(rows: Sequence[int], columns: Sequence[int] | None, norm: str = "source") -> Step:
+def _overlay(rows: Sequence[int], columns: Sequence[int] | None, norm: str = "source", *, turned: bool = False) -> Step:
     options: dict[str, object] = {"rows": [list(run) for run in index_map.runs(rows)], "norm": norm}
+    if turned:
+        options["turned"] = True
     if columns is not None:
         options["columns"] = [list(run) for run in index_map.runs(columns)]
     return Step("overlay", options)

@@ -9,15 +9,17 @@ from typing import Literal
 
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot, same_wiring
-from netgraft.architecture.spine import query_rows
+from netgraft.architecture.queries import Queries, queries_of
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Shrink, axes_of, outermost
+from netgraft.channels.correspondence import Correspondence, Shrink, outermost
 from netgraft.channels.groups.axes import Axis, Var, normal
 from netgraft.channels.groups.find import find_groups
+from netgraft.channels.layout import axes_of, paired_axes
 from netgraft.channels.stretch import stretch
-from netgraft.errors import CheckFailed
+from netgraft.errors import CheckFailed, UsageError
 from netgraft.plan import Move, Pairing, Step, WantedPass, moves_to
 from netgraft.recipes import _tables
+from netgraft.recipes._layout import lay, same_strides
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import loose_moves
 from netgraft.recipes._scale import scaled
@@ -52,6 +54,9 @@ class Grow(LayerOptions):
     labels: tuple[int, ...] | None = field(
         default=None, metadata={"help": "source class of each target class, -1 for a new one: moves the head"}
     )
+    vocabulary: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "source number of each target token, -1 for a new one: moves tables of tokens"}
+    )
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
     gain: float | None = field(
         default=None,
@@ -83,14 +88,23 @@ class Grow(LayerOptions):
         """
         planner = _Planner(self, task)
         draft = planner.run()
+        if self.vocabulary is not None and not planner.tokens:
+            raise UsageError(
+                f"The map of {len(self.vocabulary)} tokens (--vocab-map) fits no table of tokens.",
+                where=f"it goes up to the source's token {max(self.vocabulary, default=-1)}",
+                hint="The target's needs a row for each token of the map, the source's for each that it names.",
+            )
         notes = tuple(dict.fromkeys((*task.pairing.notes, *planner.notes)))
         if self.exact and notes:
             raise CheckFailed("The target cannot compute exactly what the source does.", where="\n".join(notes))
         return draft._replace(notes=notes)
 
     def head_stays(self, source: Layer, target: Layer, *, from_head: bool) -> str:
-        """As elsewhere, but that a map of labels moves the head."""
+        """As elsewhere, but that a map of labels moves the head, and one of tokens a head that answers with tokens."""
         if self.labels is not None and from_head:
+            return ""
+        sizes = source.out_channels, target.out_channels
+        if self.vocabulary is not None and from_head and _tables.fits(self.vocabulary, *sizes):
             return ""
         return super().head_stays(source, target, from_head=from_head)
 
@@ -107,6 +121,7 @@ class _Planner:
         source, target, pairing = self.source, self.target, self.pairing = task.source, task.target, task.pairing
         self.stays = task.stays
         self.notes: list[str] = []
+        self.tokens = False  # whether a table of tokens went by the vocabulary
         self.inserted = set(pairing.inserted)
         self.pairs = [(p, source.layers[p.source], target.layers[p.target]) for p in pairing.pairs]
         # What runs through an inserted block takes the maps of its surroundings, so the others come first.
@@ -126,7 +141,8 @@ class _Planner:
             if all(owners[key] in self.inserted for key, _ in group.members)
         }
         self.stretched: dict[int, str] = {}  # residual streams that grow by a ratio that is not whole, and their norm
-        self.queries: dict[str, Step] = {}  # layers whose query rows need another scale
+        self.queries: dict[str, list[Step]] = {}  # layers whose query rows need another scale
+        self.heads: dict[str, tuple[Queries, int, int]] = {}  # ... and heads a width that is no multiple: from, to
 
     def run(self) -> Draft:
         paired = {target_layer.name for _, _, target_layer in self.pairs}
@@ -145,10 +161,10 @@ class _Planner:
                     if partner is None
                     else self._steps(source_layer, target_layer, partner, slot, target_layer.name in heads)
                 )
-                if partner is None or steps is None:
+                if partner is None or steps is None or isinstance(steps, str):
                     missing = f"{source_layer.name} in the source has no {role}"
                     misfit = "" if partner is None else f"no operator makes it of {partner.key} {list(partner.shape)}"
-                    reasons[slot.key] = misfit or missing
+                    reasons[slot.key] = steps if isinstance(steps, str) else misfit or missing
                     self._note(f"{slot.key} keeps its own initialisation: {reasons[slot.key]}")
                 else:
                     moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
@@ -184,7 +200,7 @@ class _Planner:
                 whole = run.size % before == 0
                 if how == "mean" and whole:
                     continue
-                if how == "product" and whole and self._rescale_queries(node, run.size // before):
+                if how == "product" and self._rescale_queries(node, before, run.size):
                     continue
                 ratio = "" if whole else ", not a whole multiple,"
                 self._note(
@@ -192,13 +208,25 @@ class _Planner:
                 )
                 break
 
-    def _rescale_queries(self, node: str, ratio: int) -> bool:
-        """Head dims r times as wide: q k' sums r copies, and softmax divides by another root (OPERATORS D5 B)."""
-        rows = query_rows(self.target, node)
-        if rows is None:
+    def _rescale_queries(self, node: str, before: int, after: int) -> bool:
+        """Wider heads: q k' sums copies of products, and logits are divided by another number (OPERATORS D5 B)."""
+        found = queries_of(self.target, node)
+        partners = {target_layer.name: source_layer.name for _, source_layer, target_layer in self.pairs}
+        wanted = partners.get(found.layer) if found is not None else None
+        scales = [
+            queries.scale
+            for each in self.source.nodes
+            if (queries := queries_of(self.source, each.id)) is not None and queries.layer == wanted
+        ]
+        if found is None or not scales or found.rows % after:
             return False
-        layer, start, count = rows
-        self.queries[layer] = Step("scale-part", {"dim": 0, "start": start, "count": count, "factor": 1 / sqrt(ratio)})
+        if after % before == 0:
+            factor = scales[0] / found.scale * before / after
+        else:
+            factor = scales[0] / found.scale / sqrt(after / before)  # head-dim sees to the rest, entry by entry
+            self.heads[found.layer] = found, before, after
+        part = {"dim": 0, "start": found.start, "count": found.rows, "factor": factor}
+        self.queries[found.layer] = [Step("scale-part", part)] if abs(factor - 1) > 1e-12 else []
         return True
 
     def _mirror(self, name: str) -> bool:
@@ -226,20 +254,33 @@ class _Planner:
 
     def _steps(
         self, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot, is_head: bool
-    ) -> tuple[Step, ...] | None:
-        """From the partner's tensor to the target's; None if no operator does it."""
-        if len(partner.shape) != len(slot.shape):
+    ) -> tuple[Step, ...] | str | None:
+        """From the partner's tensor to the target's; None, or why, if no operator does it."""
+        laid = lay(source_layer, target_layer, partner, slot)
+        sides = paired_axes(self.channels.source, self.channels.target, source_layer, target_layer, partner, slot)
+        if laid is None or sides is None:
             return None
-        source_axes, target_axes = axes_of(self.channels.source, partner), axes_of(self.channels.target, slot)
+        (source_axes, target_axes), partner = sides, laid.partner
         kernel = target_layer.is_conv and slot.shape == target_layer.shape
-        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, slot)
-        steps = list(resized.steps)
-        self.notes += resized.notes
+        resized = _tables.resize(self.source, self.target, source_layer, target_layer, partner, laid.slot)
+        if target_layer.kind == "embedding" and slot.shape == target_layer.shape:
+            table = _tables.rows(self.target, target_layer, partner, slot, self.options.vocabulary)
+            if isinstance(table, str):
+                return table
+            resized = table
+            self.tokens |= any(step.operator == "labels" for step in table.steps)
+        steps = [*laid.before, *resized.steps]
+        self.notes += (*laid.notes, *resized.notes)
+        if kernel and not same_strides(source_layer, target_layer):
+            self._note(f"{target_layer.name}: a stride of {list(target_layer.stride)}, not {list(source_layer.stride)}")
         for dim, (a, b) in enumerate(zip(source_axes, target_axes, strict=True)):
             if dim in resized.dims or (kernel and dim >= 2):
                 continue
             if dim == 0 and is_head and self.options.labels is not None:
                 steps.append(_tables.labels(self.options.labels, partner, slot))
+                continue
+            if dim == 0 and is_head and self._answers_tokens(a, b):
+                steps.append(_tables.token_rows(self.options.vocabulary or (), b.size))
                 continue
             index = self.channels.index(a, b)
             if index is None:
@@ -254,8 +295,12 @@ class _Planner:
                 continue
             steps += self._along(target_layer, slot, dim, index, a, b)
         if target_layer.name in self.queries and slot.shape[:1] == target_layer.shape[:1]:
-            steps.append(self.queries[target_layer.name])
-        return tuple(steps)
+            steps += self.queries[target_layer.name]
+        return (*steps, *laid.after, *resized.last)
+
+    def _answers_tokens(self, source: Axis, target: Axis) -> bool:
+        """Whether a head's outputs are scores of tokens that the map is about."""
+        return self.options.vocabulary is not None and _tables.fits(self.options.vocabulary, source.size, target.size)
 
     def _along(
         self, target_layer: Layer, slot: Slot, dim: int, index: Sequence[int], a: Axis, b: Axis
@@ -269,6 +314,8 @@ class _Planner:
             yield stretch_step(norm, target_layer, slot, dim, len(index), reads=reads, seed=self._seed(slot))
         elif clusters is not None:
             yield Step("fold", {"dim": dim, "index": runs, "reduce": "sum" if reads else "mean"})
+        elif not reads and dim == 0 and target_layer.name in self.heads:
+            yield from self._wider_heads(target_layer.name, index)
         elif not reads:
             yield Step("gather", {"dim": dim, "index": runs})
         elif id(outermost(b)) in self.channels.mirrored:
@@ -281,6 +328,20 @@ class _Planner:
             # Fewer inputs: independent ones keep the output's variance with the root of the ratio (OPERATORS D3).
             yield Step("gather", {"dim": dim, "index": runs})
             yield Step("scale", {"factor": sqrt(a.size / len(index))})
+
+    def _wider_heads(self, name: str, index: Sequence[int]) -> Iterator[Step]:
+        """Rows of queries, keys and values head by head, the queries divided by the copies of each entry."""
+        queries, before, after = self.heads[name]
+        blocks = [index[start] // before for start in range(0, len(index), after)]
+        inner = index_map.cyclic(before, after)
+        if list(index) != index_map.indices(index_map.blocks(index_map.runs(blocks), before, inner)):
+            self._note(f"{name}: its heads are built in another way than those of the source")
+        if len(set(blocks)) < len(blocks):
+            whole = index_map.blocks(index_map.runs(blocks), before, index_map.identity(before))
+            yield Step("gather", {"dim": 0, "index": [list(run) for run in whole]})
+        of = [[queries.start // after, queries.rows // after]]
+        sizes = {"heads": len(blocks), "size_from": before, "size_to": after}
+        yield Step("head-dim", {"dim": 0, **sizes, "queries": of})
 
     def _seed(self, slot: Slot) -> dict[str, int]:
         """What makes shares unequal: a number that differs from tensor to tensor, whatever their names."""
@@ -296,13 +357,14 @@ class _Planner:
 
     def _pass_through(self, name: str) -> Iterator[Move]:
         """A step of a plain chain as the identity: a Dirac kernel, and a batch norm that undoes its own statistics."""
-        why = "inserted into a plain chain: passes its input through"
+        why = "inserted: passes its input through"
         layer = self.target.layers[name]
         for role, slot in layer.tensors.items():
             if layer.is_kernel:
                 step = Step("dirac") if slot.shape == layer.shape else Step("fill", {"value": 0.0})
             elif role in ("weight", "running_var"):
-                step = Step("fill", {"value": sqrt(1 + BATCH_NORM_EPS) if role == "weight" else 1.0})
+                undone = role == "weight" and layer.rules.has_statistics
+                step = Step("fill", {"value": sqrt(1 + BATCH_NORM_EPS) if undone else 1.0})
             elif role in ("bias", "running_mean"):
                 step = Step("fill", {"value": 0.0})
             else:

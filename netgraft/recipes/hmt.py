@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from netgraft import plugins
-from netgraft.architecture.graph import Layer, LayerGraph, Shape
+from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
 from netgraft.matchers.protocol import Ablation
 from netgraft.plan import Move, Pairing, Step, moves_to
+from netgraft.recipes._layout import lay
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import loose_moves, same_backbone
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
@@ -26,6 +27,7 @@ class Hmt(LayerOptions):
     - Norm layers that follow a transferred layer on the chain are carried along (``norms``); the paper is silent.
     - Pairs of unlike kind (a convolution and a linear layer) are skipped with a reason; the paper has none.
     - The classifier head moves only when its size is equal, or when asked for (``head``).
+    - Between lines, images and volumes a kernel is repeated along a new axis, over its length, or summed along one.
     - A linear layer that reads a flattened C x H x W map is stacked over C and interpolated over H x W.
     - Source and target with one and the same backbone (same wiring, equal shapes but for the head) are copied as a
       whole, as in ordinary fine-tuning: the paper's chain exists for backbones that differ.
@@ -82,10 +84,22 @@ class Hmt(LayerOptions):
             return f"{source_layer.name} in the source has no {role}"
         if target_layer.is_norm and self.norms == "affine" and slot.buffer:
             return "only the affine part of norms is carried along (norms=affine)"
-        steps = resize_steps(partner.shape, slot.shape, source_layer, target_layer)
+        steps = self._laid_out(partner, slot, source_layer, target_layer)
         return (
             f"{partner.key} of shape {list(partner.shape)} cannot become {list(slot.shape)}" if steps is None else steps
         )
+
+    def _laid_out(self, partner: Slot, slot: Slot, source_layer: Layer, target_layer: Layer) -> tuple[Step, ...] | None:
+        """As ``resize_steps``, after what the paper has no need of: kernel axes more or fewer, [in, out] for [out, in].
+
+        Groups are no axes: kernels in groups are stacked as they stand.
+        """
+        laid = lay(source_layer, target_layer, partner, slot)
+        turned = laid is not None and any(step.operator == "transpose" for step in laid.before)
+        if laid is None or not (turned or len(partner.shape) != len(slot.shape)):
+            return resize_steps(partner.shape, slot.shape, source_layer, target_layer)
+        steps = resize_steps(laid.partner.shape, laid.slot.shape, source_layer, target_layer)
+        return None if steps is None else (*laid.before, *steps, *laid.after)
 
 
 def resize_steps(source: Shape, target: Shape, source_layer: Layer, target_layer: Layer) -> tuple[Step, ...] | None:

@@ -208,12 +208,12 @@ def _how(move: Move) -> str:
     words, before = [], move.source_shape
     for step in move.steps:
         operator = _operator(step)
+        if isinstance(operator, InWords):
+            words.append(operator.in_words(before, move.shape))
+        elif not isinstance(operator, LaysOutAnew):
+            words.append(_in_words(step, before, move.shape))
         if isinstance(operator, LaysOutAnew):
             before = operator.laid_out(before)
-        elif isinstance(operator, InWords):
-            words.append(operator.in_words(before, move.shape))
-        else:
-            words.append(_in_words(step, before, move.shape))
     return ", ".join(words) or "copied"
 
 

@@ -119,7 +119,7 @@ def renamed(graph: LayerGraph, kind: str, name: str) -> LayerGraph:
 
 def test_a_new_row_is_all_that_a_kind_like_another_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = traced(lambda: Residual(8)), traced(lambda: Residual(12))
-    monkeypatch.setitem(KINDS, "shifted2d", replace(KINDS["conv2d"], name="shifted2d"))
+    monkeypatch.setitem(KINDS, "shifted2d", replace(KINDS["conv2d"], name="shifted2d", family=""))
     old = (source, target)
     new = tuple(renamed(graph, "conv2d", "shifted2d") for graph in old)
     for before, after in zip(old, new, strict=True):

@@ -1,11 +1,13 @@
 """Growth against the only truth there is: the grown network computes what the source computes."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.nets import Net
+from support.transformer_nets import Attention, Interleaved, Own, interleaved
 from torch import nn
 
 from netgraft.errors import CheckFailed, UsageError
@@ -396,3 +398,29 @@ def test_any_pair_is_planned_and_says_what_is_lossy(source, target, shrink):
     )
     result = graft(plan, theirs, ours)
     assert all(tensor.isfinite().all() for tensor in result.values())
+
+
+# ------------------------------------------------------------------------------------------------------- heads
+
+
+class BuiltIn(nn.MultiheadAttention):
+    def __init__(self, width, heads):
+        super().__init__(width, heads, batch_first=True)
+
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("attention", [Attention, BuiltIn])
+@pytest.mark.parametrize(("width", "heads"), [(64, 4), (48, 4), (96, 6)])
+def test_wider_heads_are_exact_whoever_writes_the_attention(attention, width, heads):
+    """8 channels a head become 16, 12 and 16; a stretched stream is exact but for eps (1e-5 over the variance)."""
+    target = partial(Own, attention, width=width, heads=heads)
+    plan, there, here = grown(partial(Own, attention), target, (3, 16, 16))
+    assert error(there, here, (3, 16, 16)) < (1e-5 if width == 48 else 1e-12)
+    assert all("eps" in note for note in plan.pairing.notes)
+
+
+def test_queries_that_alternate_with_keys_are_not_taken_for_rows_of_queries():
+    plan, *_ = grown(interleaved, partial(Own, Interleaved, width=64), (3, 16, 16))
+    assert any("takes a product over them" in note for note in plan.pairing.notes)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.channels import index_map
-from netgraft.channels.correspondence import Correspondence, Norms, axes_of
+from netgraft.channels.correspondence import Correspondence, Norms
 from netgraft.channels.groups.find import find_groups
+from netgraft.channels.layout import axes_of
 
 
 class OutputChannels:
