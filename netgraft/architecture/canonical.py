@@ -145,9 +145,9 @@ class _Builder:
             if own is None:
                 arriving[node.id] = {part: frozenset(labels) for part, labels in found.items()}
                 continue
-            for part, labels in found.items():
+            for part, carried in found.items():
                 for each in own:
-                    self.edges.setdefault((part, each), set()).update(labels)
+                    self.edges.setdefault((part, each), set()).update(carried)
             arriving[node.id] = dict.fromkeys(own, frozenset())
         edges = {edge: frozenset(labels) for edge, labels in self.edges.items()}
         whole = CanonicalGraph(tuple(self.parts), edges, self.scales)
