@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 
-from netgraft.architecture.canonical import BATCH_NORM, CanonicalGraph, Part
+from netgraft.architecture.canonical import BATCH_NORM, CanonicalGraph, Piece
 
 ROUNDS = 8
 """How far around a part is looked."""
@@ -63,7 +63,7 @@ class _Worth:
         return base * (1 + CONTEXT * near + named)
 
 
-def _alike(one: Part, other: Part) -> float:
+def _alike(one: Piece, other: Piece) -> float:
     """1 for layers of one kind and size, less for those that are nearly so."""
     if one.label == other.label:
         return 1.0
@@ -142,8 +142,8 @@ def _in_order(worth: _Worth) -> dict[int, int]:
 
 
 def _traced_back(
-    source: Sequence[Part],
-    target: Sequence[Part],
+    source: Sequence[Piece],
+    target: Sequence[Piece],
     opens: Sequence[float],
     match: Sequence[Sequence[float]],
     extra: Sequence[Sequence[float]],
@@ -172,14 +172,14 @@ def _traced_back(
     return found
 
 
-def _opening(parts: Sequence[Part], place: int) -> float:
+def _opening(parts: Sequence[Piece], place: int) -> float:
     """What it costs to leave out parts from ``place`` on."""
     if not 0 < place < len(parts):
         return AT_BORDER
     return AT_BORDER if parts[place].unit != parts[place - 1].unit else INSIDE
 
 
-def _family(part: Part) -> Hashable:
+def _family(part: Piece) -> Hashable:
     """Parts of different families are never the same."""
     if part.is_kernel:
         return "kernel"

@@ -39,7 +39,7 @@ MAXIMA = frozenset(name for name in POOLS if "max" in name) | {"amax"}
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """A layer, or those of its rows that go one way."""
 
     layer: str  # name in the graph; "" for the input and the output
@@ -60,7 +60,7 @@ class Part:
 class CanonicalGraph:
     """Parts in execution order, and what reaches each: (from, to) -> the labels on the way."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Piece, ...]
     edges: Mapping[tuple[int, int], frozenset[Label]] = field(default_factory=dict)
     scales: Mapping[int, int] = field(
         default_factory=dict
@@ -111,7 +111,7 @@ def canonical(graph: LayerGraph) -> CanonicalGraph:
 class _Builder:
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
-        self.parts: list[Part] = []
+        self.parts: list[Piece] = []
         self.of_layer: dict[str, range] = {}  # the parts of each layer
         self.reached: dict[tuple[str, int], set[int]] = {}  # (node, operand) -> the parts of a divided layer there
         self.edges: dict[tuple[int, int], set[Label]] = {}
@@ -173,7 +173,7 @@ class _Builder:
     def _part(self, node: Node) -> range | None:
         """The numbers of the parts that a node is: several where its layer is divided; None for an operation."""
         if node.op in ("input", "output"):
-            self.parts.append(Part("", (node.op, len(node.shape)), node.op))
+            self.parts.append(Piece("", (node.op, len(node.shape)), node.op))
             return range(len(self.parts) - 1, len(self.parts))
         layer = self.graph.layer_of(node)
         if layer is None:
@@ -184,7 +184,7 @@ class _Builder:
             self.of_layer[layer.name] = range(first, len(self.parts))
         return self.of_layer[layer.name]
 
-    def _divided(self, node: Node, layer: Layer) -> Iterator[Part]:
+    def _divided(self, node: Node, layer: Layer) -> Iterator[Piece]:
         """The layer as one part, or as several where disjoint rows go to different operations."""
         first = len(self.parts)
         unit = self.units.get(layer.name, 0)
@@ -203,7 +203,7 @@ class _Builder:
             size = canonical_shape(layer)
             own = lent.get(frozenset(range(layer.out_channels)), "")
             biased = biased or bool(own)
-            yield Part(
+            yield Piece(
                 layer.name, label_of(layer), kind_of(layer), size, layer.is_kernel, biased=biased, lent=own, unit=unit
             )
             return
@@ -214,7 +214,7 @@ class _Builder:
                     self.reached.setdefault((way.node, way.operand), set()).add(first + place)
             size = canonical_shape(layer, len(rows))
             label, own = label_of(layer, len(rows)), lent.get(bundle, "")
-            yield Part(layer.name, label, kind_of(layer), size, True, rows, lent=own, unit=unit)
+            yield Piece(layer.name, label, kind_of(layer), size, True, rows, lent=own, unit=unit)
 
     def _lent(self, node: Node, layer: Layer) -> dict[frozenset[int], str]:
         """Parameters that the model's own code puts together to the bias of a layer, by the rows that they serve."""
@@ -253,13 +253,13 @@ class _Builder:
         return (name, place) if node.op in ORDERED else None
 
 
-def _as_convolution(layer: Layer, cut: tuple[tuple[int, int], ...], unit: int) -> Part:
+def _as_convolution(layer: Layer, cut: tuple[tuple[int, int], ...], unit: int) -> Piece:
     """A linear layer that reads patches: the convolution whose stride is as large as its kernel."""
     sizes = dict(cut)
     kernel = sizes.get(1, 1), sizes.get(2, 1)
     size = layer.out_channels, sizes.get(0, 1), *kernel
     kind = "conv2d", _short(kernel), False, (1,)
-    return Part(layer.name, (kind, size), kind, size, True, biased="bias" in layer.tensors, unit=unit, cut=cut)
+    return Piece(layer.name, (kind, size), kind, size, True, biased="bias" in layer.tensors, unit=unit, cut=cut)
 
 
 def label_of(layer: Layer, rows: int | None = None) -> Hashable:

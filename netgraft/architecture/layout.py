@@ -2,7 +2,7 @@
 
 The same layer is written in several ways: a convolution over an image or a volume, dense or in groups, a linear layer
 [out, in] or [in, out], a linear layer or a convolution with a single tap. What differs between two of them is a
-``Layout``; sizes of channels and kernels are left to others. Nothing here imports torch.
+``Rewriting``; sizes of channels and kernels are left to others. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from netgraft.architecture.graph import Layer, Shape, Slot
 
 
 @dataclass(frozen=True)
-class Layout:
+class Rewriting:
     """What happens to the axes of a source tensor, in the order of the fields; ``groups`` last of all.
 
     ``groups`` comes after the channels have been resized: until then the kernel is dense, as the target's would be.
@@ -45,11 +45,11 @@ class Layout:
         return (after[0], after[1] * self.groups, *after[2:]) if self.groups > 1 else after
 
 
-PLAIN = Layout()
+PLAIN = Rewriting()
 """Nothing has to be laid out anew."""
 
 
-def layout_between(source: Layer, target: Layer, partner: Slot, slot: Slot) -> Layout | None:
+def layout_between(source: Layer, target: Layer, partner: Slot, slot: Slot) -> Rewriting | None:
     """What makes the axes of ``partner``, a tensor of ``source``, those of ``slot``; None where nothing does.
 
     Only the main weight of a kernel is ever laid out anew; other tensors must have as many axes.
@@ -60,19 +60,19 @@ def layout_between(source: Layer, target: Layer, partner: Slot, slot: Slot) -> L
     if _slides(source) and _slides(target) and source.rules.exchanges_as == target.rules.exchanges_as:
         more = len(target.shape) - len(source.shape)
         alike = not _other_groups(source, target)
-        return Layout(
+        return Rewriting(
             dense=1 if alike else source.groups,
             dropped=max(-more, 0),
             added=target.shape[2 : 2 + max(more, 0)],
             groups=1 if alike else target.groups,
         )
     if _is_matrix(source) and _is_matrix(target):
-        return Layout(transposed=source.transposed != target.transposed)
+        return Rewriting(transposed=source.transposed != target.transposed)
     if _is_matrix(source) and _sees_all(target, source.flattened):
         taps = target.shape[2:]
-        return Layout(transposed=source.transposed, split=(source_inputs(source) // prod(taps), *taps))
+        return Rewriting(transposed=source.transposed, split=(source_inputs(source) // prod(taps), *taps))
     if _sees_all(source, target.flattened) and _is_matrix(target):
-        return Layout(merged=len(source.shape) - 1, transposed=target.transposed)
+        return Rewriting(merged=len(source.shape) - 1, transposed=target.transposed)
     return PLAIN if source.kind == target.kind and len(source.shape) == len(target.shape) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from netgraft.architecture.graph import Layer, Slot
-from netgraft.architecture.layout import PLAIN, Layout, layout_between
+from netgraft.architecture.layout import PLAIN, Rewriting, layout_between
 from netgraft.channels.groups.axes import Axis, Fixed, Product, normal
 from netgraft.channels.groups.find import Groups
 
@@ -32,8 +32,8 @@ def paired_axes(
     return (before, after) if layout == PLAIN else (_laid(before, layout), _dense(after, layout.groups))
 
 
-def _laid(axes: Axes, layout: Layout) -> Axes:
-    """The axes when all but the groups is done, as ``Layout.shape`` has their sizes."""
+def _laid(axes: Axes, layout: Rewriting) -> Axes:
+    """The axes when all but the groups is done, as ``Rewriting.shape`` has their sizes."""
     rows, columns, *taps = _dense(axes, layout.dense)
     if layout.merged:
         columns, taps = normal(Product((columns, *taps))), []

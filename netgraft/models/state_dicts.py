@@ -27,7 +27,7 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """The tensors under one prefix, by the architecture's keys."""
 
     prefix: str
@@ -75,7 +75,9 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {}
 
 
-def find_part(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str) -> Part | None:
+def find_part(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str
+) -> FilePart | None:
     """The one part that has every tensor of the architecture, None if there is none.
 
     ``place`` is what stands before ``::`` when the user types a part. Raises WeightsMismatch (two parts fit, and their
@@ -85,7 +87,7 @@ def find_part(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
     gaps = _gaps(tensors, counts, expected)
     fitting = [prefix for prefix, gap in gaps.items() if not gap.missing and not gap.reshaped]
     whole = [
-        Part(prefix, part)
+        FilePart(prefix, part)
         for prefix in fitting
         if dispensable(gaps[prefix].unexpected, part := _part(tensors, prefix), expected, _inside(prefix, fitting))
     ]
@@ -96,7 +98,7 @@ def find_part(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
 
 def find_without_head(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str
-) -> Part | None:
+) -> FilePart | None:
     """The one part that has every tensor but the head's, None if there is none. Raises as ``find_part``."""
     gaps = _gaps(tensors, _prefixes(tensors, expected), expected)
     heads = {
@@ -107,11 +109,13 @@ def find_without_head(
         part = _part(tensors, prefix)
         left = [key for key in gaps[prefix].unexpected if not key.startswith(head)]  # a head of another kind
         if dispensable(left, part, expected, _inside(prefix, heads)):
-            found.append(Part(prefix, part, missing=gaps[prefix].missing))
+            found.append(FilePart(prefix, part, missing=gaps[prefix].missing))
     return _the_one(found, place=place, label=label)
 
 
-def find_inner(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str) -> Part | None:
+def find_inner(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, place: str, label: str
+) -> FilePart | None:
     """The one part that has a network which the architecture wraps: all of it, or all but its head.
 
     None if there is none. Raises as ``find_part``.
@@ -134,17 +138,17 @@ def find_inner(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *,
     return replace(part, tensors=named, missing=missing, inside=inside + part.inside)
 
 
-def nearest(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Part:
+def nearest(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> FilePart:
     """The part with the most keys of the architecture, for messages and conversions; the top if there is none."""
     counts = _prefixes(tensors, expected)
     best = max(counts, key=lambda prefix: counts[prefix], default="")
     if counts[best] * 2 < len(expected):
         best = _container(tensors)
-    return Part(best, _part(tensors, best))
+    return FilePart(best, _part(tensors, best))
 
 
 def remarks(
-    part: Part, tensors: Mapping[str, Tensor], expected: Iterable[str], *, place: str, origin: str
+    part: FilePart, tensors: Mapping[str, Tensor], expected: Iterable[str], *, place: str, origin: str
 ) -> list[str]:
     """What was taken and what was left, for the user. ``tensors`` are all of the file's."""
     said = []
@@ -212,7 +216,7 @@ def _in_two(
     gap: Differences,
     prefixes: Iterable[str],
     expected: Mapping[str, Tensor],
-) -> Part | None:
+) -> FilePart | None:
     """Most tensors under ``prefix``, all others under one other: OpenMMLab's backbone and head."""
     missing = gap.missing
     if not missing or len(missing) * 2 > len(expected) or gap.reshaped:
@@ -223,10 +227,10 @@ def _in_two(
         return None
     part |= {key: tensors[f"{rests[0]}{key}"] for key in missing}
     left = compare(part, expected)
-    return None if left.missing or left.reshaped else Part(prefix, part, rests[0])
+    return None if left.missing or left.reshaped else FilePart(prefix, part, rests[0])
 
 
-def _the_one(parts: list[Part], *, place: str, label: str) -> Part | None:
+def _the_one(parts: list[FilePart], *, place: str, label: str) -> FilePart | None:
     """The only part, or the plain one beside its averages, or the outer one, or the first of equal ones."""
     inner = {p.prefix for p in parts for outer in parts if p is not outer and p.prefix.startswith(outer.prefix)}
     averages = tuple(part.name for part in parts if part.averaged)

@@ -8,7 +8,7 @@ from math import prod
 from typing import NamedTuple
 
 from netgraft.architecture.graph import Layer, Slot
-from netgraft.architecture.layout import PLAIN, Layout, layout_between
+from netgraft.architecture.layout import PLAIN, Rewriting, layout_between
 from netgraft.plan import Step
 
 INFLATED = "kernels gain or lose an axis"
@@ -43,7 +43,7 @@ def lay(source: Layer, target: Layer, partner: Slot, slot: Slot) -> Laid | None:
     return Laid(tuple(_steps(layout)), after, *between, tuple(notes))
 
 
-def _steps(layout: Layout) -> Iterator[Step]:
+def _steps(layout: Rewriting) -> Iterator[Step]:
     if layout.dense > 1:
         yield Step("to-dense", {"groups": layout.dense})
     if layout.merged:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
-from netgraft.architecture.canonical import CanonicalGraph, Part
+from netgraft.architecture.canonical import CanonicalGraph, Piece
 from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
 from netgraft.channels.index_map import identity, runs
 from netgraft.plan import Move, Pair, Step, moves_to
@@ -21,8 +21,8 @@ EPS = 1e-5
 class Meeting:
     """A part of the target, and the part of the source that it is."""
 
-    source: Part
-    target: Part
+    source: Piece
+    target: Piece
 
 
 def meetings(source: CanonicalGraph, target: CanonicalGraph, same: Mapping[int, int]) -> dict[str, list[Meeting]]:
