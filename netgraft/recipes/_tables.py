@@ -43,7 +43,8 @@ def rows(
             )
         if before == after:
             return Resized((), (0,))
-        return f"which of its {after} tokens are which of the source's {before} is not known: say so with --vocab-map"
+        known = f"which of its {after} tokens are which of the source's {before} is not known"
+        return f"{known}: say so with --recipe grow --vocab-map"
     if after < before:
         note = f"{slot.key}: {after} rows cannot hold the source's {before}"
         return Resized((Step("gather", {"dim": 0, "index": [[0, after]]}),), (0,), (note,))

@@ -155,6 +155,10 @@ class _Planner:
             return f"{source_layer.name} in the source and it do not both read patches that do not overlap"
         if target_layer.is_norm and slot.buffer and self.options.scale == "own":
             return "statistics of inputs that have another scale now"
+        if target_layer.kind == "embedding":
+            rows_of = _tables.rows(self.target, target_layer, partner, slot, vocabulary=None)
+            if isinstance(rows_of, str):
+                return rows_of
         steps = self._steps(source_layer, target_layer, partner, slot)
         if steps is None:
             return f"no operator makes it of {partner.key} {list(partner.shape)}"

@@ -10,6 +10,7 @@ from support.nets import Net
 from netgraft.errors import CheckFailed, UsageError
 from netgraft.graft import graft
 from netgraft.plan import Plan
+from netgraft.recipes.graft import Graft
 from netgraft.recipes.grow import Grow
 from netgraft.recipes.run import run_recipe
 from netgraft.trace import trace
@@ -67,6 +68,8 @@ def test_a_longer_table_of_positions_keeps_what_it_had():
 def test_tokens_are_never_matched_by_number_in_silence():
     plan, *_ = grown(Bert, partial(Bert, vocabulary=60))
     (kept,) = plan.kept
+    grafted = run_recipe(Graft(), *(trace(Net(partial(Bert, vocabulary=n), (8,), example)) for n in (50, 60)))
+    assert {each.key: each.why for each in grafted.kept}["tokens.weight"] == kept.why
     assert kept.key == "tokens.weight"
     assert "--vocab-map" in kept.why
     assert any("--vocab-map" in note for note in plan.pairing.notes)
