@@ -71,13 +71,16 @@ def test_few_images_are_enough_to_know_the_same_features_again(count):
 
 
 def test_held_out_images_are_never_among_the_fitted():
-    """From more features than images anything can be learned by heart: fitted on all images, noise would carry 1."""
-    noise, other, fitted = numbers(80, 500), numbers(80, 500, seed=1), 60
-    wanted = leading(other, fitted)
-    assert float(prediction_errors(noise, wanted, fitted).sum()) > 0.9
+    """The held-out part has the opposite of the fit's law: each predicted number is wrong by twice its size."""
+    x, fitted = numbers(80, 4), 60
+    law = torch.where(torch.arange(80) < fitted, 1.0, -1.0)[:, None]
+    variance = float((x[fitted:] - x[fitted:].mean(0)).square().sum())
+    expected = 4 * float(x[fitted:].square().sum()) / variance
+    assert float(prediction_errors(x, (law * x).double(), fitted).sum()) == pytest.approx(expected, rel=0.01)
+    other = numbers(80, 500)
     changed = other.clone()
     changed[fitted:] = 100 * numbers(20, 500, seed=2)
-    assert torch.equal(leading(changed, fitted)[:fitted], wanted[:fitted])  # nor do they choose the directions
+    assert torch.equal(leading(changed, fitted)[:fitted], leading(other, fitted)[:fitted])  # nor choose directions
 
 
 def test_gain_and_noise_are_those_of_paired_images():
