@@ -20,7 +20,7 @@ from netgraft.plan import REFITTED, Pairing
 from netgraft.trace.replay import Replay, check_replay
 
 MOST_ASIDE = 64
-"""Images that nothing is fitted on: a quarter of them, and not more than so many."""
+"""Images on top that nothing is fitted on: a quarter as many as are fitted on, and not more than so many."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,16 @@ class Refit:
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Refit the stage's target; R^2 by layer, and why layers were left as they were.
 
-        ``images``: how many were shown; ``aside``: how many of them nothing was fitted on. ``layers`` got new weights;
+        ``images``: how many were fitted on; ``aside``: how many more nothing was fitted on. ``layers`` got new weights;
         ``kept`` have those they had, which explain as much; ``settled`` already gave what the source gives, or stand
         before one that does; ``left`` could not be fitted.
         """
-        count = refit_images(stage.source.graph, stage.target.graph, self.images)
+        wanted_aside = min(-(-self.images // 4), MOST_ASIDE)
+        count = refit_images(stage.source.graph, stage.target.graph, self.images + wanted_aside)
         drawn = stage.images(count, seed=0)
-        stage.progress(f"refitting {stage.target.model.name} on {count} images")
         generator = torch.Generator().manual_seed(stage.seed)
-        aside = torch.randperm(count, generator=generator)[: min(-(-count // 4), MOST_ASIDE)].sort().values
+        aside = torch.randperm(count, generator=generator)[: min(-(-count // 5), MOST_ASIDE)].sort().values
+        stage.progress(f"refitting {stage.target.model.name} on {count - len(aside)} images")
         shown = [stage.shown(drawn, network) for network in (stage.source, stage.target)]
         pairs = [
             (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
@@ -105,7 +106,7 @@ class Refit:
                 hint="Use --recipe graft or distil.",
             )
         return {
-            "images": count,
+            "images": count - len(aside),
             "aside": len(aside),
             "layers": [_facts(each) for each in outcome.done],
             "kept": [_facts(each) for each in outcome.kept],

@@ -54,7 +54,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FittedLayer:
     """What a layer could be made to be, and what it is, with the R^2 of either on the images kept aside."""
 
     after: float
@@ -75,7 +75,7 @@ def usable(value: Tensor, wanted: Wanted) -> bool:
     return all(bool(each.abs().max() < LARGEST) for each in (value, wanted.values) if each.numel())
 
 
-def fit_linear(job: Job, value: Tensor, wanted: Wanted, writer: Writer) -> Fitting:
+def fit_linear(job: Job, value: Tensor, wanted: Wanted, writer: Writer) -> FittedLayer:
     """Ridge regression about the layer's own weights, of a grouped layer group by group.
 
     Weights that are the target's own initialisation are no centre: there it is about zero.
@@ -110,10 +110,10 @@ def fit_linear(job: Job, value: Tensor, wanted: Wanted, writer: Writer) -> Fitti
             found[name].append((job.channels[inside], with_spread(each, x, y) if spread else each))
         whole += all_of_it
     how = "ridge regression" if job.layer.groups == 1 else "ridge regression, group by group"
-    return Fitting(share(left["new"], whole), share(left["own"], whole), found["new"], found["own"], how)
+    return FittedLayer(share(left["new"], whole), share(left["own"], whole), found["new"], found["own"], how)
 
 
-def fit_filters(job: Job, value: Tensor, wanted: Wanted, writer: Writer, *, following: bool) -> Fitting:
+def fit_filters(job: Job, value: Tensor, wanted: Wanted, writer: Writer, *, following: bool) -> FittedLayer:
     """The filters of a depthwise layer that serve what a dense kernel, or the pointwise layer next, is to give."""
     count = job.layer.shape[0]
     rows, y = wanted.to_fit
@@ -129,7 +129,7 @@ def fit_filters(job: Job, value: Tensor, wanted: Wanted, writer: Writer, *, foll
         given, given_aside = ((part.unflatten(1, (count, -1)) * each).sum(2) for part in (x, x_aside))
         worth.append(fit(given, y, intercept=True).r2(given_aside, y_aside))
     how = "filters for the next layer" if following else "filters of the dense solution"
-    return Fitting(worth[0], worth[1], [], [], how, filters)
+    return FittedLayer(worth[0], worth[1], [], [], how, filters)
 
 
 def has_constant(job: Job) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from netgraft.passes.refitting.channels import OutputChannels
-from netgraft.passes.refitting.fitting import Fitting, Wanted, fit_filters, fit_linear, usable
+from netgraft.passes.refitting.fitting import FittedLayer, Wanted, fit_filters, fit_linear, usable
 from netgraft.passes.refitting.jobs import Job, Jobs
 from netgraft.passes.refitting.layout import rows_of
 from netgraft.passes.refitting.trail import needed_for, own_rows
@@ -139,7 +139,7 @@ class _Refitting:
             end = self._when(job)
             self.target.again(self.target.starts[layer.name], self.target.nodes[self.target.place[end] - 1])
 
-    def _write(self, job: Job, found: Fitting, wanted: Tensor) -> None:
+    def _write(self, job: Job, found: FittedLayer, wanted: Tensor) -> None:
         """What was found, if it is better; else the weights stay."""
         name, partner, writer = job.layer.name, job.source.name, self.writer
         stays = name in writer.grafted and found.before > 0 and bool(found.own)
