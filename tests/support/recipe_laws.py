@@ -11,8 +11,9 @@ from netgraft.recipes.run import run_recipe
 
 def make_plan(recipe, source, target):
     if isinstance(recipe, Chooses):
-        _, recipe, why = recipe.choose(source, target, "cpu")
-        assert why
+        choice = recipe.choose(source, target, "cpu")
+        assert choice.why
+        recipe = choice.recipe
     pairing, moves, kept = run_recipe(recipe, source, target)
     return Plan("s", "t", source.fingerprint(), target.fingerprint(), "r", {}, pairing, tuple(moves), tuple(kept))
 
