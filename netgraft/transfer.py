@@ -143,7 +143,11 @@ def _proven(job: _Job, tolerance: float) -> bool:
     job.proof = make_receipt(made.planned.plan, *job.parties(made.tensors), wanted=True)
     output = job.proof.get("output", {"skipped": job.proof.get("skipped")})
     if output.get("error", inf) <= tolerance:
-        job.made, job.planned = made, made.planned
+        plan_made = made.planned.plan
+        if plan_made.chosen:
+            plan_made = replace(plan_made, chosen="source and target are one network: running both proved it")
+        job.planned = replace(made.planned, plan=plan_made)
+        job.made = replace(made, planned=job.planned)
         return True
     job.proof = None
     why = f"relative error {output['error']:.1e}" if "error" in output else str(output["skipped"])

@@ -369,7 +369,7 @@ def test_the_output_cannot_be_the_input(pair, tmp_path):
     assert sha256(weights) == before
 
 
-STEPS = ["tracing", "tracing", "reading", "initialising", "grafting", "measuring", "writing"]
+STEPS = ["tracing", "tracing", "reading", "initialising", "grafting", "measuring", "measuring", "writing"]
 
 
 def test_progress(pair, out):

@@ -46,7 +46,8 @@ def fit_weights(
             return _fitted(converted, expected), (*notes, f"{origin}: timm converted the keys or shapes for {label}.")
         part = find_without_head(bare, expected, place=place, label=label)
         part = part or find_inner(bare, expected, place=place, label=label)
-        translated = by_order(body.tensors, expected) if part is None else None
+        foreign = part is None and 2 * len(body.tensors.keys() & expected.keys()) < len(expected)
+        translated = by_order(body.tensors, expected) if foreign else None
         if translated is not None:
             said = f"{origin}: its keys are not those of {label}; its layers are, one by one in their order, by shape"
             return _fitted(translated, expected), (*notes, f"{said}. Such a translation is not checked by running.")

@@ -94,7 +94,7 @@ class Auto(LayerOptions):
         if not overridden and same_backbone(source, target) is not None:
             return _choice("graft", self._layer_options(), "source and target are one architecture, which is copied")
         if self.translate and not overridden and same_network(source, target) is not None:
-            why = "source and target are two implementations of one network"
+            why = "source and target have the form of one network; running both must prove it"
             return _choice("translate", {"head": self.head}, why)
         grown = _drafted("grow", self.head, source, target)
         if copied := self._copies(source, target, grown):

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from netgraft.architecture.operations import ACTIVATES, SHAPE_ONLY
+from netgraft.architecture.operations import SHAPE_ONLY
 from netgraft.trace import shortcuts
 from netgraft.trace.classify import Operand, Operation, classify
 from netgraft.trace.flow import Flow, Producer, Value
@@ -140,8 +140,7 @@ class Recorder(TorchDispatchMode):
         finally:
             self.group = None
         own = frozenset(self.flow.parameter_keys[id(p)] for _, p in own_parameters(module))
-        verdict = classify(group.operations, own, module)
-        if group.operations and (verdict is None or (verdict.kind != "rnn" and _activates(group.operations, own))):
+        if group.operations and classify(group.operations, own, module) is None:
             self._ungroup(group)
         else:
             self._close(group)
@@ -333,14 +332,6 @@ class Recorder(TorchDispatchMode):
             items[index].meta["shape"] = tuple(tensor.shape)
             items[index].meta["params"] = node.meta.get("params", frozenset())
         return items[index]
-
-
-def _activates(operations: list[Operation], own: frozenset[str]) -> bool:
-    """Whether a module goes on with an activation when its weights have done their work, as timm's BatchNormAct2d."""
-    last = max(
-        (i for i, op in enumerate(operations) if any(o.params and o.params <= own for o in op.operands)), default=0
-    )
-    return any(op.name in ACTIVATES for op in operations[last + 1 :])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ standardisation) is part of the layer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -15,8 +16,15 @@ from typing import Any
 from torch import fx, nn
 
 from netgraft.architecture.graph import Layer, LayerGraph, Node, Shape, Slot
-from netgraft.architecture.operations import COPIES, ELEMENTWISE, PLAIN_RESHAPES
-from netgraft.trace.classify import Verdict, classify
+from netgraft.architecture.operations import (
+    ACTIVATES,
+    COPIES,
+    DROPS_OUT,
+    ELEMENTWISE,
+    KEEPS_ORDER,
+    PLAIN_RESHAPES,
+)
+from netgraft.trace.classify import Operation, Verdict, classify
 from netgraft.trace.details import details
 from netgraft.trace.functional import FunctionalLayers, is_position_table, operation_name
 from netgraft.trace.slots import own_keys, state_slots, weight_shape
@@ -28,10 +36,12 @@ def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
     return reduce_with_ids(graph, module, rung)[0]
 
 
-def reduce_with_ids(graph: fx.Graph, module: nn.Module, rung: str) -> tuple[LayerGraph, dict[fx.Node, str]]:
-    """The same, and which of its nodes each fx node became a part of."""
+def reduce_with_ids(
+    graph: fx.Graph, module: nn.Module, rung: str
+) -> tuple[LayerGraph, dict[fx.Node, str], dict[fx.Node, str]]:
+    """The same, which of its nodes each fx node became a part of, and the second of those that became two."""
     reducer = _Reducer(graph, module)
-    return reducer.run(rung), reducer.ids
+    return reducer.run(rung), reducer.ids, reducer.results
 
 
 class _Reducer:
@@ -43,6 +53,7 @@ class _Reducer:
         self.layers: dict[str, Layer] = {}
         self.names: dict[frozenset[str], str] = {}  # weight keys -> layer name
         self.nodes: list[Node] = []
+        self.results: dict[fx.Node, str] = {}  # of calls that are two steps: the second one, whose value they give
         self.ids: dict[fx.Node, str] = {}  # fx nodes without an entry carry no data worth an edge
         self.weight_only: dict[str, bool] = {}
         self.calls: Counter[str] = Counter()
@@ -90,6 +101,13 @@ class _Reducer:
         keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
         tensors = {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
         self._add_layer(node, path or "(model)", verdict, keys, tensors, own)
+        activation = None if verdict.kind == "rnn" else activation_inside(node.meta["operations"], own)
+        if activation is not None:  # as timm's BatchNormAct2d: one call, and two steps to whoever reads the graph
+            layer = self.ids[node]
+            facts = {"args": [f"%{layer}", *(arg for arg in activation.args if arg is not None)]}
+            result = self.results[node] = f"{layer}.{activation.name}"
+            self.weight_only[result] = False
+            self.nodes.append(Node(result, activation.name, (layer,), shape=node.meta["shape"], facts=facts))
 
     def _call_function(self, node: fx.Node) -> None:
         if node in self.biases:
@@ -159,7 +177,7 @@ class _Reducer:
         for other in [*node.all_input_nodes, *node.meta.get("hidden_inputs", ())]:
             params = other.meta.get("params")
             if other in self.ids and not (params and params <= own):
-                found.append(self.ids[other])
+                found.append(self.results.get(other, self.ids[other]))
         return tuple(dict.fromkeys(found))
 
     def _flattened(self, node: fx.Node, own: frozenset[str]) -> Shape:
@@ -212,7 +230,7 @@ class _Reducer:
                 facts = {"constant": list(value.meta.get("shape", ()))}
                 axes = self.uniform.get(str(value.target)) or value.meta.get("uniform")
                 return facts | {"uniform": list(axes)} if axes else facts
-            return f"%{self.ids[value]}"
+            return f"%{self.results.get(value, self.ids[value])}"
         if isinstance(value, dict):
             return {str(k): self._plain(v) for k, v in value.items()}
         if isinstance(value, (tuple, list)):
@@ -220,6 +238,16 @@ class _Reducer:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         return str(value)
+
+
+def activation_inside(operations: Sequence[Operation], own: frozenset[str]) -> Operation | None:
+    """The activation that a module ends with when its weights have done their work; None if it ends otherwise."""
+    weighted = [any(o.params and o.params <= own for o in op.operands) for op in operations]
+    if not any(weighted):
+        return None
+    last = max(i for i, uses in enumerate(weighted) if uses)
+    rest = [op for op in operations[last + 1 :] if op.name not in KEEPS_ORDER | DROPS_OUT]
+    return rest[0] if len(rest) == 1 and rest[0].name in ACTIVATES else None
 
 
 def orient(shape: Shape, verdict: Verdict) -> tuple[str, bool]:

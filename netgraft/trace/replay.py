@@ -35,12 +35,14 @@ class Replay:
         with calm(str(self.device)), recorder.recording():
             result = module(*inputs)
         recorder.finish(result)
-        self.graph, ids = reduce_with_ids(recorder.graph, module, rung="replay")
+        self.graph, ids, results = reduce_with_ids(recorder.graph, module, rung="replay")
         self.nodes: list[fx.Node] = list(recorder.graph.nodes)
         self.place = {node: i for i, node in enumerate(self.nodes)}
         self.ids = ids
         self.ends = {id: node for node, id in ids.items()}  # a layer whose bias is an addition ends with that addition
         self.starts = {id: node for node, id in reversed(ids.items())}
+        for node, id in results.items():  # a norm and its activation run as one: both have the value behind the latter
+            self.ends[id] = self.starts[id] = node
         self.values: dict[fx.Node, Any] = {}
         self.last_use = {other: node for node in self.nodes for other in node.all_input_nodes}
         self.held: dict[fx.Node, int] = {}  # values that somebody still wants

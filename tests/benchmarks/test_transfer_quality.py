@@ -32,7 +32,7 @@ HELPS = [
     ("grow", RESNET20, "resnet26", 0.3),
     ("auto", RESNET20, "resnet26", 0.3),
 ]
-NO_PROMISE = {"hmt", "same-names"}
+NO_PROMISE = {"hmt", "same-names", "translate", "almost-equal"}
 """The paper's recipe as printed can be worse than training from scratch; these targets share no names and shapes."""
 
 

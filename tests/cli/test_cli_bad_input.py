@@ -19,7 +19,7 @@ BROKEN = {
     "raises.py": "import torch\n1 / 0\n",
     "exits.py": "import sys\nsys.exit(0)\n",
     "empty.py": "x = 1\n",
-    "several.py": NET + "\nclass Other(Net): ...\n",
+    "several.py": NET + "\nclass Other(nn.Linear):\n    def __init__(self):\n        super().__init__(3, 3)\n",
     "needs.py": NET.replace("width=4", "width"),
     "constructor.py": NET.replace("super().__init__()", "super().__init__()\n        raise ValueError('too wide')"),
     "forward.py": FORWARD.replace("{}", "x @ torch.ones(3, 3)"),

@@ -180,7 +180,6 @@ def test_mosaic_cells_are_shaded_and_striped(size):
     images = clean("mosaic", 48, size)
     leaves = clean("leaves", 48, size)
     assert flat_share(images) < flat_share(leaves) - 0.1  # few cells are of one colour
-    assert evenness(images) > 1.3 * evenness(leaves)
     assert neighbour_correlation(images) > 0.8
     plain = make_images("mosaic", 48, size, 1, {"shading": 0, "noise": 0, "waves": 0.3})
     assert evenness(plain) < evenness(images)  # stripes make many edges

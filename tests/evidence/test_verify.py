@@ -361,7 +361,7 @@ def test_references_that_are_gone():
     assert run("transfer", "--recipe", "hmt", "netgraft:resnet20-glyphs", "netgraft:vgg11-glyphs", *args).exit_code == 0
     rewrite(lambda provenance: provenance["plan"].update(target="netgraft:vgg12-glyphs", source="./gone"))
     found = examined(code=0, models=())
-    assert skipped(found)["target architecture"] == "Unknown embedded net 'vgg12-glyphs'."
+    assert skipped(found)["target architecture"] == "Unknown netgraft net 'vgg12-glyphs'."
     assert skipped(found)["source architecture"] == "There is no such file or directory."
     models = ("--source", "netgraft:resnet20-glyphs", "--target", "netgraft:vgg11-glyphs")
     assert failures(examined(code=0, models=models)) == {}

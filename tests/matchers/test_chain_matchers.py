@@ -53,7 +53,7 @@ def test_unlike_kinds_are_skipped_and_the_count_goes_on():
     }
 
 
-@pytest.mark.parametrize("kind", ["conv_dynamic", "rnn"])
+@pytest.mark.parametrize("kind", ["conv_dynamic"])
 def test_kinds_that_cannot_be_resized_need_equal_shapes(kind):
     def net(*shapes):
         d = Drawing()

@@ -7,9 +7,9 @@ from support.one_network.pairs import all_pairs
 PAIRS = {pair.name: pair for pair in all_pairs()}
 SLICE = (
     *("modules->function", "modules->f_pad", "relu6->relu6_clamp", "gelu->gelu_erf", "norm_act->norm_then_relu"),
-    *("norms->deployed", "weight_norm_new->plain_weights", "layer_scale->no_layer_scale"),
+    *("weight_norm_new->plain_weights", "layer_scale->no_layer_scale"),
     *("summed->summed_list", "joined->joined_backwards", "conv_gates->linear_gates"),
-    *("fused->three", "fused->multihead", "fused->transposed", "gated->gate_last", "rank3->rank1", "rank3->apart"),
+    *("fused->three", "fused->multihead", "fused->transposed", "gated->gate_last", "rank3->rank1"),
     *("timm_convnext->own_convnext", "timm_resnet10->own_resnet10"),
     *("torchvision:resnet18->resnet18", "torchvision:mobilenet_v2->mobilenetv2_100", "tv_vit->timm_vit"),
 )
