@@ -62,9 +62,7 @@ class CanonicalGraph:
 
     parts: tuple[Piece, ...]
     edges: Mapping[tuple[int, int], frozenset[Label]] = field(default_factory=dict)
-    scales: Mapping[int, int] = field(
-        default_factory=dict
-    )  # kernel -> the parameter that its output is multiplied with
+    scales: Mapping[int, int] = field(default_factory=dict)  # kernel -> the parameter that multiplies its output
 
     @cached_property
     def before(self) -> dict[int, list[int]]:
@@ -272,8 +270,7 @@ def kind_of(layer: Layer) -> Hashable:
     if _is_map(layer):
         return "map"
     if layer.is_conv:
-        square = layer.groups > 1
-        return layer.kind, _short(layer.stride), square, _short(layer.dilation)
+        return layer.kind, _short(layer.stride), layer.groups > 1, _short(layer.dilation)
     if layer.is_norm:
         return BATCH_NORM if layer.rules.has_statistics else "norm"
     return "table" if layer.kind in ("parameter", "embedding") else layer.kind

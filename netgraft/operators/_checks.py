@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,14 @@ def select(weight: Tensor, dim: int, read: list[int]) -> Tensor:
 def along(values: Tensor, dim: int, weight: Tensor) -> Tensor:
     """A vector laid along axis ``dim`` of ``weight``, in its dtype and on its device, ready to broadcast."""
     return values.to(weight).reshape(-1, *[1] * (weight.ndim - dim - 1))
+
+
+def per_row(operator: str, weight: Tensor, source: Mapping[str, Tensor], key: str, what: str) -> Tensor:
+    """The source's tensor with one number per row of ``weight``, as a vector. Raises PlanError without one."""
+    found, rows = source.get(key), weight.shape[0] if weight.ndim else 0
+    if found is None or found.numel() != rows or not rows:
+        raise PlanError(f"{operator}: the source has no {key} with {rows} {what}, one per row.")
+    return found.flatten()
 
 
 def add_up(weight: Tensor, dim: int) -> Tensor:

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from netgraft.architecture.graph import Shape
-from netgraft.errors import PlanError
-from netgraft.operators._checks import along, computable
+from netgraft.operators._checks import along, computable, per_row
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class ScaleRows:
         return "layer scale multiplied in"
 
     def __call__(self, weight: Tensor, source: Mapping[str, Tensor]) -> Tensor:
-        factors, rows = source.get(self.by), weight.shape[0] if weight.ndim else 0
-        if factors is None or factors.numel() != rows or not rows:
-            raise PlanError(f"scale-rows: the source has no {self.by} with {rows} numbers, one per row.")
+        factors = per_row("scale-rows", weight, source, self.by, "numbers")
         values = computable("scale-rows", weight)
-        return (values * along(factors.to(values).flatten(), 0, values)).to(weight.dtype)
+        return (values * along(factors, 0, values)).to(weight.dtype)

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from netgraft.architecture.graph import Shape
-from netgraft.errors import PlanError
-from netgraft.operators._checks import computable
+from netgraft.operators._checks import computable, per_row
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,9 @@ class WeightNorm:
         return "weight norm multiplied out"
 
     def __call__(self, weight: Tensor, source: Mapping[str, Tensor]) -> Tensor:
-        magnitude = source.get(self.magnitude)
-        rows = weight.shape[0] if weight.ndim else 0
-        if magnitude is None or magnitude.numel() != rows or not rows:
-            raise PlanError(f"weight-norm: the source has no {self.magnitude} with {rows} magnitudes, one per row.")
+        magnitude = per_row("weight-norm", weight, source, self.magnitude, "magnitudes")
         values = computable("weight-norm", weight)
         directions = values.flatten(1)
         lengths = directions.norm(dim=1)
-        scaled: Tensor = directions * (magnitude.to(values).flatten() / lengths)[:, None]
+        scaled: Tensor = directions * (magnitude.to(values) / lengths)[:, None]
         return scaled.reshape(weight.shape).to(weight.dtype)

@@ -79,7 +79,7 @@ class FunctionalLayers:
         if (
             owner
             and {key for _, key in roles} >= {kernel, *rest}
-            and len(kernels) == (0 if kind_named(verdict.kind).role is Role.NORM else 1)
+            and len(kernels) == (0 if is_norm else 1)
             and not has_parametrised_child(self.module, owner)
         ):
             return owner, {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
