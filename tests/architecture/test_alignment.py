@@ -120,3 +120,12 @@ def test_other_strides_and_dilations():
         )
 
     assert aligned(lambda: net(2, 1), lambda: net(1, 2)) == {name: name for name in ("0", "2", "3")}
+
+
+def test_what_is_left_out_is_one_block_and_not_halves_of_two():
+    """No name tells which of five equal blocks is the new one; its four layers belong together."""
+    found = aligned(Net, lambda: Net("pqrst"))
+    left = {f"{block}.{name}" for block in "pqrst" for name in ("conv1", "norm1", "conv2", "norm2")} - found.keys()
+    assert len(left) == 4
+    assert len({name[0] for name in left}) == 1
+    assert all(source[1:] == target[1:] for target, source in found.items() if "." in target)

@@ -160,3 +160,13 @@ def test_another_name_for_everything():
     assert not plan.kept
     before, after = outputs(Net, Renamed, state, result)
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("blocks", ["xabc", "abxc"])
+def test_a_new_block_has_the_weights_of_its_neighbour_but_for_its_end(blocks):
+    plan, state, result, _ = made(lambda: Net(blocks=blocks))
+    donor = "a" if blocks == "xabc" else "b"
+    for name in ("conv1.weight", "norm1.running_var", "conv2.weight"):
+        assert torch.equal(result[f"blocks.x.{name}"], state[f"blocks.{donor}.{name}"]), name
+    assert not result["blocks.x.norm2.weight"].any()
+    assert not plan.kept
