@@ -3,7 +3,7 @@
 A later one takes the place of an earlier one if it carries more of what the source sees, beyond noise (two standard
 errors over paired held-out images, see evidence/carried.py). Two need no such lead: the copy by name takes it with any
 rise, so that a transfer is never below ``load_state_dict(strict=False)``; and what the rule expects takes it without a
-fall. Once next to everything is carried, nothing dearer is tried.
+fall. Once next to everything is carried, nothing dearer is tried; and nothing is fitted to images once nearly all is.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from torch import Tensor
 
 from netgraft.errors import NonFiniteWeights
 from netgraft.evidence.carried import DIGITS, Carried, Measure
+from netgraft.plan import DISTILLED, REFITTED
 from netgraft.planning import Planned
 
 ENOUGH = 0.999
+NEARLY = 0.95
+"""From here on a fit is not worth its minutes: on images of its own kind it gains little, on others it may lose."""
 FLOOR = "same-names"
 
 
@@ -46,7 +49,10 @@ def hold(
     for candidate in candidates:
         row: dict[str, Any] = {"recipe": candidate.choice.name, "why": candidate.choice.why}
         rows.append(row | {"carried": None, "note": stop, "taken": False})
-        if stop:
+        if not stop and best is not None and best.carried is not None and _is_fitted(candidate):
+            share = best.carried.share
+            rows[-1]["note"] = f"not tried: {rows[held]['recipe']} carries {share:.2f}" if share >= NEARLY else ""
+        if rows[-1]["note"]:
             continue
         try:
             made = make(candidate)
@@ -69,6 +75,10 @@ def hold(
     if best is not None:
         rows[held]["taken"] = True
     return best, rows
+
+
+def _is_fitted(candidate: Planned) -> bool:
+    return any(each.fate in (REFITTED, DISTILLED) for each in candidate.plan.passes)
 
 
 def _takes_over(candidate: Planned, found: Carried, before: Carried) -> bool:

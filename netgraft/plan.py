@@ -168,6 +168,11 @@ class Plan:
                 found |= dict.fromkeys(each.keys, each.fate)
         return found
 
+    @cached_property
+    def copied(self) -> frozenset[str]:
+        """The keys of tensors that are the source's as they are."""
+        return frozenset(move.key for move in self.moves if move.source_key and not move.steps)
+
     @property
     def source_share(self) -> float:
         """Share of the target's elements that come from the source, 0 to 1."""

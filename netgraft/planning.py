@@ -194,10 +194,13 @@ def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Map
             warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     pairing, moves, kept = run_recipe(recipe, source, target, norms)
     check_operators(dict.fromkeys(step.operator for move in moves for step in move.steps))
-    copied = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
-    makes = recipe.passes(source, target) if isinstance(recipe, RunsPasses) and not copied else ()
-    own = plan_passes(makes, source, target, pairing)
-    passes = (*(each for each in own if each.keys), *plan_passes(request.passes, source, target, pairing))
+    copied = [move.key for move in moves if move.source_key and not move.steps]
+    whole = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
+    makes = recipe.passes(source, target) if isinstance(recipe, RunsPasses) else ()
+    own = plan_passes(makes, source, target, pairing, frozenset(copied))
+    own = [each for each in own if each.keys and (not whole or each.options.get("spare") == "copied")]
+    others = plan_passes(request.passes, source, target, pairing, frozenset(copied))
+    passes = (*own, *others)
     if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(

@@ -32,7 +32,10 @@ class Told:
 
 def held(*shares, expected="distil", fails=()):
     """The winner's name, and what the rows say; ``shares`` are pairs of a name and what it carries."""
-    candidates = [SimpleNamespace(choice=Choice(name, None, "", name == expected)) for name, _ in shares]
+    candidates = [
+        SimpleNamespace(choice=Choice(name, None, "", name == expected), plan=SimpleNamespace(passes=()))
+        for name, _ in shares
+    ]
 
     def make(candidate):
         if candidate.choice.name in fails:

@@ -13,7 +13,7 @@ from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import batch_norms, recalibrating
 from netgraft.models.fit import nonfinite
 from netgraft.models.model import Model
-from netgraft.models.running import find_submodule, forward, hearing_inputs
+from netgraft.models.running import find_submodule, forward, hearing_inputs, load_state
 from netgraft.trace.structure import tensors_in
 
 
@@ -50,7 +50,7 @@ class FrozenNetwork:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take these tensors, the whole state_dict."""
-        self.module.load_state_dict(dict(tensors), strict=False)  # what is no tensor is missing
+        load_state(self.module, tensors)
 
     def recalibrate(self, pixels: Images) -> int:
         """Set the running statistics of every BatchNorm to their mean over batches of these images; how many it has.

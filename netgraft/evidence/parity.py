@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from netgraft.architecture.graph import LayerGraph
 from netgraft.models.model import Model
-from netgraft.models.running import find_submodule, hearing_inputs, hearing_outputs, one_thread
+from netgraft.models.running import find_submodule, hearing_inputs, hearing_outputs, load_state, one_thread
 from netgraft.plan import Plan
 from netgraft.trace.forward import build_on, run
 from netgraft.trace.inputs import Example, fixed_chance, given_examples
@@ -196,7 +196,7 @@ def _run(party: Party, example: Example, precision: str, names: Iterable[str]) -
         with suppress(Exception, SystemExit):
             return _watch(party, module, example, precision, names)
     module = build_on(party.model.build, "cpu")
-    module.load_state_dict(dict(party.tensors), strict=False)
+    load_state(module, party.tensors)
     return _watch(party, module, example, precision, names)
 
 
@@ -208,7 +208,7 @@ def _laid_in(party: Party) -> nn.Module | None:
     try:
         with torch.device("meta"), fixed_chance():
             module = party.model.build()
-        module.load_state_dict({key: t.clone() for key, t in party.tensors.items()}, strict=False, assign=True)
+        load_state(module, {key: t.clone() for key, t in party.tensors.items()}, assign=True)
     except Exception:  # it shows again, and counts, when the model is built on the CPU
         return None
     left = (tensor for part in module.modules() for tensor in tensors_in(vars(part)))

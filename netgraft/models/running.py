@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,17 @@ def find_submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module if path == "(model)" else module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = False, assign: bool = False) -> None:
+    """The module with these tensors, which are those of its own version: nothing in them is to be converted.
+
+    A plain dict of tensors lacks the versions of a state_dict, and modules that have changed since their first version
+    take it for an old one, or refuse it. What is no tensor may be missing, unless ``strict``.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(state, strict=strict, assign=assign)
 
 
 @contextmanager

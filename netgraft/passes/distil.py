@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,17 +10,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.architecture.cost import distil_images
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.channels.index_map import NEW
 from netgraft.channels.layout import axes_of
 from netgraft.errors import NonFiniteWeights, UsageError
-from netgraft.models.batch_norm import recalibrating
+from netgraft.models.batch_norm import batch_norms, recalibrating
 from netgraft.models.running import find_submodule
 from netgraft.passes.protocol import Stage
-from netgraft.passes.recalibrate import loose_statistics
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.plan import DISTILLED, Pairing
 
@@ -47,6 +45,11 @@ class Distil:
         default="temporary", metadata={"help": "keep: the target's own head learns the source's classes and stays"}
     )
 
+    spare: Literal["nothing", "copied"] = field(
+        default="nothing", metadata={"help": "copied: what was copied as it is stays so, statistics included"}
+    )
+    also: tuple[str, ...] = field(default=(), metadata={"help": "layers that are trained even so"})
+
     fate = DISTILLED
 
     def __post_init__(self) -> None:
@@ -61,18 +64,23 @@ class Distil:
         keys: dict[str, None] = {}
         for layer in target.layers.values():
             for slot in layer.tensors.values():
-                trained = not (slot.buffer or layer.name in pairing.skipped) or (
-                    layer.kind == "batch_norm" and slot.buffer
-                )
+                counted = slot.buffer and "num_batches_tracked" in layer.tensors
+                trained = not (slot.buffer or layer.name in pairing.skipped) or counted
                 if trained and layer.name not in spared:
                     keys.update(dict.fromkeys(slot.keys))
-        keys.update(dict.fromkeys(loose_statistics(target)))
         for layer in target.heads():  # tied to something else, it changes with that
             for slot in layer.tensors.values():
                 if self.head != "keep":
                     for key in slot.keys:
                         keys.pop(key, None)
         return tuple(keys)
+
+    def spared(self, target: LayerGraph, copied: Collection[str]) -> frozenset[str]:
+        """What was copied, without the layers named by ``also``, if it is told so."""
+        if self.spare == "nothing":
+            return frozenset()
+        trained = {slot.key for name in self.also for slot in target.layers[name].tensors.values()}
+        return frozenset(copied) - trained
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Train the stage's target; steps, loss, and how often it agrees with the source on images it has not seen."""
@@ -86,7 +94,7 @@ class Distil:
         with learner.prepared() as net:
             before = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
             losses = self._train(stage, net, drawn[seen], answers[seen])
-            with recalibrating(net), torch.no_grad():
+            with recalibrating(net, self._copied_norms(stage)), torch.no_grad():
                 shown = drawn[seen][:512]
                 for part in shown.tensor_split(-(-len(shown) // self.batch)):  # of equal size: no batch of one image
                     net(stage.shown(part, stage.target))
@@ -113,14 +121,16 @@ class Distil:
         skipped = {
             slot.key for name in stage.plan.pairing.skipped for slot in stage.target.graph.layers[name].tensors.values()
         }
-        parameters = [p for key, p in net.named_parameters() if p.is_floating_point() and key not in skipped]
+        left = skipped | self.spared(stage.target.graph, stage.plan.copied)
+        parameters = [p for key, p in net.named_parameters() if p.is_floating_point() and key not in left]
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(parameters, lr=self.lr)
         warm = max(0.1, 2 / (self.steps + 1))  # at least one step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, self.steps + 1, pct_start=warm)
         generator = torch.Generator().manual_seed(stage.seed)
-        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        left_norms = self._copied_norms(stage)
+        norms = [m for name, m in batch_norms(net).items() if name not in left_norms]
         for norm in norms:
             norm.train()
         losses: list[float] = []
@@ -149,6 +159,11 @@ class Distil:
         for parameter in parameters:
             parameter.requires_grad_(False)
         return losses
+
+    def _copied_norms(self, stage: Stage) -> frozenset[str]:
+        """Batch norms whose statistics are the source's and stay so."""
+        end, spared = ".running_mean", self.spared(stage.target.graph, stage.plan.copied)
+        return frozenset(key.removesuffix(end) for key in spared if key.endswith(end))
 
     def _loss(self, given: Tensor, wanted: Tensor) -> Tensor:
         """T^2 KL(softmax(wanted / T) || softmax(given / T)), the mean over images: [batch, classes] each."""

@@ -15,7 +15,7 @@ The smallest one is ``examples/own_pass.py``. Passes are deterministic on a CPU:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,6 +91,14 @@ class Pass(Protocol):
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Change the target's weights; what there is to report."""
+
+
+@runtime_checkable
+class SparesCopies(Protocol):
+    """A pass that may leave alone what was copied from the source as it is."""
+
+    def spared(self, target: LayerGraph, copied: Collection[str]) -> frozenset[str]:
+        """The keys it leaves alone, of those that it would touch; ``copied`` are those of ``Plan.copied``."""
 
 
 Row = tuple[str, ...]

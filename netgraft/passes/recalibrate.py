@@ -36,7 +36,7 @@ class Recalibrate:
             raise ValueError("images and batch must be 2 or more: one image has no variance")
 
     def touches(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> tuple[str, ...]:  # noqa: ARG002
-        return (*statistics_keys(target), *loose_statistics(target))
+        return statistics_keys(target)
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """``norms``: how many; ``mean_change``, ``std_change``: see ``change``, on average over the norms.
@@ -62,21 +62,10 @@ class Recalibrate:
 
 
 def statistics_keys(graph: LayerGraph, roles: Sequence[str] = STATISTICS) -> tuple[str, ...]:
-    """The keys of these tensors of every BatchNorm layer, aliases included."""
-    norms = [layer for layer in graph.layers.values() if layer.kind == "batch_norm"]
+    """The keys of these tensors of every BatchNorm that training sets: it counts its batches. Aliases included."""
+    norms = [layer for layer in graph.layers.values() if "num_batches_tracked" in layer.tensors]
     slots = [layer.tensors[role] for layer in norms for role in roles if role in layer.tensors]
     return tuple(dict.fromkeys(key for slot in slots for key in slot.keys))
-
-
-def loose_statistics(graph: LayerGraph) -> tuple[str, ...]:
-    """The keys of statistics that belong to no layer: those of batch norms without affine parameters, if there are any.
-
-    The graph does not say whose they are, so those of a norm that is never called are among them then.
-    """
-    if not any(node.op == "batch_norm" and node.layer is None for node in graph.nodes):
-        return ()
-    found = [slot for slot in graph.loose.values() if slot.buffer and slot.key.rpartition(".")[2] in STATISTICS]
-    return tuple(dict.fromkeys(key for slot in found for key in slot.keys))
 
 
 def change(before: Statistics, after: Statistics) -> tuple[float, float]:

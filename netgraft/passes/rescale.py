@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Rescale:
         default=0.5, metadata={"help": "root mean square of gamma in a LayerNorm before linear layers; none: as is"}
     )
 
+    spare: Literal["nothing", "copied"] = field(
+        default="nothing", metadata={"help": "copied: layers that were copied as they are keep their scale"}
+    )
+
     fate: ClassVar[str] = ""  # where the numbers come from does not change
 
     def __post_init__(self) -> None:
@@ -63,10 +67,16 @@ class Rescale:
             slots += [*_weights(trade.norm), *(slot for layer in trade.readers for slot in _of(layer, "weight"))]
         return tuple(dict.fromkeys(key for slot in slots for key in slot.keys))
 
+    def spared(self, target: LayerGraph, copied: Collection[str]) -> frozenset[str]:  # noqa: ARG002
+        """What was copied, if it is told so."""
+        return frozenset(copied) if self.spare == "copied" else frozenset()
+
     @torch.no_grad()
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """``layers``: how many kernels were scaled; ``median``: by how much."""
         graph, fates, settled = stage.target.graph, stage.plan.fates, stage.settled
+        left = self.spared(graph, stage.plan.copied)
+        settled = settled | {layer.name for layer in graph.layers.values() if _holds(layer, left)}
         tensors = stage.target.module.state_dict()
         factors: dict[str, float] = {}
 
@@ -110,6 +120,10 @@ class Rescale:
     def _regions(self, graph: LayerGraph) -> list[Region]:
         """Those whose scale is to change."""
         return [each for each in find_regions(graph) if (self.stream if each.stream else self.gain) is not None]
+
+
+def _holds(layer: Layer, keys: Collection[str]) -> bool:
+    return any(slot.key in keys for slot in _of(layer, "weight", "value"))
 
 
 def _of(layer: Layer, *roles: str) -> list[Slot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +15,23 @@ from netgraft.errors import UsageError
 from netgraft.evidence.parity import Party
 from netgraft.models.importance import channel_norms
 from netgraft.models.normalisation import normalisation_for, normalisation_of
-from netgraft.models.running import find_device
-from netgraft.passes.protocol import LiveModel, Pass, Stage
+from netgraft.models.running import find_device, load_state
+from netgraft.passes.protocol import LiveModel, Pass, SparesCopies, Stage
 from netgraft.plan import OF_PASSES, Pairing, Plan, PlannedPass, WantedPass
 from netgraft.trace.forward import build_on
 
 
 def plan_passes(
-    wanted: Sequence[WantedPass], source: LayerGraph, target: LayerGraph, pairing: Pairing
+    wanted: Sequence[WantedPass],
+    source: LayerGraph,
+    target: LayerGraph,
+    pairing: Pairing,
+    copied: Collection[str] = (),
 ) -> tuple[PlannedPass, ...]:
-    """The passes as a plan records them, with all their options and the keys they may change."""
+    """The passes as a plan records them, with all their options and the keys they may change.
+
+    ``copied`` are the keys of what is copied as it is: some passes are told to leave that alone.
+    """
     found = []
     for name, options in wanted:
         each = plugins.create("passes", name, options)
@@ -32,7 +39,9 @@ def plan_passes(
             what = f"The pass {name} lacks touches(source, target, pairing), a call with a stage, or a fate."
             raise UsageError(what, hint="See netgraft.passes.protocol and examples/own_pass.py.")
         settings = {option.name: getattr(each, option.name) for option in plugins.options(type(each))}
-        found.append(PlannedPass(name, settings, each.fate, each.touches(source, target, pairing)))
+        spared = each.spared(target, copied) if isinstance(each, SparesCopies) else ()
+        keys = tuple(key for key in each.touches(source, target, pairing) if key not in spared)
+        found.append(PlannedPass(name, settings, each.fate, keys))
     return tuple(found)
 
 
@@ -74,7 +83,7 @@ def make_networks(source: Party, target: Party, device: torch.device) -> tuple[L
 
 def _module(party: Party, device: torch.device) -> nn.Module:
     module: nn.Module = build_on(party.model.build, "cpu")
-    module.load_state_dict(dict(party.tensors), strict=False)
+    load_state(module, party.tensors)
     return module.to(device).eval().requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
+from typing import Any
 
 from netgraft.architecture.canonical import CanonicalGraph, Piece
 from netgraft.architecture.graph import Layer, LayerGraph, Shape, Slot
@@ -91,6 +92,9 @@ def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator
     given, roles = roles_of(donor), roles_of(layer)
     if meeting.source.lent:
         given |= {"bias": roles_of(source.layers[meeting.source.lent])["value"]}
+    if donor.is_norm and donor.rules.has_statistics and not layer.rules.has_statistics:
+        yield from _regrouped(source, target, donor, layer)
+        return
     fold = source.layers[meeting.source.norm] if meeting.source.norm and not meeting.target.norm else None
     for role, slot in roles.items():
         partner = given.get(role)
@@ -205,8 +209,12 @@ def _lent(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator[
 
 def eps_of(graph: LayerGraph, name: str) -> float:
     """What a norm adds to the variance, as traced."""
-    facts = next((node.facts for node in graph.nodes if node.op == "layer" and node.layer == name), {})
-    return float(facts.get("eps", EPS))
+    return float(facts_of(graph, name).get("eps", EPS))
+
+
+def facts_of(graph: LayerGraph, name: str) -> Mapping[str, Any]:
+    """The facts of a layer's first call."""
+    return next((node.facts for node in graph.nodes if node.op == "layer" and node.layer == name), {})
 
 
 def _folded(
@@ -221,12 +229,34 @@ def _folded(
         before = given["weight"]
         steps = (Step("fold-norm", options), *laid_out(before.shape, slot.shape))
         yield from moves_to(slot, before.key, before.shape, steps, WHY)
-    elif role == "bias" and "bias" in roles:
-        options["mean"] = roles["running_mean"].key
+    elif role == "bias":
+        mean = roles["running_mean"]
+        options["mean"] = mean.key
         if "bias" in given:
             options["bias"] = given["bias"].key
-        before = roles["bias"]
-        yield from moves_to(slot, before.key, before.shape, (Step("fold-norm", options),), WHY)
+        steps = [Step("fold-norm", options)]
+        if "bias" not in roles:  # a norm without an affine part adds nothing of its own
+            steps.insert(0, Step("fill", {"value": 0.0}))
+        before = roles.get("bias", mean)
+        yield from moves_to(slot, before.key, before.shape, tuple(steps), WHY)
+
+
+def _regrouped(source: LayerGraph, target: LayerGraph, donor: Layer, layer: Layer) -> Iterator[Move]:
+    """A norm without statistics from a batch norm, by the means and variances of the channels that it puts together."""
+    given, found = roles_of(donor), facts_of(target, layer.name)
+    groups = layer.out_channels if layer.kind == "instance_norm" else int(found.get("groups", 1))
+    mean, variance = given.get("running_mean"), given.get("running_var")
+    for role, slot in roles_of(layer).items():
+        before = given.get(role, mean)
+        if role not in ("weight", "bias") or mean is None or variance is None or before is None:
+            continue
+        options: dict[str, object] = {"part": role, "groups": groups, "mean": mean.key, "variance": variance.key}
+        options["eps"] = eps_of(source, donor.name)
+        if role == "bias" and "weight" in given:
+            options["gamma"] = given["weight"].key
+        start = [] if role in given else [Step("fill", {"value": float(role == "weight")})]
+        if prod(before.shape) == prod(slot.shape):
+            yield from moves_to(slot, before.key, before.shape, (*start, Step("regroup-norm", options)), WHY)
 
 
 def _norm(source: LayerGraph, norm: Layer, meeting: Meeting, bias: Slot | None) -> Iterator[Move]:

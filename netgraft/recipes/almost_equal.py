@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from netgraft.architecture.alignment import align
-from netgraft.architecture.canonical import canonical
+from netgraft.architecture.canonical import BATCH_NORM, canonical
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.neutral import Neutral, neutral_ends
 from netgraft.architecture.spine import Unit, is_identity_when_dirac, signature, spine
@@ -76,6 +76,22 @@ def _aligned(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]]
     for part in other.parts:
         counts[part.layer] = counts.get(part.layer, 0) + 1
     return {name: parts for name, parts in found.items() if len(parts) == counts[name]}
+
+
+def seams(source: LayerGraph, target: LayerGraph) -> Iterator[str]:
+    """The kernels of the target right behind a place where steps of a plain chain were taken out, and their norms.
+
+    They read what others put out in the source. Where a shortcut leads around what is gone, there is no such place.
+    """
+    one, other = canonical(source).loosely(), canonical(target).loosely()
+    same = align(one, other)
+    for place, part in enumerate(other.parts):
+        before = other.before[place]
+        if place not in same or not part.is_kernel or len(before) != 1 or before[0] not in same:
+            continue
+        if one.before[same[place]] not in ([same[before[0]]], []) and len(one.before[same[place]]) == 1:
+            yield part.layer
+            yield from (other.parts[n].layer for n in other.after[place] if other.parts[n].kind == BATCH_NORM)
 
 
 def _neighbours(target: LayerGraph, pairs: list[Pair]) -> Iterator[Pair]:

@@ -31,6 +31,8 @@ GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 COPIED = 0.9
 """Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
+NEARLY = 0.5
+"""Where this share of the target's kernels can be copied as it is, only the others are fitted."""
 WEIGHTS = {
     "almost-equal": "what source and target have in common, bit for bit; what is new starts as nothing",
     "same-names": "tensors of equal name and shape, as load_state_dict(strict=False) takes them",
@@ -76,11 +78,17 @@ class Auto(LayerOptions):
         """What may carry most, the cheapest first. Over a copy nothing is fitted; the copy by name is always there."""
         weights = {name: self._of_weights(name) for name in WEIGHTS}
         settled = self._settled(source, target)
+        around = () if settled is not None and settled.name in ("graft", "translate") else self._around(source, target)
         if settled is not None and settled.name in ("graft", "translate"):
             return [settled._replace(expected=True), weights["same-names"]]
         if settled is not None:
             others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
-            return [settled._replace(expected=True), *others]
+            return [settled._replace(expected=True), *others, *self._seam(source, target, device, around)]
+        if len(around) >= NEARLY * len(_inner(target)):
+            fitted = self._seam(source, target, device, around)
+            last = fitted[0] if fitted else weights["almost-equal"]
+            others = [weights[name] for name in WEIGHTS if name != last.name]
+            return [*others, last._replace(expected=True)]
         *cheaper, expected = self._within_budget(source, target, device)
         chosen = [*cheaper, expected._replace(expected=True)]
         return [*(weights[name] for name in WEIGHTS if name not in [each.name for each in chosen]), *chosen]
@@ -105,6 +113,28 @@ class Auto(LayerOptions):
                 why = "the target is the source with axes more or fewer: growth keeps what still inputs give"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         return None
+
+    def _around(self, source: LayerGraph, target: LayerGraph) -> Sequence[str]:
+        """The target's kernels, heads apart, that ``almost-equal`` copies as they are."""
+        moves = _drafted("almost-equal", self.head, source, target).moves
+        plain = {move.key for move in moves if move.source_key and not move.steps}
+        return [layer.name for layer in _inner(target) if _keys([layer]) & plain]
+
+    def _seam(self, source: LayerGraph, target: LayerGraph, device: str, around: Sequence[str]) -> list[Choice]:
+        """``fit-seam`` on as many steps as the budget allows; nothing where there is no copy to fit anything around."""
+        shown = takes_image(source) and takes_image(target)
+        if not around or not shown or _unteachable(source, target):
+            return []
+        seconds = self._seconds(source, target, device)
+        for steps in [round(share * steps_for(target)) for share in SHARES]:
+            if (time := seconds["answer"] + steps * seconds["step"]) <= 60 * self.budget:
+                options = {"generator": self.generator, "steps": steps, "keep_head": self.keep_head}
+                why = (
+                    f"{len(around)} of {len(_inner(target))} kernels are copied; {steps} label-free steps for the rest"
+                )
+                why = f"{why} take about {_minutes(time)} ({device}, estimated)"
+                return [_choice("fit-seam", self._layer_options() | options, why)]
+        return []
 
     def _within_budget(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
         """The dearest of ``graft``, ``refit`` and ``distil`` that the budget allows, after a refit if both fit in."""
@@ -234,6 +264,11 @@ def _copied(source: LayerGraph, target: LayerGraph, moves: Iterable[Move]) -> st
     return f"{taken} of the {len(gives)} tensors that the source has for the target"
 
 
+def _inner(target: LayerGraph) -> list[Layer]:
+    """The target's kernels without its heads."""
+    return [layer for layer in target.kernels() if layer.name not in target.head_names]
+
+
 def _keys(layers: Iterable[Layer]) -> set[str]:
     return {slot.key for layer in layers for slot in layer.tensors.values()}
 
@@ -246,13 +281,19 @@ def _unteachable(source: LayerGraph, target: LayerGraph) -> str:
     """Why the target cannot be taught the source's answers; empty if it can."""
     if len(source.heads()) != 1:
         return f"the source has {len(source.heads())} heads"
-    output = next((node.shape for node in reversed(source.nodes) if node.op == "output"), ())
-    if output and len(output) != 2:
-        return "the source does not answer with a score per class"
+    for whose, graph in (("source", source), ("target", target)):
+        if len(_answer(graph)) != 2:
+            return f"the {whose} does not answer with a score per class"
     heads = target.heads()
     if len(heads) != 1 or heads[0].kind not in ("linear", "conv2d") or heads[0].transposed:
         return "the target has no single linear head"
     return ""
+
+
+def _answer(graph: LayerGraph) -> tuple[int, ...]:
+    """The shape of the first tensor that the network puts out."""
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return graph.by_id[output.inputs[0]].shape if output.inputs else ()
 
 
 def _minutes(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from netgraft.architecture.attention import is_transformer
 from netgraft.architecture.graph import LayerGraph
@@ -50,26 +50,49 @@ class RefitAndDistil(GraftAndRefit):
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
-        slow = is_transformer(target)
-        options = {
-            "steps": steps_for(target) if self.steps is None else self.steps,
-            "images": self.images,
-            "lr": (LR / 2 if slow else LR) if self.lr is None else self.lr,
-            "batch": self.batch,
-            "head": "keep" if self.keep_head else "temporary",
-        }
         refits = self.start == "refit" or (self.start == "auto" and worth_refitting(source, target))
         first: tuple[WantedPass, ...] = ()
         if refits:
             first = self.refitting(source, target)
         elif self.start != "scratch":
             first = (("repair", {}),) if self.repair else ()
-        return (*first, ("distil", options), scaled(self.gain))
+        return (*first, learning(target, self), scaled(self.gain))
 
     def plan(self, task: Task) -> Draft:
         """As ``graft``; nothing moves where the start is scratch."""
         draft = super().plan(task)
         return draft if self.start != "scratch" else Draft((), dict.fromkeys(task.target.layers, "start=scratch"))
+
+
+class _Steps(Protocol):
+    """Options of a recipe that distils."""
+
+    @property
+    def steps(self) -> int | None: ...
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def lr(self) -> float | None: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def keep_head(self) -> bool: ...
+
+
+def learning(target: LayerGraph, wanted: _Steps, **more: object) -> WantedPass:
+    """The pass ``distil`` with a recipe's options, and ``more`` of its own."""
+    options: dict[str, object] = {
+        "steps": steps_for(target) if wanted.steps is None else wanted.steps,
+        "images": wanted.images,
+        "lr": (LR / 2 if is_transformer(target) else LR) if wanted.lr is None else wanted.lr,
+        "batch": wanted.batch,
+        "head": "keep" if wanted.keep_head else "temporary",
+    }
+    return ("distil", options | more)
 
 
 def steps_for(target: LayerGraph) -> int:

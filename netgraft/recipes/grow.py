@@ -60,12 +60,12 @@ class Grow(LayerOptions):
     exact: bool = field(default=False, metadata={"help": "refuse instead of approximating"})
     gain: float | None = field(
         default=None,
-        metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale); none: as is"},
+        metadata={"help": "scale of grown kernels before a batch norm, as a multiple of He et al.'s; none: as is"},
     )
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:  # noqa: ARG002
         """What runs after the moves, by name and options; it changes no function."""
-        return (scaled(self.gain),) if self.gain else ()
+        return (scaled(self.gain, spare="copied"),) if self.gain else ()
 
     @property
     def reads_weights(self) -> bool:

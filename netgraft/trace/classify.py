@@ -11,6 +11,7 @@ from torch import nn
 from netgraft.architecture.kinds import making, normalising
 from netgraft.architecture.operations import REDUCES
 from netgraft.trace.slots import RECURRENT
+from netgraft.trace.written_norms import written_norm
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def classify(operations: Sequence[Operation], own: frozenset[str] | None, module
 
     if isinstance(module, RECURRENT):
         return Verdict("rnn")
+    if module is not None and written_norm(module) is not None:
+        return Verdict("batch_norm")
     convolutions, products, contractions = making("conv2d"), making("linear"), making("contraction")
     norms = normalising()
     dynamic = None

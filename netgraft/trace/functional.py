@@ -61,7 +61,21 @@ class FunctionalLayers:
             name, tensors = self._name_functional(keys, verdict)
             kept = frozenset(slot.key for slot in tensors.values())
             own = frozenset(key for key in own if self.canonical.get(key) in kept)
+            if kind_named(verdict.kind).has_statistics:
+                tensors |= self._statistics(node)
             found[node] = Functional(name, tensors, verdict, kept.intersection(keys), own)
+        return found
+
+    def _statistics(self, node: fx.Node) -> dict[str, Slot]:
+        """The buffers that a call of ``F.batch_norm(x, mean, variance, ...)`` is handed."""
+        found = {}
+        for role, place in (("running_mean", 1), ("running_var", 2)):
+            given = node.args[place] if len(node.args) > place else node.kwargs.get(role)
+            key = (
+                self.canonical.get(str(given.target)) if isinstance(given, fx.Node) and given.op == "get_attr" else None
+            )
+            if key is not None and self.slots[key].buffer:
+                found[role] = self.slots[key]
         return found
 
     def _name_functional(self, keys: Sequence[str], verdict: Verdict) -> tuple[str, dict[str, Slot]]:

@@ -25,10 +25,11 @@ from netgraft.architecture.operations import (
     PLAIN_RESHAPES,
 )
 from netgraft.trace.classify import Operation, Verdict, classify
-from netgraft.trace.details import details
+from netgraft.trace.details import EPS, details
 from netgraft.trace.functional import FunctionalLayers, is_position_table, operation_name
 from netgraft.trace.slots import own_keys, state_slots, weight_shape
 from netgraft.trace.uniform import uniform_buffers
+from netgraft.trace.written_norms import written_norm
 
 
 def reduce_graph(graph: fx.Graph, module: nn.Module, rung: str) -> LayerGraph:
@@ -99,8 +100,13 @@ class _Reducer:
         if verdict.kind == "linear" and not isinstance(module, nn.Linear) and is_position_table(node, self.readers):
             verdict = Verdict("other")
         keys = frozenset(self.canonical[key] for key in own if key in self.canonical)
+        norm = written_norm(module)
+        if norm is not None:
+            names = {name: role for role, name in norm.roles.items()}
+            roles = [(names.get(name, name), key) for name, key in roles]
         tensors = {role: self.slots[self.canonical[key]] for role, key in roles if key in self.canonical}
-        self._add_layer(node, path or "(model)", verdict, keys, tensors, own)
+        facts = details(node, verdict.kind, own) if norm is None else {"eps": norm.eps} if norm.eps != EPS else {}
+        self._add_layer(node, path or "(model)", verdict, keys, tensors, own, facts)
         activation = None if verdict.kind == "rnn" else activation_inside(node.meta["operations"], own)
         if activation is not None:  # as timm's BatchNormAct2d: one call, and two steps to whoever reads the graph
             layer = self.ids[node]
@@ -118,7 +124,8 @@ class _Reducer:
             self.ids[node] = self.ids[next(n for n in node.all_input_nodes if not n.meta.get("params"))]
         elif node in self.functional:
             found = self.functional[node]
-            self._add_layer(node, found.name, found.verdict, found.keys, found.tensors, found.own)
+            facts = details(node, found.verdict.kind, found.own)
+            self._add_layer(node, found.name, found.verdict, found.keys, found.tensors, found.own, facts)
         elif inputs := self._inputs(node, frozenset()):
             facts = {"args": self._plain(node.args), **self._plain(node.kwargs)}
             entry = Node(node.name, operation_name(node), inputs, shape=node.meta["shape"], facts=facts)
@@ -142,6 +149,7 @@ class _Reducer:
         keys: frozenset[str],
         tensors: dict[str, Slot],
         own: frozenset[str],
+        facts: dict[str, Any],
     ) -> None:
         name = self.names.setdefault(keys, name)
         if name not in self.layers:
@@ -164,7 +172,6 @@ class _Reducer:
         self.calls[name] += 1
         call = self.calls[name]
         id = name if call == 1 else f"{name}@{call}"
-        facts = details(node, verdict.kind, own)
         if call > 1 and (kind := orient(self.layers[name].shape, verdict)[0]) != self.layers[name].kind:
             facts["kind"] = kind
         if node.op == "call_function":

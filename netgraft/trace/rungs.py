@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import BuildError, ForwardError, NetgraftError, TraceError
 from netgraft.models.construct import brief, user_line
+from netgraft.trace.caches import forget
 from netgraft.trace.forward import build_on, record, run
 from netgraft.trace.inputs import Example, Traceable, examples_for, given_examples, needed_inputs
 from netgraft.trace.reduce import reduce_graph
@@ -82,6 +83,14 @@ def _climb(rung: Rung, model: Traceable, given: list[Example], seconds: float) -
         fresh: nn.Module = _build(rung, model)
     except (Exception, SystemExit) as error:
         raise _Failed(Failure(rung, error)) from error
+    try:
+        return _record(rung, model, given, seconds, fresh)
+    finally:
+        forget(fresh)
+
+
+def _record(rung: Rung, model: Traceable, given: list[Example], seconds: float, fresh: nn.Module) -> LayerGraph:
+    """The graph of a forward pass on the first input that works."""
     module: nn.Module | None = fresh
     deadline = time.monotonic() + seconds if rung is CPU else None
     failures: list[Failure] = []

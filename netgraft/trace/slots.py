@@ -9,6 +9,7 @@ from torch import nn
 
 from netgraft.architecture.graph import Shape, Slot
 from netgraft.architecture.kinds import Role, kind_named
+from netgraft.trace.written_norms import written_norm
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """Modules of which one call is one layer, though they own several kernels."""
@@ -76,11 +77,12 @@ def is_one_layer(module: nn.Module) -> bool:
     """Whether one call of ``module`` may be one layer: it owns parameters, at most one kernel, and no child owns any.
 
     Parametrizations (weight norm, spectral norm) are part of the layer. A module with several kernels of its own runs
-    several layers, unless it is recurrent: one call of an RNN is one layer.
+    several layers, unless it is recurrent: one call of an RNN is one layer. A norm that has statistics only is one too.
     """
     own = own_parameters(module)
     if not own:
-        return False
+        statistics = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+        return statistics or written_norm(module) is not None
     for name, child in module.named_children():
         if name != "parametrizations" and next(child.parameters(), None) is not None:
             return False

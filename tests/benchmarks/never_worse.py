@@ -12,7 +12,8 @@ Beside them stands what ``load_state_dict(strict=False)`` loads. Measured:
 - what each carries: the share of the source's last features that ridge regression predicts from the target's, on
   held-out real pictures (photographs, or letters of the fonts here) that no pass is shown; paired.
 - the layers that are bit-equal to the source's among those that are the same layer with the same shape; the mutation
-  knows which. ``num_batches_tracked`` does not count.
+  knows which. ``num_batches_tracked`` does not count. Which of several blocks of one build was taken out, or put in,
+  no architecture tells: a layer that is bit-equal to its sibling in the source counts as equal, and is named.
 - CPU seconds of the default beyond building and tracing both networks, on one thread.
 """
 
@@ -111,10 +112,18 @@ def source(base: str) -> tuple[str, list[str], nn.Module, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ measured
 
 
-def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> tuple[int, int, list[str]]:
-    """(bit-equal, all, which are not) of the target's layers that are a layer of the source with unchanged shapes."""
+def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> dict[str, Any]:
+    """Of the target's layers that are a layer of the source with unchanged shapes: how many are bit-equal, and which not.
+
+    ``siblings`` of the equal ones are equal to another layer of the source, of the same shapes.
+    """
     old = source(base)[2].state_dict()
-    equal, different = 0, []
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in old.items():
+        path, _, name = key.rpartition(".")
+        if name != "num_batches_tracked":
+            layers.setdefault(path, {})[name] = value
+    equal, siblings, different = 0, [], []
     for path, origin in origins(net):
         part = net.get_submodule(path)
         names = [
@@ -125,9 +134,16 @@ def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> tuple[i
             continue
         if all(torch.equal(a, b) for a, b in pairs):
             equal += 1
+        elif any(_equal(layer, {n: given.get(f"{path}.{n}") for n in layer}) for layer in layers.values()):
+            siblings.append(path)
         else:
             different.append(path)
-    return equal, equal + len(different), different
+    count = equal + len(siblings)
+    return {"equal": count, "of": count + len(different), "siblings": siblings, "different": different}
+
+
+def _equal(layer: dict[str, Tensor], found: dict[str, Tensor | None]) -> bool:
+    return all(t is not None and t.shape == layer[n].shape and torch.equal(t, layer[n]) for n, t in found.items())
 
 
 def transferred(
@@ -213,8 +229,7 @@ def measure(mutation: Mutation, instead: str | None) -> dict[str, Any]:
             net = mutated(mutation.base, mutation.changes, mutation.seed)
             net.load_state_dict(tensors)
             shares[recipe] = share(features(net, feature_reader(mutation.base, net), seen), wanted, FITTED)
-            equal, of, different = equal_layers(net, tensors, mutation.base)
-            found[recipe] = said | {"share": shares[recipe].value, "equal": equal, "of": of, "different": different}
+            found[recipe] = said | {"share": shares[recipe].value} | equal_layers(net, tensors, mutation.base)
         found["overhead"] = overhead(mutation, file)
     found["seconds"] = round(found["default"]["seconds"] - found["overhead"], 2)
     found["best"] = max(shares["by hand"].value, shares["names"].value)
@@ -228,7 +243,9 @@ def measure(mutation: Mutation, instead: str | None) -> dict[str, Any]:
 def line(found: dict[str, Any]) -> str:
     default, names = found["default"], found["names"]
     mark = "WORSE" if found["worse"] else "below" if default["share"] < found["best"] else ""
-    layers = f"{default['equal']}/{default['of']}"
+    layers = f"{default['equal']}/{default['of']}" + f" ({len(default['siblings'])} siblings)" * bool(
+        default["siblings"]
+    )
     same = f"{layers:>9} equal (names {names['equal']})"
     return (
         f"{default['share']:.3f} (names {names['share']:.3f}, by hand {found['by hand']['share']:.3f}) {same} "
@@ -238,12 +255,13 @@ def line(found: dict[str, Any]) -> str:
 
 def summary(results: list[dict[str, Any]]) -> str:
     equal, of = (sum(each["default"][key] for each in results) for key in ("equal", "of"))
+    siblings = sum(len(each["default"]["siblings"]) for each in results)
     moved = [each["seconds"] for each in results if not each["default"].get("passes")]
     below = [each for each in results if each["default"]["share"] < each["best"]]
     return (
         f"{len(results)} mutations: the default carries less on {len(below)}, beyond noise on "
         f"{sum(each['worse'] for each in results)}; "
-        f"{100 * equal / max(of, 1):.2f} % of {of} unchanged layers bit-equal; "
+        f"{100 * equal / max(of, 1):.2f} % of {of} unchanged layers bit-equal ({siblings} to a sibling); "
         f"median {statistics.median(moved) if moved else float('nan'):.2f} s CPU of {len(moved)} that run no pass, "
         f"{statistics.median(each['seconds'] for each in results):.2f} s of all"
     )

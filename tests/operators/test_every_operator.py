@@ -92,6 +92,13 @@ OPERATORS = {
             ({"size": [2, 2], "extra": 2}, (4, 6, 11, 3)),
         ],
     ),
+    "regroup-norm": (
+        {"part": "weight", "groups": 4, "mean": "mean", "variance": "var"},
+        [
+            ({"part": "weight", "groups": 2, "mean": "mean", "variance": "var"}, SHAPE),
+            ({"part": "bias", "groups": 1, "mean": "mean", "variance": "var", "gamma": "gamma"}, SHAPE),
+        ],
+    ),
     "row-norm": (None, [({}, (4, 1, 1, 1))]),
     "scale": ({"factor": 1.0}, [({"factor": 0.5}, SHAPE), ({"factor": -3}, SHAPE)]),
     "scale-part": (
@@ -133,7 +140,7 @@ OPERATORS = {
 }
 CHANGES = [(name, options, shape) for name, (_, cases) in OPERATORS.items() for options, shape in cases]
 IDENTITIES = {name: options for name, (options, _) in OPERATORS.items() if options is not None}
-REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "scale-rows", "weight-norm"}
+REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "regroup-norm", "scale-rows", "weight-norm"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL_TYPES = [*FLOATS, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64]
 

@@ -7,6 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from netgraft.errors import PlanError
 from netgraft.operators.concatenate import Concatenate
+from netgraft.operators.regroup_norm import RegroupNorm
 from netgraft.operators.row_norm import RowNorm
 from netgraft.operators.weight_norm import WeightNorm
 
@@ -43,3 +44,29 @@ def test_weight_norm_both_ways():
         | {"parametrizations.weight.original1": plain}
     )
     torch.testing.assert_close(again.weight.detach(), plain)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_a_batch_norm_as_one_over_groups(groups):
+    """On an image whose channels have just the mean and variance that the batch norm has kept, both are the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 40, 40, generator=generator, dtype=torch.float64)
+    x = (x - x.mean((2, 3), keepdim=True)) / x.var((2, 3), correction=0, keepdim=True).sqrt()
+    wide, centre = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.3 for _ in range(2))
+    x = x * wide.view(-1, 1, 1) + 4 * centre.view(-1, 1, 1)
+    before, after = nn.BatchNorm2d(6, eps=0.0).double().eval(), nn.GroupNorm(groups, 6, eps=0.0).double()
+    for tensor in before.parameters():
+        nn.init.uniform_(tensor, 0.5, 2.0, generator=generator)
+    before.running_mean.copy_(4 * centre), before.running_var.copy_(wide**2)
+    state = before.state_dict()
+    common = {"groups": groups, "mean": "running_mean", "variance": "running_var", "eps": 0.0}
+    weight = RegroupNorm("weight", **common)(state["weight"], state)
+    bias = RegroupNorm("bias", **common, gamma="weight")(state["bias"], state)
+    after.load_state_dict({"weight": weight, "bias": bias})
+    torch.testing.assert_close(after(x), before(x))
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    state = {"m": torch.zeros(6), "v": torch.ones(6)}
+    with pytest.raises(PlanError, match="cannot be cut into 4 groups"):
+        RegroupNorm("weight", 4, "m", "v")(torch.ones(6), state)

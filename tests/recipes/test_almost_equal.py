@@ -95,7 +95,12 @@ CHANGED = {  # change -> tensors that cannot be equal
     "another activation": ({"act": F.silu}, set()),
     "group norms": (
         {"norm": lambda width: nn.GroupNorm(2, width)},
-        {f"blocks.{b}.norm{i}.{s}" for b in "abc" for i in (1, 2) for s in ("running_mean", "running_var")},
+        {
+            f"blocks.{b}.norm{i}.{s}"
+            for b in "abc"
+            for i in (1, 2)
+            for s in ("weight", "bias", "running_mean", "running_var")
+        },
     ),
     "a block less": ({"blocks": "ac"}, {key for key in Net().state_dict() if ".b." in key}),
 }

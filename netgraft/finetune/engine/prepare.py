@@ -28,7 +28,7 @@ from netgraft.finetune.protocol import FeaturePair, Method, Need
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
 from netgraft.models.model import Model, load_model
-from netgraft.models.running import forward
+from netgraft.models.running import forward, load_state
 from netgraft.models.side import own_weights
 from netgraft.plan import KEPT, SET, Plan
 from netgraft.trace import trace
@@ -146,7 +146,7 @@ def _build(model: Model, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         module = model.build()
-    module.load_state_dict(tensors, strict=False)  # what is no tensor is missing
+    load_state(module, tensors)
     return module, origin
 
 

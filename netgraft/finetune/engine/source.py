@@ -45,7 +45,7 @@ def build_source(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         module = source.build()
-    module.load_state_dict(weights.tensors, strict=False)
+    load_state(module, weights.tensors)
     module.to(device).eval().requires_grad_(False)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
