@@ -198,9 +198,10 @@ def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Map
     whole = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
     makes = recipe.passes(source, target) if isinstance(recipe, RunsPasses) else ()
     own = plan_passes(makes, source, target, pairing, frozenset(copied))
-    own = [each for each in own if each.keys and (not whole or each.options.get("spare") == "copied")]
-    others = plan_passes(request.passes, source, target, pairing, frozenset(copied))
-    passes = (*own, *others)
+    passes = (
+        *(each for each in own if each.keys and (not whole or each.options.get("spare") == "copied")),
+        *plan_passes(request.passes, source, target, pairing, frozenset(copied)),
+    )
     if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}
         raise NothingToTransfer(

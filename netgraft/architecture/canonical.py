@@ -15,7 +15,7 @@ is found by running them. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -187,9 +187,7 @@ class _Builder:
         first = len(self.parts)
         unit = self.units.get(layer.name, 0)
         ways = readers(self.graph, node) if node.op == "layer" and layer.is_kernel and layer.calls == 1 else []
-        bundles: dict[frozenset[int], tuple[int, ...]] = {}
-        for way in ways:
-            bundles.setdefault(frozenset(way.rows), way.rows)
+        bundles = _bundles([way.rows for way in ways])
         lent = self._lent(node, layer)
         total = sum(map(len, bundles))
         if len(bundles) < 2 or total != layer.out_channels or len(frozenset().union(*bundles)) != total:
@@ -208,7 +206,7 @@ class _Builder:
         ordered = sorted(bundles.items(), key=lambda each: min(each[0]))
         for place, (bundle, rows) in enumerate(ordered):
             for way in ways:
-                if frozenset(way.rows) == bundle:
+                if bundle.issuperset(way.rows):
                     self.reached.setdefault((way.node, way.operand), set()).add(first + place)
             size = canonical_shape(layer, len(rows))
             label, own = label_of(layer, len(rows)), lent.get(bundle, "")
@@ -249,6 +247,19 @@ class _Builder:
             return node.op
         name = "cat" if node.op in CONCATENATES else node.op
         return (name, place) if node.op in ORDERED else None
+
+
+def _bundles(ways: Iterable[tuple[int, ...]]) -> dict[frozenset[int], tuple[int, ...]]:
+    """Rows that some operation reads together, and their order: a rotation reads queries whole, and halves of them."""
+    found: dict[frozenset[int], tuple[int, ...]] = {}
+    for rows in ways:
+        met = [bundle for bundle in found if not bundle.isdisjoint(rows)]
+        union = frozenset(rows).union(*met)
+        whole = [order for order in (*(found[bundle] for bundle in met), rows) if len(order) == len(union)]
+        for bundle in met:
+            del found[bundle]
+        found[union] = whole[0] if whole else tuple(sorted(union))
+    return found
 
 
 def _as_convolution(layer: Layer, cut: tuple[tuple[int, int], ...], unit: int) -> Piece:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any
@@ -82,6 +82,31 @@ def loose_moves(source: LayerGraph, target: LayerGraph) -> Iterator[Move]:
         if slot.key in partners:
             partner = partners[slot.key]
             yield from moves_to(slot, partner.key, partner.shape, (), "a number outside any layer, in the same place")
+
+
+def table_moves(source: LayerGraph, target: LayerGraph, found: Mapping[str, Sequence[Meeting]]) -> Iterator[Move]:
+    """Copies of tables that are a parameter in one network and a buffer in the other, where there is but one such size.
+
+    Others are computed by the target's constructor, as it makes them anyway.
+    """
+    learned = {slot.key for parts in found.values() for part in parts for slot in _of(source, part.source.layer)}
+    given, wanted = (_tables(source, learned), _tables(target, {s.key for name in found for s in _of(target, name)}))
+    for slot in wanted:
+        partners = [each for each in given if prod(each.shape) == prod(slot.shape) and each.buffer != slot.buffer]
+        if len(partners) == 1:
+            steps = tuple(laid_out(partners[0].shape, slot.shape))
+            yield from moves_to(slot, partners[0].key, partners[0].shape, steps, "the same table of one network")
+
+
+def _of(graph: LayerGraph, name: str) -> list[Slot]:
+    return list(graph.layers[name].tensors.values()) if name else []
+
+
+def _tables(graph: LayerGraph, known: Collection[str]) -> list[Slot]:
+    """Parameters that the model's own code uses, and buffers of more than one number, without those that are known."""
+    found = [slot for layer in graph.layers.values() if layer.kind == "parameter" for slot in layer.tensors.values()]
+    found += [slot for slot in graph.loose.values() if "float" in slot.dtype and prod(slot.shape) > 1]
+    return [slot for slot in found if slot.key not in known]
 
 
 # ---------------------------------------------------------------------------------------------------------- one to one
@@ -234,11 +259,10 @@ def _folded(
         options["mean"] = mean.key
         if "bias" in given:
             options["bias"] = given["bias"].key
-        steps = [Step("fold-norm", options)]
-        if "bias" not in roles:  # a norm without an affine part adds nothing of its own
-            steps.insert(0, Step("fill", {"value": 0.0}))
+        # A norm without an affine part adds nothing of its own.
+        start = () if "bias" in roles else (Step("fill", {"value": 0.0}),)
         before = roles.get("bias", mean)
-        yield from moves_to(slot, before.key, before.shape, tuple(steps), WHY)
+        yield from moves_to(slot, before.key, before.shape, (*start, Step("fold-norm", options)), WHY)
 
 
 def _regrouped(source: LayerGraph, target: LayerGraph, donor: Layer, layer: Layer) -> Iterator[Move]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from netgraft.architecture.canonical import canonical
-from netgraft.architecture.folding import folded
+from netgraft.architecture.folding import folded, without_lone_tables
 from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.isomorphism import isomorphism
 from netgraft.errors import CheckFailed
 from netgraft.plan import Move, Pairing
-from netgraft.recipes._translation import Meeting, loose_moves, meetings, moves_of, pairs_of
+from netgraft.recipes._translation import Meeting, loose_moves, meetings, moves_of, pairs_of, table_moves
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
 
@@ -44,20 +44,21 @@ class Translate(LayerOptions):
             if name not in task.stays:
                 moves += moves_of(task.source, task.target, parts)
         moves += loose_moves(task.source, task.target)
+        moves += table_moves(task.source, task.target, found)
         return Draft(moves, {}, "no tensor of the source says what it should be")
 
 
 def same_network(source: LayerGraph, target: LayerGraph) -> dict[str, list[Meeting]] | None:
     """The parts of each layer of the target with those of the source that they are; None if there is no such map.
 
-    Tried in turn are the two forms as they are, without what may be inside a module, without what edges carry, and with
-    batch norms folded into the layers before them.
+    Tried in turn are the two forms as they are, without what may be inside a module, without what edges carry, with
+    batch norms folded into the layers before them, and without tables that only one of the two learns.
     """
     forms = canonical(source), canonical(target)
     loose = forms[0].loosely(), forms[1].loosely()
     bare = forms[0].bare(), forms[1].bare()
     deployed = folded(loose[0]), folded(loose[1])
-    for one, other in (forms, loose, bare, deployed):
+    for one, other in (forms, loose, bare, deployed, without_lone_tables(*bare)):
         same = isomorphism(one, other)
         if same is not None:
             return meetings(one, other, same)

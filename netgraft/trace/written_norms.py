@@ -69,8 +69,10 @@ def _identified(module: nn.Module, vectors: Mapping[str, Tensor]) -> WrittenNorm
         for name, t in vectors.items()
     }
     for name, value in values.items():
-        owner = net._parameters if name in net._parameters else net._buffers
-        owner[name] = nn.Parameter(value) if name in net._parameters else value
+        if name in net._parameters:
+            net._parameters[name] = nn.Parameter(value)
+        else:
+            net._buffers[name] = value
     channels = next(iter(values.values())).numel()
     for extent in EXTENTS:
         line = _line(net, channels, extent, chance)

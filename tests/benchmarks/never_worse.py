@@ -113,7 +113,7 @@ def source(base: str) -> tuple[str, list[str], nn.Module, Tensor, Tensor]:
 
 
 def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> dict[str, Any]:
-    """Of the target's layers that are a layer of the source with unchanged shapes: how many are bit-equal, and which not.
+    """Of the target's layers that are a layer of the source with unchanged shapes: how many are bit-equal, which not.
 
     ``siblings`` of the equal ones are equal to another layer of the source, of the same shapes.
     """

@@ -18,6 +18,7 @@ from netgraft.finetune.protocol import FeaturePair
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.models.model import Model, load_model, read_weights
 from netgraft.models.normalisation import Normalisation, normalisation_of
+from netgraft.models.running import load_state
 
 
 def load_source(settings: TrainingSettings) -> Model | None:
