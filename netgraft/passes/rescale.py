@@ -94,7 +94,7 @@ class Rescale:
                 factors[layer.name] = factors.get(layer.name, 1.0) * factor
 
         for layer, norm in _normed(graph) if self.gain is not None else ():
-            if layer.name not in settled and held([layer]):
+            if settled.isdisjoint((layer.name, norm.name)) and held([layer]):
                 factor = (self.gain or 1.0) / _multiple(tensors[layer.tensors["weight"].key])
                 scale([*_weights(layer), *_of(norm, "running_mean")], factor)
                 scale(_of(norm, "running_var"), factor**2)

@@ -118,11 +118,7 @@ def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> dict[st
     ``siblings`` of the equal ones are equal to another layer of the source, of the same shapes.
     """
     old = source(base)[2].state_dict()
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in old.items():
-        path, _, name = key.rpartition(".")
-        if name != "num_batches_tracked":
-            layers.setdefault(path, {})[name] = value
+    before, after = _layers(old), _layers(given)
     equal, siblings, different = 0, [], []
     for path, origin in origins(net):
         part = net.get_submodule(path)
@@ -134,7 +130,9 @@ def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> dict[st
             continue
         if all(torch.equal(a, b) for a, b in pairs):
             equal += 1
-        elif any(_equal(layer, {n: given.get(f"{path}.{n}") for n in layer}) for layer in layers.values()):
+        elif any(_equal(layer, after[path]) for layer in before.values()) or any(
+            _equal(before[origin], layer) for layer in after.values()
+        ):
             siblings.append(path)
         else:
             different.append(path)
@@ -142,8 +140,17 @@ def equal_layers(net: nn.Module, given: dict[str, Tensor], base: str) -> dict[st
     return {"equal": count, "of": count + len(different), "siblings": siblings, "different": different}
 
 
-def _equal(layer: dict[str, Tensor], found: dict[str, Tensor | None]) -> bool:
-    return all(t is not None and t.shape == layer[n].shape and torch.equal(t, layer[n]) for n, t in found.items())
+def _layers(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        path, _, name = key.rpartition(".")
+        if name != "num_batches_tracked":
+            found.setdefault(path, {})[name] = value
+    return found
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
 
 
 def transferred(

@@ -178,3 +178,36 @@ def test_options():
     for bad in ({"steps": 0}, {"lr": 0}, {"batch": 1}, {"temperature": -1}, {"images": 0}):
         with pytest.raises(UsageError):
             plugins.create("passes", "distil", bad)
+
+
+class Follower(nn.Module):
+    """The source's convolutions, and behind them a new one with a norm."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.old = Straight(((8, 3), (12, 3)), 5)
+        self.new, self.norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 7)
+
+    def forward(self, x):
+        for conv, norm in zip(self.old.convs, self.old.norms, strict=True):
+            x = F.relu(norm(conv(x)))
+        return self.head(F.relu(self.norm(self.new(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("also", [(), ("old.convs.1",)])
+def test_what_was_copied_can_be_spared(also):
+    work = grafted(source(), Follower, recipe="almost-equal")
+    each = Distil(**FAST, spare="copied", also=also)
+    copied = work.plan.copied
+    assert {"old.convs.0.weight", "old.norms.1.running_mean"} <= copied
+    start = {key: tensor.clone() for key, tensor in work.target.module.state_dict().items()}
+    report = each(work)
+    changed = {key for key, tensor in work.target.module.state_dict().items() if not torch.equal(tensor, start[key])}
+    named = set(each.touches(work.source.graph, work.target.graph, work.plan.pairing))
+    left = each.spared(work.target.graph, copied)
+    assert changed == named - left
+    new = {f"new.{name}" for name in ("weight", "bias")}
+    new |= {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert changed == new | {f"{name}.{part}" for name in also for part in ("weight", "bias")}
+    assert report["loss"]["last"] < report["loss"]["first"]

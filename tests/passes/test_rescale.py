@@ -1,6 +1,7 @@
 """Kernels of another length, and the same function."""
 
 import copy
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.utils import parametrizations
 from netgraft import plugins
 from netgraft.errors import UsageError
 from netgraft.passes.rescale import Rescale
-from netgraft.plan import Kept, Move, Pairing, Plan
+from netgraft.plan import Kept, Move, Pairing, Plan, Step
 
 SIZE = (3, 16, 16)
 
@@ -215,3 +216,19 @@ def test_what_is_settled_keeps_its_scale():
     after = net.module.state_dict()
     changed = {key.partition(".")[0] for key in before if not torch.equal(after[key], before[key])}
     assert changed == {"late", "norm2", "deep", "norm4"}
+
+
+def test_what_was_copied_can_be_spared():
+    work = stage_of(Every)
+    grown = [move.key for move in work.plan.moves if move.key.startswith(("plain", "norm1"))]
+    steps = (Step("gather", {"dim": 0, "index": [[0, 8]]}),)
+    work.plan = replace(
+        work.plan, moves=tuple(replace(m, steps=steps) if m.key in grown else m for m in work.plan.moves)
+    )
+    each = Rescale(2.0, spare="copied")
+    start = copy.deepcopy(work.target.module.state_dict())
+    report = each(work)
+    changed = {key for key, tensor in work.target.module.state_dict().items() if not torch.equal(tensor, start[key])}
+    assert report["layers"] == 1
+    assert changed == {"plain.weight", "plain.bias", "norm1.running_mean", "norm1.running_var"}
+    assert changed.isdisjoint(each.spared(work.target.graph, work.plan.copied))
