@@ -51,6 +51,7 @@ class _Reducer:
         self.module = module
         self.slots, self.canonical = state_slots(module)
         self.uniform = uniform_buffers(module)
+        self.taken = {path for path, _ in module.named_modules()} | self.slots.keys()
         self.layers: dict[str, Layer] = {}
         self.names: dict[frozenset[str], str] = {}  # weight keys -> layer name
         self.nodes: list[Node] = []
@@ -78,7 +79,7 @@ class _Reducer:
 
     def _placeholder(self, node: fx.Node) -> None:
         before = sum(other.op == "input" for other in self.nodes)
-        id = f"input_{before}" if before else "input"
+        id = self._free(f"input_{before}" if before else "input")
         self._add(node, Node(id, "input", shape=node.meta["shape"]))
 
     def _get_attr(self, node: fx.Node) -> None:
@@ -128,13 +129,17 @@ class _Reducer:
             self._add_layer(node, found.name, found.verdict, found.keys, found.tensors, found.own, facts)
         elif inputs := self._inputs(node, frozenset()):
             facts = {"args": self._plain(node.args), **self._plain(node.kwargs)}
-            entry = Node(node.name, operation_name(node), inputs, shape=node.meta["shape"], facts=facts)
+            entry = Node(self._free(node.name), operation_name(node), inputs, shape=node.meta["shape"], facts=facts)
             self._add(node, entry, weight_only=bool(node.meta.get("params")))
 
     def _output(self, node: fx.Node) -> None:
-        self._add(node, Node("output", "output", self._inputs(node, frozenset())))
+        self._add(node, Node(self._free("output"), "output", self._inputs(node, frozenset())))
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _free(self, id: str) -> str:
+        """An id that no layer and no parameter has: people call these "input", "output" and "add", too."""
+        return f"{id}:" if id in self.taken else id
 
     def _add(self, node: fx.Node, entry: Node, *, weight_only: bool = False) -> None:
         self.ids[node] = entry.id
