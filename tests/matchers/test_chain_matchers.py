@@ -1,7 +1,9 @@
 """Longest, shuffled and interval chain: what is paired with what, and why not."""
 
 import pytest
+import timm
 from support.drawn import ZOO, Drawing, figure4, plain, shared
+from support.nets import traced
 
 from netgraft.architecture.chain import longest_chain
 from netgraft.errors import UsageError
@@ -103,13 +105,24 @@ def test_shuffled_with_chains_of_other_lengths(m, n):
     assert len(pairing.unpaired) == max(n - m, 0)
 
 
-def test_shuffled_skips_unlike_kinds():
+def test_shuffled_moves_the_layers_that_the_chain_moves():
     source, target = plain(CONV, CONV, CONV, FC, FC), plain(CONV, CONV, FC, FC)
     for seed in range(10):
-        pairing = ShuffledChain(seed)(source, target)
+        pairing, plain_pairing = ShuffledChain(seed)(source, target), LongestChain()(source, target)
         kinds = [(source.layers[s].kind, target.layers[t].kind) for s, t in pairs(pairing)]
         assert all(a == b for a, b in kinds)
-        assert len(pairing.pairs) + len(pairing.unpaired) == 4
+        assert [t for _, t in pairs(pairing)] == [t for _, t in pairs(plain_pairing)]
+        assert sorted(s for s, _ in pairs(pairing)) == sorted(s for s, _ in pairs(plain_pairing))
+        assert pairing.unpaired == plain_pairing.unpaired
+
+
+@pytest.mark.parametrize(("one", "other"), [("resnet18", "vgg11_bn"), ("vgg11_bn", "resnet18")])
+def test_shuffled_networks_move_as_many_layers(one, other):
+    graphs = [traced(lambda name=name: timm.create_model(name), (3, 32, 32)) for name in (one, other)]
+    plain_pairing, shuffled = LongestChain()(*graphs), ShuffledChain()(*graphs)
+    for side in (0, 1):
+        assert sorted(p[side] for p in pairs(plain_pairing)) == sorted(p[side] for p in pairs(shuffled))
+    assert pairs(plain_pairing) != pairs(shuffled)
 
 
 # -------------------------------------------------------------------------------------------------------- interval

@@ -477,3 +477,29 @@ def test_a_plan_for_other_models_is_refused():
     done = Transferred(NARROW, WIDE)
     with pytest.raises(PlanError, match="exactly one fate"):
         graft(done.plan, done.theirs, {**done.ours, "more": torch.ones(1)})
+
+
+class Joined(nn.Module):
+    """Dense blocks as densenet's: what a layer writes is joined to what there was, and a norm reads both."""
+
+    def __init__(self, growth=6):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, growth, 3, padding=1), nn.BatchNorm2d(8 + growth)
+        self.third, self.head = nn.Conv2d(8 + growth, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.first(x)))
+        x = torch.relu(self.norm2(torch.cat([x, self.second(x)], 1)))
+        return self.head(self.third(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("joined", ["source", "target"])
+def test_a_norm_goes_along_only_with_the_layer_whose_channels_it_has(joined):
+    sides = [Joined, lambda: Straight(((8, 3), (6, 3), (8, 3)))]
+    graphs = [traced(build, (3, 8, 8)) for build in (sides if joined == "source" else sides[::-1])]
+    pairing = Hmt().pair(*graphs)
+    norms = {pair.target for pair in pairing.pairs if graphs[1].layers[pair.target].is_norm}
+    assert norms == ({"norms.0"} if joined == "source" else {"norm1"})
+    left = pairing.unpaired["norms.1" if joined == "source" else "norm2"]
+    assert "norm2 normalises 14 channels, of which second wrote 6" in left
