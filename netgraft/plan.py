@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from math import prod
 from typing import Any
@@ -167,6 +167,11 @@ class Plan:
             if each.fate:
                 found |= dict.fromkeys(each.keys, each.fate)
         return found
+
+    def after_passes(self, changed: Collection[str]) -> Plan:
+        """The plan of what was done: of the keys that its passes may change, those that they have changed."""
+        passes = (replace(each, keys=tuple(key for key in each.keys if key in changed)) for each in self.passes)
+        return replace(self, passes=tuple(passes))
 
     @cached_property
     def copied(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from netgraft import __version__
@@ -194,7 +195,8 @@ def _run(job: _Job, planned: Planned) -> Made:
         device=job.request.device,
         progress=job.progress,
     )
-    return Made(planned, tensors, reports)
+    plan_made = planned.plan.after_passes({key for key, each in tensors.items() if not torch.equal(each, grafted[key])})
+    return Made(replace(planned, plan=plan_made), tensors, reports)
 
 
 def _pictures(request: TransferRequest, recipe: object) -> ImageSource:

@@ -144,7 +144,7 @@ def _whole(source: LayerGraph, target: LayerGraph, meeting: Meeting) -> Iterator
     if meeting.target.scale:
         yield from _scale(source, target.layers[meeting.target.scale], meeting.source.scale)
     if meeting.target.norm:
-        yield from _norm(source, target.layers[meeting.target.norm], meeting, given.get("bias"))
+        yield from _norm(source, target, meeting, given.get("bias"))
 
 
 def _copied(donor: Layer, layer: Layer, partner: Slot, slot: Slot, first: Sequence[Step] = ()) -> list[Move]:
@@ -283,8 +283,9 @@ def _regrouped(source: LayerGraph, target: LayerGraph, donor: Layer, layer: Laye
             yield from moves_to(slot, before.key, before.shape, (*start, Step("regroup-norm", options)), WHY)
 
 
-def _norm(source: LayerGraph, norm: Layer, meeting: Meeting, bias: Slot | None) -> Iterator[Move]:
+def _norm(source: LayerGraph, target: LayerGraph, meeting: Meeting, bias: Slot | None) -> Iterator[Move]:
     """The target's batch norm: the source's, or one that adds the source's bias and does nothing else."""
+    norm = target.layers[meeting.target.norm]
     roles = roles_of(norm)
     if meeting.source.norm:
         donor = source.layers[meeting.source.norm]
@@ -296,7 +297,8 @@ def _norm(source: LayerGraph, norm: Layer, meeting: Meeting, bias: Slot | None) 
                 yield from _filled(slot, value)
         return
     # The kernel before it takes the source's bias where it has one of its own; else the norm does.
-    values = {"weight": sqrt(1 + EPS), "running_var": 1.0, "running_mean": 0.0, "bias": 0.0}
+    spread = sqrt(1 + eps_of(target, norm.name))
+    values = {"weight": spread, "running_var": 1.0, "running_mean": 0.0, "bias": 0.0}
     for role, slot in roles.items():
         if role == "bias" and bias is not None and not meeting.target.biased:
             yield from moves_to(slot, bias.key, bias.shape, (), WHY)

@@ -39,7 +39,7 @@ class AlmostEqual(LayerOptions):
             pairs.append(Pair(parts[0].source.layer, name, WHY if whole else CHANGED))
         order = {name: place for place, name in enumerate(target.layers)}
         known = {pair.target for pair in pairs}
-        ends = {end.layer: end.why for end in neutral_ends(target, known)}
+        ends = {end.layer: end.why for end in neutral_ends(target, known) if _fits(target.layers[end.layer], end)}
         pairs += _neighbours(target, pairs)
         pairs.sort(key=lambda pair: order[pair.target])
         diracs = tuple(_passing(target, known))
@@ -131,13 +131,17 @@ def _passing(target: LayerGraph, known: set[str]) -> Iterator[str]:
             yield from unit.layers
 
 
+def _fits(layer: Layer, end: Neutral) -> bool:
+    """Whether the layer can be that end: a gate is opened by a bias."""
+    return "bias" in roles_of(layer) or end.bias == 0
+
+
 def _neutral(layer: Layer, end: Neutral) -> Iterator[Move]:
     roles = roles_of(layer)
     bias = roles.get("bias")
-    value = end.weight if bias is not None or end.bias == 0 else None
     for role in ("weight", "value", "magnitude"):
-        if role in roles and value is not None:
+        if role in roles:
             slot = roles[role]
-            yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": value}),), end.why)
+            yield from moves_to(slot, "", slot.shape, (Step("fill", {"value": end.weight}),), end.why)
     if bias is not None:
         yield from moves_to(bias, "", bias.shape, (Step("fill", {"value": end.bias}),), end.why)

@@ -15,6 +15,7 @@ from netgraft.architecture.resolution import takes_image
 from netgraft.plan import Move
 from netgraft.recipes._layout import INFLATED
 from netgraft.recipes._same import same_backbone
+from netgraft.recipes.almost_equal import seams
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
@@ -31,8 +32,8 @@ GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 COPIED = 0.9
 """Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
-NEARLY = 0.5
-"""Where this share of the target's kernels can be copied as it is, only the others are fitted."""
+NEARLY = {"source": 0.75, "target": 0.5}
+"""Where these shares of the kernels of both are copied as they are, only the others are fitted."""
 WEIGHTS = {
     "almost-equal": "what source and target have in common, bit for bit; what is new starts as nothing",
     "same-names": "tensors of equal name and shape, as load_state_dict(strict=False) takes them",
@@ -78,17 +79,15 @@ class Auto(LayerOptions):
         """What may carry most, the cheapest first. Over a copy nothing is fitted; the copy by name is always there."""
         weights = {name: self._of_weights(name) for name in WEIGHTS}
         settled = self._settled(source, target)
-        around = () if settled is not None and settled.name in ("graft", "translate") else self._around(source, target)
         if settled is not None and settled.name in ("graft", "translate"):
             return [settled._replace(expected=True), weights["same-names"]]
         if settled is not None:
             others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
-            return [settled._replace(expected=True), *others, *self._seam(source, target, device, around)]
-        if len(around) >= NEARLY * len(_inner(target)):
-            fitted = self._seam(source, target, device, around)
+            return [settled._replace(expected=True), *others, *self._seam(source, target, device)]
+        if self._is_nearly(source, target):
+            fitted = self._seam(source, target, device)
             last = fitted[0] if fitted else weights["almost-equal"]
-            others = [weights[name] for name in WEIGHTS if name != last.name]
-            return [*others, last._replace(expected=True)]
+            return [*(weights[name] for name in WEIGHTS if name != last.name), last._replace(expected=True)]
         *cheaper, expected = self._within_budget(source, target, device)
         chosen = [*cheaper, expected._replace(expected=True)]
         return [*(weights[name] for name in WEIGHTS if name not in [each.name for each in chosen]), *chosen]
@@ -114,16 +113,28 @@ class Auto(LayerOptions):
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         return None
 
-    def _around(self, source: LayerGraph, target: LayerGraph) -> Sequence[str]:
-        """The target's kernels, heads apart, that ``almost-equal`` copies as they are."""
+    def _plain(self, source: LayerGraph, target: LayerGraph) -> Mapping[str, str]:
+        """What ``almost-equal`` copies as it is: the source's key by the target's."""
         moves = _drafted("almost-equal", self.head, source, target).moves
-        plain = {move.key for move in moves if move.source_key and not move.steps}
-        return [layer.name for layer in _inner(target) if _keys([layer]) & plain]
+        return {move.key: move.source_key for move in moves if move.source_key and not move.steps}
 
-    def _seam(self, source: LayerGraph, target: LayerGraph, device: str, around: Sequence[str]) -> list[Choice]:
-        """``fit-seam`` on as many steps as the budget allows; nothing where there is no copy to fit anything around."""
+    def _is_nearly(self, source: LayerGraph, target: LayerGraph) -> bool:
+        """Whether most of both networks is one and the same, heads apart."""
+        plain = self._plain(source, target)
+        shares = {"source": (source, set(plain.values())), "target": (target, set(plain))}
+        return all(
+            len([layer for layer in _inner(graph) if _keys([layer]) & copied]) >= NEARLY[role] * len(_inner(graph)) > 0
+            for role, (graph, copied) in shares.items()
+        )
+
+    def _seam(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
+        """``fit-seam`` on as many steps as the budget allows; nothing where all is copied, or nothing is."""
+        plain = self._plain(source, target)
+        around = [layer for layer in _inner(target) if _keys([layer]) & plain.keys()]
+        body = [layer for layer in target.layers.values() if layer.name not in target.head_names]
+        new = any(not slot.buffer and slot.key not in plain for layer in body for slot in layer.tensors.values())
         shown = takes_image(source) and takes_image(target)
-        if not around or not shown or _unteachable(source, target):
+        if not around or not (new or any(seams(source, target))) or not shown or _unteachable(source, target):
             return []
         seconds = self._seconds(source, target, device)
         for steps in [round(share * steps_for(target)) for share in SHARES]:
