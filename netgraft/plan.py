@@ -90,6 +90,11 @@ class Move:
     why: str
 
     @property
+    def is_copy(self) -> bool:
+        """Whether it is the source's tensor as it is."""
+        return bool(self.source_key) and not self.steps
+
+    @property
     def fate(self) -> str:
         """The weightiest of what its operators say; "stacked" for one that says nothing or is not at hand."""
         fates = {written_fate(step.operator) for step in self.steps}
@@ -176,7 +181,7 @@ class Plan:
     @cached_property
     def copied(self) -> frozenset[str]:
         """The keys of tensors that are the source's as they are."""
-        return frozenset(move.key for move in self.moves if move.source_key and not move.steps)
+        return frozenset(move.key for move in self.moves if move.is_copy)
 
     @property
     def source_share(self) -> float:

@@ -194,13 +194,13 @@ def _plan(request: TransferRequest, choice: Choice, loaded: Loaded, weights: Map
             warnings.append("channels are chosen by their weights when these are read; this plan spreads them evenly")
     pairing, moves, kept = run_recipe(recipe, source, target, norms)
     check_operators(dict.fromkeys(step.operator for move in moves for step in move.steps))
-    copied = [move.key for move in moves if move.source_key and not move.steps]
+    copied = frozenset(move.key for move in moves if move.is_copy)
     whole = bool(moves) and not any(move.steps for move in moves)  # one architecture: nothing to improve on
     makes = recipe.passes(source, target) if isinstance(recipe, RunsPasses) else ()
-    own = plan_passes(makes, source, target, pairing, frozenset(copied))
+    own = plan_passes(makes, source, target, pairing, copied)
     passes = (
         *(each for each in own if each.keys and (not whole or each.options.get("spare") == "copied")),
-        *plan_passes(request.passes, source, target, pairing, frozenset(copied)),
+        *plan_passes(request.passes, source, target, pairing, copied),
     )
     if not moves and not any(each.keys and each.fate in (REFITTED, DISTILLED) for each in passes):
         reasons = dict.fromkeys(fate.why for fate in kept) or {"the target has no weights": None}

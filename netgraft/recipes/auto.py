@@ -5,35 +5,25 @@ The rule is what the benchmark says (tests/benchmarks/transfer_quality).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netgraft import plugins
-from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
-from netgraft.architecture.graph import Layer, LayerGraph
+from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.resolution import takes_image
-from netgraft.plan import Move
-from netgraft.recipes._layout import INFLATED
+from netgraft.recipes._costs import estimated_seconds, minutes, unteachable
 from netgraft.recipes._same import same_backbone
-from netgraft.recipes.almost_equal import seams
+from netgraft.recipes._shared import copied_in_words, copies, drafted, has_rest, inner, is_nearly, is_whole, keys_of
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
-from netgraft.recipes.run import Fates, run_recipe
+from netgraft.recipes.run import Fates
 from netgraft.recipes.translate import same_network
 
-SPEED = {"cpu": 1.5e10, "cuda": 5e12}
-"""Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
-OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
-"""Seconds that a layer takes in a forward pass, however small it is."""
 SHARES = (1, 1 / 2, 1 / 6)
 """Distillation takes as many of its usual steps as fit into the budget, of these."""
 GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
-COPIED = 0.9
-"""Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
-NEARLY = {"source": 0.75, "target": 0.5}
-"""Where these shares of the kernels of both are copied as they are, only the others are fitted."""
 WEIGHTS = {
     "almost-equal": "what source and target have in common, bit for bit; what is new starts as nothing",
     "same-names": "tensors of equal name and shape, as load_state_dict(strict=False) takes them",
@@ -53,9 +43,10 @@ class Auto(LayerOptions):
     In a tie, and where the networks cannot be run, a rule decides: a copy where there is one, else exact growth, else
     ``distil``, ``refit`` or ``graft``, as the budget allows. There is a copy where nine tenths of the tensors that the
     source has for the target, its head apart, can be taken as they are (by ``grow`` or ``same-names``); nothing is
-    fitted or rescaled over it. Growth applies where the target contains the source. A transformer is refitted if the
-    source is one too, or its attention can be made to read neighbours. What was taken, and why, stands in the ledger.
-    Costs are estimated from the two architectures before anything runs.
+    fitted or rescaled over it. Where most of both is one and the same, only the rest is fitted (``fit-seam``). Growth
+    applies where the target contains the source. A transformer is refitted if the source is one too, or its attention
+    can be made to read neighbours. What was taken, and why, stands in the ledger. Costs are estimated from the two
+    architectures before anything runs.
     """
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
@@ -84,7 +75,7 @@ class Auto(LayerOptions):
         if settled is not None:
             others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
             return [settled._replace(expected=True), *others, *self._seam(source, target, device)]
-        if self._is_nearly(source, target):
+        if is_nearly(copies(self.head, source, target), source, target):
             fitted = self._seam(source, target, device)
             last = fitted[0] if fitted else weights["almost-equal"]
             return [*(weights[name] for name in WEIGHTS if name != last.name), last._replace(expected=True)]
@@ -103,47 +94,29 @@ class Auto(LayerOptions):
         if self.translate and not overridden and same_network(source, target) is not None:
             why = "source and target have the form of one network; running both must prove it"
             return _choice("translate", {"head": self.head}, why)
-        grown = _drafted("grow", self.head, source, target)
+        grown = drafted("grow", self.head, source, target)
         if copied := self._copies(source, target, grown):
             return copied
-        if not overridden and grown.moves and _is_whole(grown, target):
+        if not overridden and grown.moves and is_whole(grown, target):
             why = "the target contains the source: exact growth keeps all it can do"
             if grown.pairing.notes:
                 why = "the target is the source with axes more or fewer: growth keeps what still inputs give"
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         return None
 
-    def _plain(self, source: LayerGraph, target: LayerGraph) -> Mapping[str, str]:
-        """What ``almost-equal`` copies as it is: the source's key by the target's."""
-        moves = _drafted("almost-equal", self.head, source, target).moves
-        return {move.key: move.source_key for move in moves if move.source_key and not move.steps}
-
-    def _is_nearly(self, source: LayerGraph, target: LayerGraph) -> bool:
-        """Whether most of both networks is one and the same, heads apart."""
-        plain = self._plain(source, target)
-        shares = {"source": (source, set(plain.values())), "target": (target, set(plain))}
-        return all(
-            len([layer for layer in _inner(graph) if _keys([layer]) & copied]) >= NEARLY[role] * len(_inner(graph)) > 0
-            for role, (graph, copied) in shares.items()
-        )
-
     def _seam(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
         """``fit-seam`` on as many steps as the budget allows; nothing where all is copied, or nothing is."""
-        plain = self._plain(source, target)
-        around = [layer for layer in _inner(target) if _keys([layer]) & plain.keys()]
-        body = [layer for layer in target.layers.values() if layer.name not in target.head_names]
-        new = any(not slot.buffer and slot.key not in plain for layer in body for slot in layer.tensors.values())
+        plain = copies(self.head, source, target)
+        around = [layer for layer in inner(target) if keys_of([layer]) & plain.keys()]
         shown = takes_image(source) and takes_image(target)
-        if not around or not (new or any(seams(source, target))) or not shown or _unteachable(source, target):
+        if not around or not has_rest(plain, source, target) or not shown or unteachable(source, target):
             return []
-        seconds = self._seconds(source, target, device)
+        seconds = estimated_seconds(source, target, device)
         for steps in [round(share * steps_for(target)) for share in SHARES]:
             if (time := seconds["answer"] + steps * seconds["step"]) <= 60 * self.budget:
                 options = {"generator": self.generator, "steps": steps, "keep_head": self.keep_head}
-                why = (
-                    f"{len(around)} of {len(_inner(target))} kernels are copied; {steps} label-free steps for the rest"
-                )
-                why = f"{why} take about {_minutes(time)} ({device}, estimated)"
+                why = f"{len(around)} of {len(inner(target))} kernels are copied; {steps} label-free steps for the rest"
+                why = f"{why} take about {minutes(time)} ({device}, estimated)"
                 return [_choice("fit-seam", self._layer_options() | options, why)]
         return []
 
@@ -154,37 +127,35 @@ class Auto(LayerOptions):
         if not (takes_image(source) and takes_image(target)):
             why = "only weights can be used: one of the networks does not take one image"
             return [_choice("graft", common, why)]
-        seconds = self._seconds(source, target, device)
+        seconds = estimated_seconds(source, target, device)
         refits = worth_refitting(source, target)
         if refits and seconds["first"] > 60 * self.budget:
-            needed = _minutes(seconds["first"])
+            needed = minutes(seconds["first"])
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
             return [_choice("graft", common, why)]
         fewer: dict[str, object] = {} if seconds["refit"] <= 60 * self.budget else {"refit_images": REFIT_IMAGES}
         second = ("refit", shown | fewer) if refits else ("graft", common)
-        if why := _unteachable(source, target):
+        if why := unteachable(source, target):
             return [_choice(*second, f"the target cannot be taught by distillation: {why}")]
         before = seconds["answer"] + (seconds["first"] if refits else 0)
         counts = [round(share * steps_for(target)) for share in SHARES]
         took = {steps: before + steps * seconds["step"] for steps in counts}
         for steps, time in took.items():
             if time <= 60 * self.budget:
-                why = f"{steps} label-free steps take about {_minutes(time)} ({device}, estimated)"
+                why = f"{steps} label-free steps take about {minutes(time)} ({device}, estimated)"
                 if steps < max(took):
                     why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
                 distil = _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
                 left = 60 * self.budget - time
                 return [*self._refit_before(seconds, left, shown), distil] if refits else [distil]
-        why = (
-            f"{steps} label-free steps would take about {_minutes(time)}, the budget is {self.budget:g} min (--budget)"
-        )
+        why = f"{steps} label-free steps would take about {minutes(time)}, the budget is {self.budget:g} min (--budget)"
         return [_choice(*second, why)]
 
     def _refit_before(self, seconds: Mapping[str, float], left: float, shown: Mapping[str, object]) -> Iterator[Choice]:
         """A refit beside a distillation, on as many images as the seconds that are left allow; or none."""
         for kind, options in (("refit", {}), ("first", {"refit_images": REFIT_IMAGES})):
             if seconds[kind] <= left:
-                yield _choice("refit", {**shown, **options}, f"a refit takes about {_minutes(seconds[kind])}")
+                yield _choice("refit", {**shown, **options}, f"a refit takes about {minutes(seconds[kind])}")
                 return
 
     def _of_weights(self, name: str) -> Choice:
@@ -201,7 +172,7 @@ class Auto(LayerOptions):
 
     def _copies(self, source: LayerGraph, target: LayerGraph, grown: Fates) -> Choice | None:
         """Growth or the copy by name, whichever fills more of the target; None where neither copies enough as it is."""
-        last = _keys(target.heads())
+        last = keys_of(target.heads())
         ways = [(name, str(self.head)) for name in ("grow", "almost-equal", "same-names")]
         if self.head == "same-size":
             ways.insert(1, ("grow", "always"))  # the target's last layer may be one of the source's inner ones
@@ -209,103 +180,18 @@ class Auto(LayerOptions):
         most = 0
         for name, head in ways:
             known = (name, head) == ("grow", self.head)
-            fates = grown if known else _drafted(name, head, source, target)
+            fates = grown if known else drafted(name, head, source, target)
             if head != self.head and any(move.steps for move in fates.moves if move.key in last):
                 continue  # it would make a classifier of other classes
             filled = sum(bool(move.source_key) for move in fates.moves)
-            if filled > most and (why := _copied(source, target, fates.moves)):
+            if filled > most and (why := copied_in_words(source, target, fates.moves)):
                 way = " by name and shape" if name == "same-names" else ""
                 why = f"{why} are copied as they are{way}: nothing is fitted over them"
                 best, most = _choice(name, self._layer_options() | {"head": head}, why), filled
-            if best is not None and _is_whole(fates, target):
+            if best is not None and is_whole(fates, target):
                 break
         return best
-
-    def _seconds(self, source: LayerGraph, target: LayerGraph, device: str) -> Mapping[str, float]:
-        """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
-        kind = "cuda" if device.startswith("cuda") else "cpu"
-        refit, distil = (plugins.create("recipes", name, {}) for name in ("refit", "distil"))
-        source_cost, target_cost = (multiply_adds(graph, 1) for graph in (source, target))
-        layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
-        size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
-        images, batch = distil_images(size[1:], distil.images), distil.batch
-        fitting = [
-            4 * refit_images(source, target, each.refit_images) * (source_cost + target_cost) / SPEED[kind]
-            + 0.1 * len(target.kernels())
-            for each in (refit, distil)
-        ]
-        return {
-            "refit": fitting[0],
-            "first": fitting[1],
-            "answer": images * source_cost / SPEED[kind] + images / batch * layers[0],
-            "step": 3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
-        }
-
-
-def _drafted(name: str, head: str, source: LayerGraph, target: LayerGraph) -> Fates:
-    """What a recipe would make of the two, without the user's word on single layers."""
-    return run_recipe(plugins.create("recipes", name, {"head": head}), source, target)
-
-
-def _is_whole(fates: Fates, target: LayerGraph) -> bool:
-    """Whether the recipe has a place for everything but the head, and nothing to note but that kernels gain an axis."""
-    last = _keys(target.heads())
-    return all(note.startswith(INFLATED) for note in fates.pairing.notes) and all(
-        fate.key in last for fate in fates.kept
-    )
-
-
-def _copied(source: LayerGraph, target: LayerGraph, moves: Iterable[Move]) -> str:
-    """Which part of the source is copied as it is, in words; empty where that is less than ``COPIED`` of it.
-
-    Counted are the tensors of the source's layers without its head. So a decoder, a second head or an inserted block of
-    the target takes nothing away, and a source layer without a place does. Those behind the last layer that is copied
-    do not, if next to nothing of the target is left over: it then ends where the source goes on.
-    """
-    plain = {move.source_key: move.key for move in moves if not move.steps}
-    layers = [layer for layer in source.layers.values() if layer not in source.heads()]
-    gives = _keys(layers)
-    wanted = _keys(target.layers.values()) - _keys(target.heads())
-    if len(wanted & set(plain.values())) >= COPIED * len(wanted):
-        ends = [place for place, layer in enumerate(layers) if _keys([layer]) & plain.keys()]
-        gives = _keys(layers[: max(ends, default=-1) + 1])
-    taken = len(gives & plain.keys())
-    if not taken or taken < COPIED * len(gives):
-        return ""
-    return f"{taken} of the {len(gives)} tensors that the source has for the target"
-
-
-def _inner(target: LayerGraph) -> list[Layer]:
-    """The target's kernels without its heads."""
-    return [layer for layer in target.kernels() if layer.name not in target.head_names]
-
-
-def _keys(layers: Iterable[Layer]) -> set[str]:
-    return {slot.key for layer in layers for slot in layer.tensors.values()}
 
 
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:
     return Choice(name, plugins.create("recipes", name, dict(options)), why)
-
-
-def _unteachable(source: LayerGraph, target: LayerGraph) -> str:
-    """Why the target cannot be taught the source's answers; empty if it can."""
-    if len(source.heads()) != 1:
-        return f"the source has {len(source.heads())} heads"
-    for whose, graph in (("source", source), ("target", target)):
-        if len(_answer(graph)) != 2:
-            return f"the {whose} does not answer with a score per class"
-    heads = target.heads()
-    if len(heads) != 1 or heads[0].kind not in ("linear", "conv2d") or heads[0].transposed:
-        return "the target has no single linear head"
-    return ""
-
-
-def _answer(graph: LayerGraph) -> tuple[int, ...]:
-    """The shape of the first tensor that the network puts out."""
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return graph.by_id[output.inputs[0]].shape if output.inputs else ()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
