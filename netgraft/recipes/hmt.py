@@ -1,4 +1,4 @@
-"""Heterogeneous model transfer, as the paper prints it (``hmt``, sections 2.2-2.3)."""
+"""Heterogeneous model transfer, after the paper (sections 2.2-2.3)."""
 
 from __future__ import annotations
 
