@@ -48,6 +48,24 @@ def held(*shares, expected="distil", fails=()):
     return winner and winner.planned.choice.name, [row["carried"] for row in rows]
 
 
+def test_nothing_is_fitted_where_nearly_all_is_carried():
+    made = []
+
+    def candidate(name, *fates):
+        passes = tuple(SimpleNamespace(fate=fate) for fate in fates)
+        return SimpleNamespace(choice=Choice(name, None, "", name == "distil"), plan=SimpleNamespace(passes=passes))
+
+    def make(each):
+        made.append(each.choice.name)
+        return Made(each, {"same-names": 0.95, "grow": 0.96, "distil": 0.99}[each.choice.name], [])
+
+    candidates = [candidate("same-names"), candidate("grow", ""), candidate("distil", "distilled")]
+    winner, rows = hold(candidates, make, Told())
+    assert made == ["same-names", "grow"]
+    assert winner.planned.choice.name == "grow"
+    assert rows[2]["note"] == "not tried: grow carries 0.96"
+
+
 @pytest.mark.parametrize(
     ("shares", "winner"),
     [

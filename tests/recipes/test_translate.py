@@ -82,11 +82,11 @@ def test_projections_of_attention(one, other):
 
 
 class Convolutional(nn.Module):
-    def __init__(self, norm=True, wrap=lambda layer: layer, eps=1e-5, act=F.relu):
+    def __init__(self, norm=True, wrap=lambda layer: layer, eps=1e-5, act=F.relu, affine=True):
         super().__init__()
         self.act = act
         self.conv = wrap(nn.Conv2d(3, 6, 3, bias=not norm))
-        self.norm = nn.BatchNorm2d(6, eps=eps) if norm else nn.Identity()
+        self.norm = nn.BatchNorm2d(6, eps=eps, affine=affine) if norm else nn.Identity()
         self.last = wrap(nn.Conv2d(6, 4, 1))
 
     def forward(self, x):
@@ -97,6 +97,8 @@ NETS = {
     "a norm folded away": (Convolutional, lambda: Convolutional(norm=False)),
     "with an eps of its own": (lambda: Convolutional(eps=1e-2), lambda: Convolutional(norm=False)),
     "a norm where there was none": (lambda: Convolutional(norm=False), Convolutional),
+    "a norm of another eps where there was none": (lambda: Convolutional(norm=False), lambda: Convolutional(eps=0.5)),
+    "a norm without an affine part": (lambda: Convolutional(affine=False), lambda: Convolutional(norm=False)),
     "weight norm multiplied out": (lambda: Convolutional(wrap=weight_norm), Convolutional),
     "weight norm taken on": (Convolutional, lambda: Convolutional(wrap=weight_norm)),
 }
@@ -185,3 +187,61 @@ def test_a_biased_layer_among_unbiased_ones():
         (before, after), plan = translated(one, other, (5, WIDTH))
         torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
         assert not plan.kept
+
+
+class Tabled(nn.Module):
+    """Positions that are learned, stored, or made anew each time."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        if way == "learned":
+            self.place = nn.Parameter(torch.randn(5, WIDTH))
+        elif way == "stored":
+            self.register_buffer("rows", torch.randn(1, 5, WIDTH))
+        else:
+            self.register_buffer("made", torch.arange(5.0)[:, None].expand(5, WIDTH).clone(), persistent=False)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x):
+        table = {"learned": "place", "stored": "rows", "made": "made"}[self.way]
+        return self.head(torch.tanh(x + getattr(self, table))).mean(1)
+
+
+@pytest.mark.parametrize(("one", "other"), [("learned", "stored"), ("stored", "learned")])
+def test_a_table_that_one_learns_and_the_other_stores(one, other):
+    (before, after), plan = translated(lambda: Tabled(one), lambda: Tabled(other), (5, WIDTH))
+    torch.testing.assert_close(before, after)
+    assert not plan.kept
+
+
+def test_a_table_that_nobody_has_stays_as_it_is_made():
+    _, plan = translated(lambda: Tabled("made"), lambda: Tabled("learned"), (5, WIDTH))
+    assert [kept.key for kept in plan.kept] == ["place"]
+
+
+class Turned(nn.Module):
+    """Queries and keys are rotated: they are read whole, and in halves."""
+
+    def __init__(self, fused):
+        super().__init__()
+        if fused:
+            self.all = nn.Linear(WIDTH, 3 * WIDTH)
+        else:
+            self.v, self.q, self.k = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.fused, self.out = fused, nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.all(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (q, k, v))
+        angle = torch.arange(x.shape[1])[:, None] / torch.tensor([1.0, 10.0])
+        cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
+        q, k = (part * cos + torch.cat([-part[..., 2:], part[..., :2]], -1) * sin for part in (q, k))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("one", "other"), [(True, False), (False, True)])
+def test_projections_that_are_read_whole_and_in_halves(one, other):
+    (before, after), plan = translated(lambda: Turned(one), lambda: Turned(other), (5, WIDTH))
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
+    assert not plan.kept
