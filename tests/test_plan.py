@@ -194,3 +194,16 @@ def test_a_plan_without_a_field_is_refused(name):
     del document[name]
     with pytest.raises(PlanError, match="not a netgraft plan"):
         Plan.from_json(document)
+
+
+def test_a_pass_changed_what_it_changed():
+    """A ledger of what was done names no tensor that a pass might have changed, and has not."""
+    before = plan(
+        [moved("conv.weight"), moved("conv.bias")],
+        [kept("fc.weight")],
+        passes=(PlannedPass("refit", {}, "refitted", ("conv.weight", "conv.bias", "fc.weight")),),
+    )
+    after = before.after_passes({"conv.bias", "fc.weight"})
+    assert after.fates == {"conv.weight": EXACT, "conv.bias": "refitted", "fc.weight": "refitted"}
+    assert after.copied == {"conv.weight", "conv.bias"}
+    assert before.fates["conv.weight"] == "refitted"

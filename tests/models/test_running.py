@@ -14,6 +14,7 @@ from netgraft.models.running import (
     forward,
     hearing_inputs,
     hearing_outputs,
+    load_state,
     one_thread,
 )
 
@@ -147,3 +148,29 @@ def test_values_that_are_not_finite_are_counted_in_every_type():
         "empty": torch.ones(0),
     }
     assert nonfinite(tensors) == {"half": 2, "eight": 2, "complex": 2}
+
+
+class Changed(nn.Module):
+    """A module of a second version, which converts or refuses what the first has left."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") != 2:
+            raise ValueError("an old file")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_tensors_of_a_module_s_own_version_are_not_converted():
+    module = nn.Sequential(Changed(), nn.BatchNorm1d(2))
+    tensors = {key: tensor + 1 for key, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match="an old file"):
+        module.load_state_dict(tensors)
+    load_state(module, tensors)
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in module.state_dict().items())
+    load_state(module, {"0.weight": torch.full((2,), 5.0)})  # what is no tensor may be missing
+    assert module[0].weight.tolist() == [5.0, 5.0]
