@@ -20,7 +20,7 @@ from netgraft.plan import DISTILLED, REFITTED
 from netgraft.planning import Planned
 
 ENOUGH = 0.999
-NEARLY = 0.95
+NEARLY = 0.9
 """From here on a fit is not worth its minutes: on images of its own kind it gains little, on others it may lose."""
 FLOOR = "same-names"
 
