@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph
@@ -11,6 +11,8 @@ from netgraft.recipes._layout import INFLATED
 from netgraft.recipes.almost_equal import seams
 from netgraft.recipes.run import Fates, run_recipe
 
+CLOSED = frozenset({"fill", "in-chans", "regroup-norm", "transpose", "flatten", "unflatten"})
+"""Operators that leave nothing to fit: what they make does what it can do."""
 COPIED = 0.9
 """Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
 NEARLY = {"source": 0.75, "target": 0.5}
@@ -59,23 +61,22 @@ def keys_of(layers: Iterable[Layer]) -> set[str]:
     return {slot.key for layer in layers for slot in layer.tensors.values()}
 
 
-def copies(head: str, source: LayerGraph, target: LayerGraph) -> dict[str, str]:
-    """What ``almost-equal`` copies as it is: the source's key by the target's."""
-    moves = drafted("almost-equal", head, source, target).moves
-    return {move.key: move.source_key for move in moves if move.is_copy}
-
-
-def is_nearly(plain: Mapping[str, str], source: LayerGraph, target: LayerGraph) -> bool:
-    """Whether most of both networks is one and the same, heads apart."""
-    shares = {"source": (source, set(plain.values())), "target": (target, set(plain))}
+def is_nearly(fates: Fates, source: LayerGraph, target: LayerGraph) -> bool:
+    """Whether most of both networks is one and the same, heads apart, as ``almost-equal`` finds it."""
+    plain = [move for move in fates.moves if move.is_copy]
+    shares = {
+        "source": (source, {move.source_key for move in plain}),
+        "target": (target, {move.key for move in plain}),
+    }
     return all(
         len([layer for layer in inner(graph) if keys_of([layer]) & copied]) >= NEARLY[role] * len(inner(graph)) > 0
         for role, (graph, copied) in shares.items()
     )
 
 
-def has_rest(plain: Mapping[str, str], source: LayerGraph, target: LayerGraph) -> bool:
-    """Whether anything but the head is new in the target, or stands behind something that was taken out."""
+def has_rest(fates: Fates, source: LayerGraph, target: LayerGraph) -> bool:
+    """Whether anything but the head has no numbers of the source's, lost some, or stands behind a gap."""
+    made = {move.key for move in fates.moves if CLOSED.issuperset(step.operator for step in move.steps)}
     body = [layer for layer in target.layers.values() if layer.name not in target.head_names]
-    new = any(not slot.buffer and slot.key not in plain for layer in body for slot in layer.tensors.values())
+    new = any(not slot.buffer and slot.key not in made for layer in body for slot in layer.tensors.values())
     return new or any(seams(source, target))

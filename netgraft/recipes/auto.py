@@ -13,7 +13,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.resolution import takes_image
 from netgraft.recipes._costs import estimated_seconds, minutes, unteachable
 from netgraft.recipes._same import same_backbone
-from netgraft.recipes._shared import copied_in_words, copies, drafted, has_rest, inner, is_nearly, is_whole, keys_of
+from netgraft.recipes._shared import copied_in_words, drafted, has_rest, inner, is_nearly, is_whole, keys_of
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
 from netgraft.recipes.protocol import Choice, LayerOptions
 from netgraft.recipes.refit import worth_refitting
@@ -75,7 +75,7 @@ class Auto(LayerOptions):
         if settled is not None:
             others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
             return [settled._replace(expected=True), *others, *self._seam(source, target, device)]
-        if is_nearly(copies(self.head, source, target), source, target):
+        if is_nearly(drafted("almost-equal", self.head, source, target), source, target):
             fitted = self._seam(source, target, device)
             last = fitted[0] if fitted else weights["almost-equal"]
             return [*(weights[name] for name in WEIGHTS if name != last.name), last._replace(expected=True)]
@@ -106,10 +106,11 @@ class Auto(LayerOptions):
 
     def _seam(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
         """``fit-seam`` on as many steps as the budget allows; nothing where all is copied, or nothing is."""
-        plain = copies(self.head, source, target)
-        around = [layer for layer in inner(target) if keys_of([layer]) & plain.keys()]
+        fates = drafted("almost-equal", self.head, source, target)
+        plain = {move.key for move in fates.moves if move.is_copy}
+        around = [layer for layer in inner(target) if keys_of([layer]) & plain]
         shown = takes_image(source) and takes_image(target)
-        if not around or not has_rest(plain, source, target) or not shown or unteachable(source, target):
+        if not around or not has_rest(fates, source, target) or not shown or unteachable(source, target):
             return []
         seconds = estimated_seconds(source, target, device)
         for steps in [round(share * steps_for(target)) for share in SHARES]:
