@@ -119,7 +119,11 @@ def finetune(
     samples_per_class: Annotated[
         int | None, _option("Train with so many images of each class.", metavar="NUMBER", min=1)
     ] = None,
-    draw_seed: Annotated[int, _option("Seed of that draw.", metavar="NUMBER", min=0)] = 0,
+    val_split: Annotated[
+        float | None,
+        _option("Hold out this share of the training images, and choose best.safetensors by it.", metavar="SHARE"),
+    ] = None,
+    draw_seed: Annotated[int, _option("Seed of these draws.", metavar="NUMBER", min=0)] = 0,
     data_dir: Annotated[
         str | None, _option("Where data sets with a name lie; ./data without it.", metavar="DIR")
     ] = None,

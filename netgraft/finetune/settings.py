@@ -46,6 +46,7 @@ class TrainingSettings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     epochs: int = 10
+    val_split: float | None = None  # share of the training images by which ``best`` is chosen
     val_interval: int = 1  # epochs between two evaluations; there is always one after the last
     batch_size: int = 64  # of one process
     opt: str = "sgd"
@@ -91,6 +92,8 @@ class TrainingSettings:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{option(name)} is at least {least}.", where=str(getattr(self, name)))
+        if self.val_split is not None and not 0 < self.val_split < 1:
+            raise UsageError("--val-split is a share, more than 0 and less than 1.", where=str(self.val_split))
         if self.lam_decay > 1:
             raise UsageError("--lambda-decay is between 0 and 1.", where=str(self.lam_decay))
         if self.bn not in ("train", "eval", "sync"):

@@ -72,6 +72,7 @@ TYPED = {
     "model_ema_decay": 0.9,
     "momentum": 0.8,
     "weight_decay": 0.01,
+    "val_split": 0.2,
     "val_interval": 2,
     "views": 3,
 }

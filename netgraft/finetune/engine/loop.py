@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from netgraft import __version__
 from netgraft.errors import NetgraftError
 from netgraft.finetune.engine.before_training import before_first_batch
-from netgraft.finetune.engine.evaluate import evaluate
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.engine.loader import to_device
@@ -64,6 +63,7 @@ class Result:
     folder: Path
     history: list[dict[str, Any]]  # one record for each epoch
     best: dict[str, Any]  # the record of the best epoch
+    chosen_on: str  # "validation" or "test": the images by which it is the best
     resumed: bool = False
     first: bool = True  # whether this is the process that reports
 
@@ -158,7 +158,8 @@ class Training:
         with self.signals:
             while self.run.epoch < self.settings.epochs:
                 self._epoch()
-        return Result(self.folder.path, self.history, self.best, self.resumed, self.processes.first)
+        chosen_on = self.prepared.judge.chosen_on
+        return Result(self.folder.path, self.history, self.best, chosen_on, self.resumed, self.processes.first)
 
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
@@ -234,13 +235,12 @@ class Training:
         measured: dict[str, float] = {}
         if (run.epoch + 1) % self.settings.val_interval == 0 or run.epoch + 1 == self.settings.epochs:
             size = max(128, self.settings.batch_size)
-            with run.numbers.drawing():
-                measured = evaluate(module, self.prepared.test, self.processes, run.autocast, size)
+            measured = self.prepared.judge.measure(module, run, self.processes, size)
         rate = run.optimizers[TARGET].param_groups[0]["lr"] if TARGET in run.optimizers else 0.0
         record = {"epoch": run.epoch, "step": run.step, "lr": rate, "lambda": factor}
         record |= {f"train_{name}": value for name, value in run.meters.means().items()}
-        record |= {f"eval_{name}": value for name, value in measured.items()}
-        better = bool(measured) and (not self.best or record["eval_top1"] > self.best["eval_top1"])
+        record |= measured
+        better = self.prepared.judge.better(record, self.best)
         self.best = record if better else self.best
         self.history.append(record | {"images_per_second": round(speed, 1)})
         if self.processes.first:

@@ -17,6 +17,7 @@ from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
 from netgraft.finetune.engine import pairing
 from netgraft.finetune.engine.batch_norm import synchronise
+from netgraft.finetune.engine.judge import Judge
 from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
@@ -48,7 +49,7 @@ class PreparedTraining:
     needs: frozenset[Need]
     run: LiveRun
     loader: Loader
-    test: Pixels
+    judge: Judge
     record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
 
 
@@ -77,10 +78,14 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     normalisation = find_normalisation(settings, model, source)
     if normalisation.remark:
         progress(normalisation.remark)
-    train, test, others = open_sets(settings)
+    sets = open_sets(settings)
+    train = sets.train
     processes = Processes(settings.device)
-    loader = make_loader(settings, model.input_size, normalisation, train, others, processes)
-    pixels = Pixels(test, model.input_size, normalisation)
+    loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
+    held_out = None if sets.validation is None else Pixels(sets.validation, model.input_size, normalisation)
+    judge = Judge(Pixels(sets.test, model.input_size, normalisation), held_out)
+    if judge.warning:
+        progress(judge.warning)
 
     progress(f"building {model.name}")
     module, init = _build(model, settings.seed)
@@ -130,11 +135,12 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     record = {
         "init": init,
         "source": source_record,
-        "data": {"train": train.record(), "test": test.record()} | {name: o.record() for name, o in others.items()},
+        "data": sets.record(),
+        "best_chosen_on": judge.chosen_on,
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "pairs": [[pair.source, pair.target] for pair in pairs],
     }
-    return PreparedTraining(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
+    return PreparedTraining(settings, processes, method, rule, rule_name, needs, run, loader, judge, record)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
