@@ -14,7 +14,7 @@ import typer
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
-from netgraft.cli.options import OutputFormat, parse_args, parse_size
+from netgraft.cli.options import OutputFormat, parse_args, parse_milestones, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.needs import FOLDER, check_needs
 from netgraft.finetune.settings import TrainingSettings, read_config
@@ -46,7 +46,7 @@ def _use_config(context: typer.Context, file: Path | None) -> Path | None:
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     document["settings"] = document.pop("set", None)
-    for name in ("input_size", "source_input_size", "mean", "std"):
+    for name in ("input_size", "source_input_size", "mean", "std", "milestones"):
         if document.get(name) is not None:
             document[name] = ",".join(map(str, document[name]))
     context.default_map = {name: _text(value) for name, value in document.items() if value is not None}
@@ -141,11 +141,17 @@ def finetune(
     lr: Annotated[float, _option("Learning rate.", metavar="NUMBER", min=0)] = 0.01,
     momentum: Annotated[float, _option("Momentum.", metavar="NUMBER", min=0)] = 0.9,
     weight_decay: Annotated[float, _option("Weight decay, not of norms and biases.", metavar="NUMBER", min=0)] = 1e-4,
-    sched: Annotated[str, _option("Schedule, by timm's name; none for a constant rate.", metavar="NAME")] = "cosine",
+    sched: Annotated[
+        str | None,
+        _option("Schedule, by timm's name; none for a constant rate; without it cosine.", metavar="NAME"),
+    ] = None,
     warmup_epochs: Annotated[int, _option("Epochs of warm-up.", metavar="NUMBER", min=0)] = 0,
     min_lr: Annotated[float, _option("Rate at the end.", metavar="NUMBER", min=0)] = 0.0,
     decay_epochs: Annotated[float, _option("Epochs between two decays of --sched step.", metavar="NUMBER")] = 10.0,
-    decay_rate: Annotated[float, _option("Factor of such a decay.", metavar="NUMBER")] = 0.1,
+    decay_rate: Annotated[float, _option("Factor of such a decay.", "--decay-rate", "--gamma", metavar="NUMBER")] = 0.1,
+    milestones: Annotated[
+        str | None, _option("The rate decays after so many epochs: 30,60 (--sched multistep).", metavar="EPOCHS")
+    ] = None,
     smoothing: Annotated[float, _option("Label smoothing.", metavar="NUMBER", min=0, max=1)] = 0.0,
     clip_grad: Annotated[float | None, _option("Largest norm of a step's direction.", metavar="NUMBER")] = None,
     aug: Annotated[
@@ -234,6 +240,8 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
 
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
+    given["milestones"] = parse_milestones(given["milestones"])
+    given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
     return TrainingSettings(**given)
 

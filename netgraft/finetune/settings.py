@@ -58,6 +58,7 @@ class TrainingSettings:
     min_lr: float = 0.0
     decay_epochs: float = 10.0
     decay_rate: float = 0.1
+    milestones: tuple[int, ...] | None = None  # epochs after which the rate decays, of sched "multistep"
     smoothing: float = 0.0
     clip_grad: float | None = None
     aug: bool | None = None  # None: unless the data are netgraft's own
@@ -85,7 +86,7 @@ class TrainingSettings:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio"):
+        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio", "milestones"):
             if isinstance(value := getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(value))
         least_values = {"epochs": 1, "val_interval": 1, "batch_size": 1, "lr": 0, "lam": 0, "lam_decay": 0, "seed": 0}
@@ -96,8 +97,24 @@ class TrainingSettings:
             raise UsageError("--val-split is a share, more than 0 and less than 1.", where=str(self.val_split))
         if self.lam_decay > 1:
             raise UsageError("--lambda-decay is between 0 and 1.", where=str(self.lam_decay))
+        self._check_milestones()
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+
+    def _check_milestones(self) -> None:
+        if (self.milestones is not None) != (self.sched == "multistep"):
+            where = f"--sched {self.sched}" + ("" if self.milestones is None else " with --milestones")
+            hint = "Type --sched multistep --milestones 30,60 for a rate that falls after 30 and after 60 epochs."
+            raise UsageError("Milestones belong to the schedule multistep, and it to them.", where=where, hint=hint)
+        given = self.milestones if self.milestones is not None else (1,)
+        if not given or min(given) < 1 or any(b <= a for a, b in zip(given, given[1:], strict=False)):
+            what = "Milestones are numbers of epochs from 1 on, each larger than the one before."
+            raise UsageError(what, where=f"--milestones {','.join(map(str, given))}", hint="--milestones 30,60")
+        if self.milestones is not None and given[-1] >= self.epochs:
+            what = f"The training ends after {self.epochs} epochs, before the last milestone."
+            raise UsageError(
+                what, where=f"--milestones {','.join(map(str, given))}", hint="Add --epochs, or leave it out."
+            )
 
     def document(self) -> dict[str, Any]:
         """As JSON, in the order of the fields."""

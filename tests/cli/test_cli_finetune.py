@@ -91,6 +91,17 @@ def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG
     assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
 
 
+def test_milestones_choose_their_schedule(checkout, monkeypatch):  # noqa: ARG001
+    """They come from the command line and from a config.json alike."""
+    seen = []
+    monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))
+    succeed("finetune", *SMALL, "--out", "run", "--milestones", "3,6", "--gamma", "0.2")
+    (checkout / "c.json").write_text(json.dumps(seen[0].document()))
+    succeed("finetune", "-c", "c.json")
+    assert seen[0] == seen[1]
+    assert (seen[0].sched, seen[0].milestones, seen[0].decay_rate) == ("multistep", (3, 6), 0.2)
+
+
 def test_explain_trains_nothing(checkout):
     before = contents(checkout)
     out = succeed("finetune", *ONE, "--explain")
@@ -110,6 +121,8 @@ def test_explain_trains_nothing(checkout):
         ((*ONE, "--lr", "fast"), "--lr"),
         ((*ONE, "--mean", "0.5"), "--std"),
         ((*ONE, "--resume", "yes"), "--resume"),
+        ((*ONE, "--milestones", "3;6"), "--milestones 30,60"),
+        ((*ONE, "--milestones", "3", "--sched", "cosine"), "--sched multistep"),
         (("-c", "nowhere.json"), "nowhere.json"),
         ((*ONE, "--init", "nowhere.safetensors"), "nowhere.safetensors"),
     ],

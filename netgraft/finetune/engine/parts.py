@@ -105,6 +105,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, 
             min_lr=settings.min_lr,
             decay_epochs=settings.decay_epochs,
             decay_rate=settings.decay_rate,
+            decay_milestones=list(settings.milestones or ()),
             step_on_epochs=False,
             updates_per_epoch=batches,
         )
@@ -115,6 +116,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, 
         ) from error
     if schedule is None:
         raise UsageError("Unknown schedule.", where=f"--sched {settings.sched}", hint="cosine, step, poly, none ...")
+    if settings.milestones is not None:  # timm's rate falls one step before the milestone's
+        schedule.decay_t = [milestone * batches + 1 for milestone in settings.milestones]
     return schedule
 
 
