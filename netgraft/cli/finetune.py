@@ -154,6 +154,29 @@ def finetune(
     ] = None,
     smoothing: Annotated[float, _option("Label smoothing.", metavar="NUMBER", min=0, max=1)] = 0.0,
     clip_grad: Annotated[float | None, _option("Largest norm of a step's direction.", metavar="NUMBER")] = None,
+    freeze: Annotated[
+        str | None,
+        _option(
+            "The first NUMBER layers of the chain do not train, or nothing that came from the source: transferred.",
+            metavar="NUMBER|transferred",
+        ),
+    ] = None,
+    unfreeze_every: Annotated[
+        int | None,
+        _option(
+            "First the head alone trains, and after so many epochs each the layer before.", metavar="NUMBER", min=1
+        ),
+    ] = None,
+    lr_exact: Annotated[
+        float,
+        _option("Factor of the rate for tensors that are the source's, by --init's ledger.", metavar="NUMBER", min=0),
+    ] = 1.0,
+    lr_refitted: Annotated[
+        float, _option("The same for those that came from the source and were changed.", metavar="NUMBER", min=0)
+    ] = 1.0,
+    lr_fresh: Annotated[
+        float, _option("The same for those that did not come from the source.", metavar="NUMBER", min=0)
+    ] = 1.0,
     aug: Annotated[
         bool | None, _option("Augment by timm's transforms; by default all but netgraft's own data.", "--aug/--no-aug")
     ] = None,

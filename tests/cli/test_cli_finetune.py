@@ -73,6 +73,11 @@ TYPED = {
     "momentum": 0.8,
     "weight_decay": 0.01,
     "val_split": 0.2,
+    "freeze": "2",
+    "unfreeze_every": 3,
+    "lr_exact": 0.1,
+    "lr_refitted": 0.5,
+    "lr_fresh": 2.0,
     "val_interval": 2,
     "views": 3,
 }
@@ -91,7 +96,7 @@ def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG
     assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
 
 
-def test_milestones_choose_their_schedule(checkout, monkeypatch):  # noqa: ARG001
+def test_milestones_choose_their_schedule(checkout, monkeypatch):
     """They come from the command line and from a config.json alike."""
     seen = []
     monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))

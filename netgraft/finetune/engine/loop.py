@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from netgraft import __version__
 from netgraft.errors import NetgraftError
 from netgraft.finetune.engine.before_training import before_first_batch
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
+from netgraft.finetune.engine.freezing import freeze_names, without
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import (
     check_parts,
+    check_something_trains,
     freeze,
     lambda_of,
     make_optimizer,
@@ -28,10 +29,13 @@ from netgraft.finetune.engine.parts import (
     set_train_mode,
 )
 from netgraft.finetune.engine.prepare import PreparedTraining, prepare
+from netgraft.finetune.engine.rates import rate_of, scale_rates
+from netgraft.finetune.engine.record import open_tensorboard, provenance_of
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
 from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
 from netgraft.finetune.settings import TrainingSettings
+from netgraft.finetune.toolbox.momentum import begin_momentum
 
 
 class Diverged(NetgraftError):
@@ -106,6 +110,8 @@ class Training:
     def __post_init__(self) -> None:
         p = self.prepared
         self.settings, self.run, self.processes = p.settings, p.run, p.processes
+        target, frozen = self.run.target_module, p.freezing.always
+        freeze_names(target, frozen)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.parts = dict(p.method.parts(self.run))
@@ -115,16 +121,22 @@ class Training:
         for part in self.parts.values():
             part.module.to(self.run.device)
             freeze(part)
+        freeze_names(target, frozen)  # again, for parts say what of them trains
         self.parameters = {name: parameters_of(part) for name, part in self.parts.items()}
+        self.trained = self.parameters[TARGET]  # in some epoch
         self.run.parts = self.parts
         self.run.optimizers = {
             name: make_optimizer(part, self.settings) for name, part in self.parts.items() if self.parameters[name]
         }
+        if TARGET in self.run.optimizers:
+            scale_rates(self.run.optimizers[TARGET], p.factors, scheduled=self.settings.sched != "none")
         self.schedules = [
             schedule
             for optimizer in self.run.optimizers.values()
             if (schedule := make_schedule(optimizer, self.settings, len(p.loader))) is not None
         ]
+        self.set_modes()
+        check_something_trains(self.parameters, self.settings)
         self.modules: dict[str, nn.Module] = {name: part.module for name, part in self.parts.items()}
         random_modules(self.modules, self.run)
         self.ema = self._make_ema()
@@ -139,19 +151,29 @@ class Training:
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
+    def set_modes(self) -> None:
+        """Updates step what trains in this epoch, in train mode; norms of the rest stand still.
+
+        What is yet to thaw keeps ``requires_grad``: what methods find to train is the same in all epochs.
+        """
+        frozen = self.prepared.freezing.at(self.run.epoch)
+        self.parameters[TARGET] = without(self.run.target_module, self.trained, frozen)
+        if self.settings.unfreeze_every is not None and TARGET in self.run.optimizers:
+            begin_momentum(self.run.optimizers[TARGET])
+        set_train_mode(self.parts, bn=self.settings.bn, frozen=frozen)
+
     def prepare(self, most: int | None = None) -> None:
         """What the method does before the first batch, with at most so many batches a pass."""
+        self.set_modes()
         if isinstance(self.prepared.method, Prepares):
-            before_first_batch(
-                self.prepared.method, self.run, self.prepared.loader, self.parts, bn=self.settings.bn, most=most
-            )
+            before_first_batch(self.prepared.method, self.run, self.prepared.loader, self.parts, most=most)
             if self.ema is not None:
                 self.ema.set(self.run.target_module)
 
     def all(self) -> Result:
         """Every epoch that is left."""
         batches = len(self.prepared.loader)
-        self.writer = _tensorboard(self.settings, self.folder) if self.processes.first else None
+        self.writer = open_tensorboard(self.settings, self.folder) if self.processes.first else None
         self.watch.begin(self.prepared, self.run.step, batches)
         if not self.resumed:
             self.prepare()
@@ -163,7 +185,7 @@ class Training:
 
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
-        set_train_mode(self.parts, bn=self.settings.bn)
+        self.set_modes()
         self.run.at(f"begin {self.run.epoch}")
         factor = lambda_of(self.settings, self.run.epoch)
         updates = self.prepared.method.epoch(self.run, self._batches(), self.parts)
@@ -236,7 +258,7 @@ class Training:
         if (run.epoch + 1) % self.settings.val_interval == 0 or run.epoch + 1 == self.settings.epochs:
             size = max(128, self.settings.batch_size)
             measured = self.prepared.judge.measure(module, run, self.processes, size)
-        rate = run.optimizers[TARGET].param_groups[0]["lr"] if TARGET in run.optimizers else 0.0
+        rate = rate_of(run.optimizers[TARGET]) if TARGET in run.optimizers else 0.0
         record = {"epoch": run.epoch, "step": run.step, "lr": rate, "lambda": factor}
         record |= {f"train_{name}": value for name, value in run.meters.means().items()}
         record |= measured
@@ -244,7 +266,7 @@ class Training:
         self.best = record if better else self.best
         self.history.append(record | {"images_per_second": round(speed, 1)})
         if self.processes.first:
-            provenance = self._provenance(record)
+            provenance = provenance_of(self.prepared, record)
             for name in (BEST, LAST) if better else (LAST,):
                 self.folder.write_weights(name, _tensors(module), provenance)
             self.folder.write_metrics(self.history)
@@ -282,20 +304,6 @@ class Training:
             self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.path / 'config.json'} --resume auto")
         self.signals.pass_on()
 
-    def _provenance(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the weights, without anything that differs from run to run."""
-        told = asdict(self.settings)
-        options = {
-            n: told[n] for n in ("method", "set", "lam", "lam_decay", "epochs", "batch_size", "opt", "lr", "seed")
-        }
-        trained = {
-            "target": self.settings.target,
-            **options,
-            "combine": self.prepared.rule_name,
-            "metrics": dict(record),
-        }
-        return {"version": __version__, "finetune": {**trained, **self.prepared.record}}
-
     def _make_ema(self) -> Any:
         if not self.settings.model_ema:
             return None
@@ -306,14 +314,3 @@ class Training:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _tensorboard(settings: TrainingSettings, folder: Folder) -> Any:
-    """A writer where TensorBoard is installed."""
-    if not settings.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder.path / "tensorboard"))
