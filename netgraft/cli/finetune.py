@@ -137,6 +137,9 @@ def finetune(
     batch_size: Annotated[
         int, _option("Images of a step and process.", "-b", "--batch-size", metavar="NUMBER", min=1)
     ] = 64,
+    accumulate: Annotated[
+        int, _option("So many batches make one step, as if they were one.", metavar="NUMBER", min=1)
+    ] = 1,
     opt: Annotated[str, _option("Optimizer, by timm's name.", metavar="NAME")] = "sgd",
     lr: Annotated[float, _option("Learning rate.", metavar="NUMBER", min=0)] = 0.01,
     momentum: Annotated[float, _option("Momentum.", metavar="NUMBER", min=0)] = 0.9,

@@ -53,6 +53,7 @@ class TrainingSettings:
     val_split: float | None = None  # share of the training images by which ``best`` is chosen
     val_interval: int = 1  # epochs between two evaluations; there is always one after the last
     batch_size: int = 64  # of one process
+    accumulate: int = 1  # batches whose gradients make one step
     opt: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
@@ -98,7 +99,16 @@ class TrainingSettings:
         for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio", "milestones"):
             if isinstance(value := getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(value))
-        least_values = {"epochs": 1, "val_interval": 1, "batch_size": 1, "lr": 0, "lam": 0, "lam_decay": 0, "seed": 0}
+        least_values = {
+            "epochs": 1,
+            "val_interval": 1,
+            "batch_size": 1,
+            "accumulate": 1,
+            "lr": 0,
+            "lam": 0,
+            "lam_decay": 0,
+            "seed": 0,
+        }
         least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh"), 0)
         if self.unfreeze_every is not None:
             least_values["unfreeze_every"] = 1

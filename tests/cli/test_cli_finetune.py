@@ -73,6 +73,7 @@ TYPED = {
     "momentum": 0.8,
     "weight_decay": 0.01,
     "val_split": 0.2,
+    "accumulate": 4,
     "freeze": "2",
     "unfreeze_every": 3,
     "lr_exact": 0.1,

@@ -103,6 +103,8 @@ def _remarks(settings: TrainingSettings, training: Training, views: int, losses:
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
+    if (size := training.accumulation.size) > 1:
+        found.append(f"{size} such batches make one step of the optimizer")
     if training.prepared.rule_name != "total":
         analytic = losses <= {"task"}
         found.append(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import NetgraftError
+from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.before_training import before_first_batch
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.freezing import freeze_names, without
@@ -142,7 +143,8 @@ class Training:
         self.ema = self._make_ema()
         if self.ema is not None:
             self.modules["(ema)"] = self.ema
-        self.gradients = Gradients(self.processes, p.rule, self.settings.clip_grad)
+        self.accumulation = Accumulation(p.loader.group)
+        self.gradients = Gradients(self.processes, p.rule, self.settings.clip_grad, self.accumulation)
         self.signals = Signals()
         self.told: Tensor | None = None  # what the last collective said of the signals of all processes
         self.last_saved = ""
@@ -199,7 +201,8 @@ class Training:
         loader = self.prepared.loader
         weight = loader.weight()
         for number, batch in enumerate(loader.epoch(self.run.epoch, self.first), self.first):
-            for schedule in self.schedules:
+            self.accumulation.begin(number)
+            for schedule in self.schedules if self.accumulation.place == 0 else ():
                 schedule.step_update(self.run.step)
             batch = to_device(batch, self.run.device)
             self.run.begin(batch)
@@ -215,6 +218,8 @@ class Training:
             return
         parameters = [parameter for name in update.parts for parameter in self.parameters[name]]
         performed = self.gradients(update_scaled, parameters, weight=self.weight, stop=self.signals.asked)
+        if performed is None:
+            return
         for name in update.parts:
             if name in self.run.optimizers:
                 self.run.optimizers[name].step()
@@ -227,15 +232,17 @@ class Training:
             self._check_finite(performed.values)
 
     def _end_batch(self, done: int, images: int) -> None:
+        self.accumulation.end()
         self.run.step += 1
-        if self.ema is not None:
-            self.ema.update(self.run.target_module, self.run.step)
+        stepped, size = self.accumulation.last, self.accumulation.size
+        if self.ema is not None and stepped:
+            self.ema.update(self.run.target_module, self.run.step // size)
         looking = self.run.step % self.settings.log_interval == 0
         every = self.settings.recovery_interval
-        saving = every > 0 and self.run.step % every == 0
+        saving = stepped and every > 0 and self.run.step // every > (self.run.step - size) // every
         if looking or saving:
             self._check_finite(self.run.meters.means())
-        leaving = self._asked(looking or saving)
+        leaving = stepped and self._asked(looking or saving)
         if saving or leaving:
             self._save(done)
         self.watch.batch(self.run.epoch, self.run.step, images, self.run.meters)

@@ -90,6 +90,7 @@ def make_loader(
         settings.seed,
         settings.workers,
         {name: views(pictures) for name, pictures in others.items()},
+        settings.accumulate,
     )
 
 
