@@ -14,7 +14,7 @@ import typer
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
-from netgraft.cli.options import OutputFormat, parse_args, parse_size
+from netgraft.cli.options import OutputFormat, parse_args, parse_milestones, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.needs import FOLDER, check_needs
 from netgraft.finetune.settings import TrainingSettings, read_config
@@ -46,7 +46,7 @@ def _use_config(context: typer.Context, file: Path | None) -> Path | None:
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     document["settings"] = document.pop("set", None)
-    for name in ("input_size", "source_input_size", "mean", "std"):
+    for name in ("input_size", "source_input_size", "mean", "std", "milestones"):
         if document.get(name) is not None:
             document[name] = ",".join(map(str, document[name]))
     context.default_map = {name: _text(value) for name, value in document.items() if value is not None}
@@ -119,7 +119,11 @@ def finetune(
     samples_per_class: Annotated[
         int | None, _option("Train with so many images of each class.", metavar="NUMBER", min=1)
     ] = None,
-    draw_seed: Annotated[int, _option("Seed of that draw.", metavar="NUMBER", min=0)] = 0,
+    val_split: Annotated[
+        float | None,
+        _option("Hold out this share of the training images, and choose best.safetensors by it.", metavar="SHARE"),
+    ] = None,
+    draw_seed: Annotated[int, _option("Seed of these draws.", metavar="NUMBER", min=0)] = 0,
     data_dir: Annotated[
         str | None, _option("Where data sets with a name lie; ./data without it.", metavar="DIR")
     ] = None,
@@ -133,17 +137,49 @@ def finetune(
     batch_size: Annotated[
         int, _option("Images of a step and process.", "-b", "--batch-size", metavar="NUMBER", min=1)
     ] = 64,
+    accumulate: Annotated[
+        int, _option("So many batches make one step, as if they were one.", metavar="NUMBER", min=1)
+    ] = 1,
     opt: Annotated[str, _option("Optimizer, by timm's name.", metavar="NAME")] = "sgd",
     lr: Annotated[float, _option("Learning rate.", metavar="NUMBER", min=0)] = 0.01,
     momentum: Annotated[float, _option("Momentum.", metavar="NUMBER", min=0)] = 0.9,
     weight_decay: Annotated[float, _option("Weight decay, not of norms and biases.", metavar="NUMBER", min=0)] = 1e-4,
-    sched: Annotated[str, _option("Schedule, by timm's name; none for a constant rate.", metavar="NAME")] = "cosine",
+    sched: Annotated[
+        str | None,
+        _option("Schedule, by timm's name; none for a constant rate; without it cosine.", metavar="NAME"),
+    ] = None,
     warmup_epochs: Annotated[int, _option("Epochs of warm-up.", metavar="NUMBER", min=0)] = 0,
     min_lr: Annotated[float, _option("Rate at the end.", metavar="NUMBER", min=0)] = 0.0,
     decay_epochs: Annotated[float, _option("Epochs between two decays of --sched step.", metavar="NUMBER")] = 10.0,
-    decay_rate: Annotated[float, _option("Factor of such a decay.", metavar="NUMBER")] = 0.1,
+    decay_rate: Annotated[float, _option("Factor of such a decay.", "--decay-rate", "--gamma", metavar="NUMBER")] = 0.1,
+    milestones: Annotated[
+        str | None, _option("The rate decays after so many epochs: 30,60 (--sched multistep).", metavar="EPOCHS")
+    ] = None,
     smoothing: Annotated[float, _option("Label smoothing.", metavar="NUMBER", min=0, max=1)] = 0.0,
     clip_grad: Annotated[float | None, _option("Largest norm of a step's direction.", metavar="NUMBER")] = None,
+    freeze: Annotated[
+        str | None,
+        _option(
+            "The first NUMBER layers of the chain do not train, or nothing that came from the source: transferred.",
+            metavar="NUMBER|transferred",
+        ),
+    ] = None,
+    unfreeze_every: Annotated[
+        int | None,
+        _option(
+            "First the head alone trains, and after so many epochs each the layer before.", metavar="NUMBER", min=1
+        ),
+    ] = None,
+    lr_exact: Annotated[
+        float,
+        _option("Factor of the rate for tensors that are the source's, by --init's ledger.", metavar="NUMBER", min=0),
+    ] = 1.0,
+    lr_refitted: Annotated[
+        float, _option("The same for those that came from the source and were changed.", metavar="NUMBER", min=0)
+    ] = 1.0,
+    lr_fresh: Annotated[
+        float, _option("The same for those that did not come from the source.", metavar="NUMBER", min=0)
+    ] = 1.0,
     aug: Annotated[
         bool | None, _option("Augment by timm's transforms; by default all but netgraft's own data.", "--aug/--no-aug")
     ] = None,
@@ -230,6 +266,8 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
 
         for name in ("mean", "std"):
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
+    given["milestones"] = parse_milestones(given["milestones"])
+    given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
     return TrainingSettings(**given)
 

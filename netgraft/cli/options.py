@@ -138,6 +138,15 @@ def parse_size(text: str | None) -> tuple[int, ...] | None:
     return parse_input_size(text) if text is not None else None
 
 
+def parse_milestones(text: str | None) -> tuple[int, ...] | None:
+    """Numbers of epochs with commas between them. Raises UsageError."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        what = "Milestones are numbers of epochs with commas between them."
+        raise UsageError(what, where=f"--milestones {text}", hint="--milestones 30,60") from error
+
+
 def parse_maps(given: list[str] | None, file: Path | None) -> tuple[tuple[str, str], ...]:
     """(source layer, target layer) of ``--map`` and ``--map-file``, in this order, each pair once.
 

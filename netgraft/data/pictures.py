@@ -35,7 +35,7 @@ class LabelledPictures:
     labels: tuple[int, ...]
     items: tuple[str, ...]  # what each picture is called: its file, or its number in the data set
     read: Callable[[str, int], Image]  # the picture of that item, plain; an edge of so many pixels is enough, 0: all
-    drawn: dict[str, int] = field(default_factory=dict)  # how few were drawn, and the seed
+    drawn: dict[str, float] = field(default_factory=dict)  # how few were drawn, what was held out, and the seeds
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,15 +83,32 @@ def part(pictures: LabelledPictures, share: float) -> LabelledPictures:
 
     Raises UsageError for a class with a single picture.
     """
-    testing: set[int] = set()
+    testing = _share_of_each_class(pictures, share, SPLIT_SEED, "tests")
+    return pictures.take(i for i in range(len(pictures)) if (i in testing) == (pictures.split == "test"))
+
+
+def hold_out(pictures: LabelledPictures, share: float, seed: int) -> tuple[LabelledPictures, LabelledPictures]:
+    """What is left to train with, and a ``share`` of each class, at least one picture, drawn with ``seed``.
+
+    Both are in their old order. Raises UsageError for a class with a single picture.
+    """
+    held = _share_of_each_class(pictures, share, seed, "validation")
+    drawn = {**pictures.drawn, "held_out": share, "held_out_seed": seed}
+    rest, kept = (pictures.take(i for i in range(len(pictures)) if (i in held) == wanted) for wanted in (False, True))
+    return replace(rest, drawn=drawn), replace(kept, drawn=drawn)
+
+
+def _share_of_each_class(pictures: LabelledPictures, share: float, seed: int, use: str) -> set[int]:
+    """Indices: of each class a share, at least one and never all."""
+    found: set[int] = set()
     for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
         if len(members) < 2:
-            what = f"The class {pictures.classes[label]!r} has one image; training and tests need one each."
+            what = f"The class {pictures.classes[label]!r} has one image; training and {use} need one each."
             raise UsageError(what, where=pictures.name)
-        order = np.random.default_rng([SPLIT_SEED, label]).permutation(len(members))
+        order = np.random.default_rng([seed, label]).permutation(len(members))
         count = min(max(1, round(share * len(members))), len(members) - 1)
-        testing.update(members[i] for i in order[:count])
-    return pictures.take(i for i in range(len(pictures)) if (i in testing) == (pictures.split == "test"))
+        found.update(members[i] for i in order[:count])
+    return found
 
 
 def by_class(labels: Sequence[int], classes: int) -> list[list[int]]:

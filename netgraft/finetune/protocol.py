@@ -42,6 +42,7 @@ The rules, each of which is a test over every method:
    detached features trains it alone, a generator's loss in an update of ("target",) leaves the discriminator alone. A
    parameter that no loss reaches is not stepped, nor decayed. All losses of an update share one graph; a graph that is
    used by a later update too (the same forward pass) needs ``keep=True`` in the earlier one.
+   With ``--accumulate`` a step comes after several batches: a method must yield one update for each of them.
 3. *All state lives in parts* - parameters and buffers of their modules - or is computed anew from the batch. Resuming
    calls ``epoch`` again with the rest of the batches: nothing else is carried from batch to batch, also not in local
    variables. One ``Part`` has one optimizer; a part may have no parameters at all, only buffers. ``parts`` is called

@@ -16,6 +16,10 @@ FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "c
 """Settings that may differ when a training is resumed: they do not change what is computed."""
 
 
+TRANSFERRED = "transferred"
+"""The value of ``--freeze`` for all that came from a source."""
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """All of a training. Names are those of timm's train script where it has one."""
@@ -46,8 +50,10 @@ class TrainingSettings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     epochs: int = 10
+    val_split: float | None = None  # share of the training images by which ``best`` is chosen
     val_interval: int = 1  # epochs between two evaluations; there is always one after the last
     batch_size: int = 64  # of one process
+    accumulate: int = 1  # batches whose gradients make one step
     opt: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
@@ -57,8 +63,14 @@ class TrainingSettings:
     min_lr: float = 0.0
     decay_epochs: float = 10.0
     decay_rate: float = 0.1
+    milestones: tuple[int, ...] | None = None  # epochs after which the rate decays, of sched "multistep"
     smoothing: float = 0.0
     clip_grad: float | None = None
+    freeze: str | None = None  # so many first layers of the chain, "3", or "transferred"
+    unfreeze_every: int | None = None  # epochs after which the next layer trains too, from the head down
+    lr_exact: float = 1.0  # factors of the learning rate by what the ledger of --init says of a tensor
+    lr_refitted: float = 1.0
+    lr_fresh: float = 1.0
     aug: bool | None = None  # None: unless the data are netgraft's own
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -84,17 +96,50 @@ class TrainingSettings:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio"):
+        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio", "milestones"):
             if isinstance(value := getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(value))
-        least_values = {"epochs": 1, "val_interval": 1, "batch_size": 1, "lr": 0, "lam": 0, "lam_decay": 0, "seed": 0}
+        least_values = {
+            "epochs": 1,
+            "val_interval": 1,
+            "batch_size": 1,
+            "accumulate": 1,
+            "lr": 0,
+            "lam": 0,
+            "lam_decay": 0,
+            "seed": 0,
+        }
+        least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh"), 0)
+        if self.unfreeze_every is not None:
+            least_values["unfreeze_every"] = 1
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{option(name)} is at least {least}.", where=str(getattr(self, name)))
+        if self.val_split is not None and not 0 < self.val_split < 1:
+            raise UsageError("--val-split is a share, more than 0 and less than 1.", where=str(self.val_split))
         if self.lam_decay > 1:
             raise UsageError("--lambda-decay is between 0 and 1.", where=str(self.lam_decay))
+        if self.freeze not in (None, TRANSFERRED) and not (self.freeze.isdecimal() and int(self.freeze)):
+            hint = "Type --freeze 3 for the first three layers, or --freeze transferred."
+            raise UsageError("What is to be frozen cannot be understood.", where=f"--freeze {self.freeze}", hint=hint)
+        self._check_milestones()
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+
+    def _check_milestones(self) -> None:
+        if (self.milestones is not None) != (self.sched == "multistep"):
+            where = f"--sched {self.sched}" + ("" if self.milestones is None else " with --milestones")
+            hint = "Type --sched multistep --milestones 30,60 for a rate that falls after 30 and after 60 epochs."
+            raise UsageError("Milestones belong to the schedule multistep, and it to them.", where=where, hint=hint)
+        given = self.milestones if self.milestones is not None else (1,)
+        if not given or min(given) < 1 or list(given) != sorted(set(given)):
+            what = "Milestones are numbers of epochs from 1 on, each larger than the one before."
+            raise UsageError(what, where=f"--milestones {','.join(map(str, given))}", hint="--milestones 30,60")
+        if self.milestones is not None and given[-1] >= self.epochs:
+            what = f"The training ends after {self.epochs} epochs, before the last milestone."
+            raise UsageError(
+                what, where=f"--milestones {','.join(map(str, given))}", hint="Add --epochs, or leave it out."
+            )
 
     def document(self) -> dict[str, Any]:
         """As JSON, in the order of the fields."""

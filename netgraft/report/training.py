@@ -99,8 +99,9 @@ def watching() -> Iterator[Lines]:
 def epoch_text(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{n[6:]} {v:.4g}" for n, v in record.items() if n.startswith("train_"))
     speed = f"{record['images_per_second']:,.0f} images/s"
+    held_out = f"; validation {record['val_top1']:.2f} %" if "val_top1" in record else ""
     accuracy = f"; accuracy {record['eval_top1']:.2f} %" if "eval_top1" in record else ""
-    return f"epoch {record['epoch'] + 1}: {losses}{accuracy}; {speed}"
+    return f"epoch {record['epoch'] + 1}: {losses}{held_out}{accuracy}; {speed}"
 
 
 def result_lines(result: Result) -> list[str]:
@@ -116,12 +117,22 @@ def result_lines(result: Result) -> list[str]:
         for name, r in (("best", result.best), ("last", result.history[-1]))
     ]
     lines = table(("weights", "epoch", "accuracy", "test loss", "training loss"), rows)
+    if result.chosen_on == "test":
+        lines.append("best was chosen on these test images: its accuracy is too high, report that of last")
+    else:
+        lines.append(f"best was chosen on validation images: {result.best['val_top1']:.2f} % of them")
     files = ", ".join(str(result.folder / f"{name}.safetensors") for name in ("best", "last"))
     return [*lines, "", safe(f"wrote {files}")]
 
 
 def result_document(result: Result) -> dict[str, Any]:
-    return {"out": str(result.folder), "best": result.best, "epochs": result.history}
+    return {
+        "out": str(result.folder),
+        "best_chosen_on": result.chosen_on,
+        "best": result.best,
+        "last": result.history[-1],
+        "epochs": result.history,
+    }
 
 
 def method_notes(method: Description) -> list[str]:

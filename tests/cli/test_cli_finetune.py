@@ -72,6 +72,13 @@ TYPED = {
     "model_ema_decay": 0.9,
     "momentum": 0.8,
     "weight_decay": 0.01,
+    "val_split": 0.2,
+    "accumulate": 4,
+    "freeze": "2",
+    "unfreeze_every": 3,
+    "lr_exact": 0.1,
+    "lr_refitted": 0.5,
+    "lr_fresh": 2.0,
     "val_interval": 2,
     "views": 3,
 }
@@ -88,6 +95,17 @@ def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG
     assert {name: value for name, value in given.items() if value != default[name]} == TYPED
     plain = TrainingSettings(target=ONE[0], data="netgraft:digits", out="run", input_size=(1, 16, 16))
     assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
+
+
+def test_milestones_choose_their_schedule(checkout, monkeypatch):
+    """They come from the command line and from a config.json alike."""
+    seen = []
+    monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))
+    succeed("finetune", *SMALL, "--out", "run", "--milestones", "3,6", "--gamma", "0.2")
+    (checkout / "c.json").write_text(json.dumps(seen[0].document()))
+    succeed("finetune", "-c", "c.json")
+    assert seen[0] == seen[1]
+    assert (seen[0].sched, seen[0].milestones, seen[0].decay_rate) == ("multistep", (3, 6), 0.2)
 
 
 def test_explain_trains_nothing(checkout):
@@ -109,6 +127,8 @@ def test_explain_trains_nothing(checkout):
         ((*ONE, "--lr", "fast"), "--lr"),
         ((*ONE, "--mean", "0.5"), "--std"),
         ((*ONE, "--resume", "yes"), "--resume"),
+        ((*ONE, "--milestones", "3;6"), "--milestones 30,60"),
+        ((*ONE, "--milestones", "3", "--sched", "cosine"), "--sched multistep"),
         (("-c", "nowhere.json"), "nowhere.json"),
         ((*ONE, "--init", "nowhere.safetensors"), "nowhere.safetensors"),
     ],

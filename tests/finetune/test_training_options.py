@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.runs import settings, state_of, steps, train, training, write_nets, written_net
+from support.runs import Killed, Killer, same, settings, state_of, steps, train, training, write_nets, written_net
 from torch.nn import functional as F
 
 from netgraft.data.opening import load_data
+from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Part, Update
 
 BATCHES = 5  # of an epoch: 80 images, 16 a batch
@@ -73,6 +74,52 @@ def test_steps_down_after_so_many_epochs(folder):
     _, seen, _ = watched(folder, epochs=3, lr=0.08, sched="step", decay_epochs=1, decay_rate=0.5)
     expected = [0.08 * 0.5 ** (step // BATCHES) for step in range(3 * BATCHES)]
     assert seen.rates == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_milestones(folder, warmup):
+    """Against PyTorch's MultiStepLR, stepped after every epoch; during the warm-up timm's line."""
+    given = {"epochs": 4, "lr": 0.08, "sched": "multistep", "milestones": (1, 3), "decay_rate": 0.5}
+    _, seen, _ = watched(folder, **given, warmup_epochs=warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.08)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], gamma=0.5)
+    expected = []
+    for _ in range(4):
+        expected += [optimizer.param_groups[0]["lr"]] * BATCHES
+        optimizer.step()
+        schedule.step()
+    for step in range(warmup * BATCHES):
+        expected[step] = 1e-5 + (0.08 - 1e-5) * step / (warmup * BATCHES)
+    assert seen.rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_milestones_of_a_resumed_training(folder):
+    """Killed in the epoch after the first milestone: the state is that of the step before, and the end is the same."""
+    given = {"epochs": 3, "sched": "multistep", "milestones": (1, 2), "decay_rate": 0.1, "recovery_interval": 1}
+    whole, weights = train(settings(folder, **given, out=f"{folder}/whole"))
+    with pytest.raises(Killed):
+        train(settings(folder, **given), watch=Killer(BATCHES + 2))
+    result, resumed = train(settings(folder, **given), resume=True)
+    assert same(weights, resumed)
+    rates = [[record["lr"] for record in each.history] for each in (whole, result)]
+    assert rates[0] == rates[1] == pytest.approx([0.05, 0.005, 0.0005])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"milestones": (1,)},
+        {"sched": "multistep"},
+        {"sched": "multistep", "milestones": (3, 2)},
+        {"sched": "multistep", "milestones": (0, 2)},
+        {"sched": "multistep", "milestones": ()},
+        {"sched": "multistep", "milestones": (2, 5)},
+    ],
+    ids=str,
+)
+def test_wrong_milestones_are_refused(folder, given):
+    with pytest.raises(UsageError, match="ilestone"):
+        settings(folder, epochs=5, **given)
 
 
 # ----------------------------------------------------------------------------------------------------------- the loss

@@ -9,7 +9,7 @@ import torch
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training, finetune
-from netgraft.finetune.engine.parts import lambda_of, set_train_mode
+from netgraft.finetune.engine.parts import lambda_of
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.settings import TrainingSettings
 
@@ -100,7 +100,7 @@ def training(chosen, method=None):
 def steps(running, count=1, epoch=0):
     """Performs the updates of so many batches, and yields each batch's number when they are done."""
     run = running.run
-    set_train_mode(running.parts, bn=running.settings.bn)
+    running.set_modes()
 
     def batches():
         for batch in running.prepared.loader.epoch(epoch):

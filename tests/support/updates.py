@@ -4,7 +4,6 @@ import torch
 from support.runs import training, with_source
 
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.parts import set_train_mode
 
 EXACT = {"rel": 1e-6, "abs": 1e-9}
 STILL = {"bn": "eval", "target_arg": {"drop": 0.0}}  # the same features in every pass
@@ -20,7 +19,7 @@ def moved(running, size=0.1):
 def first_update(running, batch=None):
     """What the method yields for a batch, the first of the training if none is given."""
     batch = batch or to_device(next(running.prepared.loader.epoch(0)), running.run.device)
-    set_train_mode(running.parts, bn=running.settings.bn)
+    running.set_modes()
     running.run.begin(batch)
     return next(running.prepared.method.epoch(running.run, iter([batch]), running.parts))
 

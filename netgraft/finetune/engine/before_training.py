@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from netgraft.finetune.engine.loader import Loader, to_device
-from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.run import LiveRun
 from netgraft.finetune.protocol import Batch, Part, Prepares
 
 
 def before_first_batch(
-    method: Prepares, run: LiveRun, loader: Loader, parts: Mapping[str, Part], *, bn: str, most: int | None = None
+    method: Prepares, run: LiveRun, loader: Loader, parts: Mapping[str, Part], *, most: int | None = None
 ) -> None:
-    """Let the method prepare, with at most ``most`` batches a pass; then all processes have what the first one has."""
-    set_train_mode(parts, bn=bn)
+    """Let the method prepare, with at most ``most`` batches a pass; then all processes have what the first one has.
+
+    The parts are in the modes in which they train.
+    """
     run.at("before")
     method.prepare(run, _Passage(run, loader, most), parts)
     run.moved = True

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.loop import Quiet, Training
-from netgraft.finetune.engine.parts import lambda_of, set_train_mode
+from netgraft.finetune.engine.parts import lambda_of
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Prepares
 from netgraft.finetune.settings import TrainingSettings
@@ -54,7 +54,7 @@ def explain(settings: TrainingSettings) -> Cost:
 
     training = Training(replace(prepared, rule=counted), Folder(Path(settings.out)), Quiet())
     batch = to_device(next(prepared.loader.epoch(0)), run.device)
-    set_train_mode(training.parts, bn=settings.bn)
+    training.set_modes()
     unit = _count(lambda: run.target_module(batch.x))
     updates = 0
     losses: set[str] = set()
@@ -103,6 +103,8 @@ def _remarks(settings: TrainingSettings, training: Training, views: int, losses:
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
+    if (size := training.accumulation.size) > 1:
+        found.append(f"{size} such batches make one step of the optimizer")
     if training.prepared.rule_name != "total":
         analytic = losses <= {"task"}
         found.append(

@@ -58,6 +58,7 @@ class Folder:
             before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError("The configuration cannot be read.", where=f"{self.path / CONFIG}: {error}") from error
+        before = TrainingSettings("", "", "").document() | before  # what an older version did not know
         now = settings.resumable()
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:

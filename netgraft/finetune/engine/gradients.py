@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from netgraft.finetune.combine import Rule, Vector
+from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.protocol import TARGET, TASK, Penalty, Update
 
@@ -29,19 +30,26 @@ class Performed(NamedTuple):
 class Gradients:
     """Writes ``.grad``; optimizers are somebody else's."""
 
-    def __init__(self, processes: Processes, rule: Rule, clip: float | None = None) -> None:
+    def __init__(
+        self, processes: Processes, rule: Rule, clip: float | None = None, accumulation: Accumulation | None = None
+    ) -> None:
         """``clip`` is the largest norm of a direction, applied after the rule."""
         self.processes, self.rule, self.clip = processes, rule, clip
+        self.accumulation = accumulation or Accumulation()
 
     def __call__(
         self, update: Update, parameters: Sequence[Tensor], *, weight: float = 1.0, stop: bool = False
-    ) -> Performed:
+    ) -> Performed | None:
         """Set ``.grad`` of the parameters to the combined direction, and to None where no loss reaches.
 
         ``weight`` is this process's share of the samples times the number of processes: 1 where shares are equal.
+        None, with no ``.grad`` set, where further batches of the step are to come.
         """
-        call = _Call(update, list(parameters), self.processes, weight, stop)
+        self.accumulation.enter(update)
+        call = _Call(update, list(parameters), self.processes, self.accumulation, weight, stop)
         direction, telemetry = self.rule((*update.losses, *update.penalties), call.grads)
+        if not self.accumulation.last:
+            return None
         if self.clip is not None:
             reached = [piece for piece in direction.pieces if piece is not None]
             torch._foreach_mul_(reached, (self.clip / ((direction @ direction).sqrt() + 1e-6)).clamp(max=1.0))
@@ -54,10 +62,20 @@ class _Call:
     """The gradients of one update, taken when the rule asks for them."""
 
     def __init__(
-        self, update: Update, parameters: list[Tensor], processes: Processes, weight: float, stop: bool
+        self,
+        update: Update,
+        parameters: list[Tensor],
+        processes: Processes,
+        accumulation: Accumulation,
+        weight: float,
+        stop: bool,
     ) -> None:
-        self.update, self.parameters, self.processes, self.weight = update, parameters, processes, weight
-        self.values = {name: loss.detach().float() * weight for name, loss in update.losses.items()}
+        self.update, self.parameters, self.processes, self.sums = update, parameters, processes, accumulation
+        self.weight = weight / accumulation.size
+        self.values = accumulation.values(
+            {name: loss.detach().float() * self.weight for name, loss in update.losses.items()}
+        )
+        self.asked = 0
         self.stopped: Tensor | None = None
         self.stop = stop
 
@@ -66,6 +84,10 @@ class _Call:
         losses = [self._loss(group) for group in groups]
         last = max((i for i, loss in enumerate(losses) if loss is not None), default=-1)
         found = [self._gradient(loss, keep=self.update.keep or i < last) for i, loss in enumerate(losses)]
+        found = self.sums.gradients(self.asked, groups, found)
+        self.asked += 1
+        if not self.sums.last:
+            return tuple(found)
         if self.processes.world > 1:
             self._average(found)
         return tuple(self._add_penalties(vector, group) for vector, group in zip(found, groups, strict=True))

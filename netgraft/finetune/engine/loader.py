@@ -114,11 +114,14 @@ class Loader(Dataset[Batch]):
     seed: int = 0
     workers: int = 0
     others: Mapping[str, Views] = field(default_factory=dict)  # "source", "unlabelled": beside every batch
+    accumulate: int = 1  # batches of a step
 
     def __post_init__(self) -> None:
         whole = min(self.batch_size * self.world, len(self.target))
         self.batches = max(1, len(self.target) // whole)
         self.whole = whole  # images of all processes in a batch; what is left of an epoch is dropped
+        self.group = min(self.accumulate, self.batches)  # batches of a step, as many as there are
+        self.batches -= self.batches % self.group
 
     def __len__(self) -> int:
         return self.batches

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from netgraft import __version__
 from netgraft.errors import NetgraftError
+from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.before_training import before_first_batch
-from netgraft.finetune.engine.evaluate import evaluate
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
+from netgraft.finetune.engine.freezing import freeze_names, without
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.engine.loader import to_device
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import (
     check_parts,
+    check_something_trains,
     freeze,
     lambda_of,
     make_optimizer,
@@ -29,10 +30,13 @@ from netgraft.finetune.engine.parts import (
     set_train_mode,
 )
 from netgraft.finetune.engine.prepare import PreparedTraining, prepare
+from netgraft.finetune.engine.rates import rate_of, scale_rates
+from netgraft.finetune.engine.record import open_tensorboard, provenance_of
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
 from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
 from netgraft.finetune.settings import TrainingSettings
+from netgraft.finetune.toolbox.momentum import begin_momentum
 
 
 class Diverged(NetgraftError):
@@ -64,6 +68,7 @@ class Result:
     folder: Path
     history: list[dict[str, Any]]  # one record for each epoch
     best: dict[str, Any]  # the record of the best epoch
+    chosen_on: str  # "validation" or "test": the images by which it is the best
     resumed: bool = False
     first: bool = True  # whether this is the process that reports
 
@@ -106,6 +111,8 @@ class Training:
     def __post_init__(self) -> None:
         p = self.prepared
         self.settings, self.run, self.processes = p.settings, p.run, p.processes
+        target, frozen = self.run.target_module, p.freezing.always
+        freeze_names(target, frozen)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.parts = dict(p.method.parts(self.run))
@@ -115,22 +122,29 @@ class Training:
         for part in self.parts.values():
             part.module.to(self.run.device)
             freeze(part)
+        freeze_names(target, frozen)  # again, for parts say what of them trains
         self.parameters = {name: parameters_of(part) for name, part in self.parts.items()}
+        self.trained = self.parameters[TARGET]  # in some epoch
         self.run.parts = self.parts
         self.run.optimizers = {
             name: make_optimizer(part, self.settings) for name, part in self.parts.items() if self.parameters[name]
         }
+        if TARGET in self.run.optimizers:
+            scale_rates(self.run.optimizers[TARGET], p.factors, scheduled=self.settings.sched != "none")
         self.schedules = [
             schedule
             for optimizer in self.run.optimizers.values()
             if (schedule := make_schedule(optimizer, self.settings, len(p.loader))) is not None
         ]
+        self.set_modes()
+        check_something_trains(self.parameters, self.settings)
         self.modules: dict[str, nn.Module] = {name: part.module for name, part in self.parts.items()}
         random_modules(self.modules, self.run)
         self.ema = self._make_ema()
         if self.ema is not None:
             self.modules["(ema)"] = self.ema
-        self.gradients = Gradients(self.processes, p.rule, self.settings.clip_grad)
+        self.accumulation = Accumulation(p.loader.group)
+        self.gradients = Gradients(self.processes, p.rule, self.settings.clip_grad, self.accumulation)
         self.signals = Signals()
         self.told: Tensor | None = None  # what the last collective said of the signals of all processes
         self.last_saved = ""
@@ -139,30 +153,41 @@ class Training:
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
+    def set_modes(self) -> None:
+        """Updates step what trains in this epoch, in train mode; norms of the rest stand still.
+
+        What is yet to thaw keeps ``requires_grad``: what methods find to train is the same in all epochs.
+        """
+        frozen = self.prepared.freezing.at(self.run.epoch)
+        self.parameters[TARGET] = without(self.run.target_module, self.trained, frozen)
+        if self.settings.unfreeze_every is not None and TARGET in self.run.optimizers:
+            begin_momentum(self.run.optimizers[TARGET])
+        set_train_mode(self.parts, bn=self.settings.bn, frozen=frozen)
+
     def prepare(self, most: int | None = None) -> None:
         """What the method does before the first batch, with at most so many batches a pass."""
+        self.set_modes()
         if isinstance(self.prepared.method, Prepares):
-            before_first_batch(
-                self.prepared.method, self.run, self.prepared.loader, self.parts, bn=self.settings.bn, most=most
-            )
+            before_first_batch(self.prepared.method, self.run, self.prepared.loader, self.parts, most=most)
             if self.ema is not None:
                 self.ema.set(self.run.target_module)
 
     def all(self) -> Result:
         """Every epoch that is left."""
         batches = len(self.prepared.loader)
-        self.writer = _tensorboard(self.settings, self.folder) if self.processes.first else None
+        self.writer = open_tensorboard(self.settings, self.folder) if self.processes.first else None
         self.watch.begin(self.prepared, self.run.step, batches)
         if not self.resumed:
             self.prepare()
         with self.signals:
             while self.run.epoch < self.settings.epochs:
                 self._epoch()
-        return Result(self.folder.path, self.history, self.best, self.resumed, self.processes.first)
+        chosen_on = self.prepared.judge.chosen_on
+        return Result(self.folder.path, self.history, self.best, chosen_on, self.resumed, self.processes.first)
 
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
-        set_train_mode(self.parts, bn=self.settings.bn)
+        self.set_modes()
         self.run.at(f"begin {self.run.epoch}")
         factor = lambda_of(self.settings, self.run.epoch)
         updates = self.prepared.method.epoch(self.run, self._batches(), self.parts)
@@ -176,7 +201,8 @@ class Training:
         loader = self.prepared.loader
         weight = loader.weight()
         for number, batch in enumerate(loader.epoch(self.run.epoch, self.first), self.first):
-            for schedule in self.schedules:
+            self.accumulation.begin(number)
+            for schedule in self.schedules if self.accumulation.place == 0 else ():
                 schedule.step_update(self.run.step)
             batch = to_device(batch, self.run.device)
             self.run.begin(batch)
@@ -192,6 +218,8 @@ class Training:
             return
         parameters = [parameter for name in update.parts for parameter in self.parameters[name]]
         performed = self.gradients(update_scaled, parameters, weight=self.weight, stop=self.signals.asked)
+        if performed is None:
+            return
         for name in update.parts:
             if name in self.run.optimizers:
                 self.run.optimizers[name].step()
@@ -204,15 +232,17 @@ class Training:
             self._check_finite(performed.values)
 
     def _end_batch(self, done: int, images: int) -> None:
+        self.accumulation.end()
         self.run.step += 1
-        if self.ema is not None:
-            self.ema.update(self.run.target_module, self.run.step)
+        stepped, size = self.accumulation.last, self.accumulation.size
+        if self.ema is not None and stepped:
+            self.ema.update(self.run.target_module, self.run.step // size)
         looking = self.run.step % self.settings.log_interval == 0
         every = self.settings.recovery_interval
-        saving = every > 0 and self.run.step % every == 0
+        saving = stepped and every > 0 and self.run.step // every > (self.run.step - size) // every
         if looking or saving:
             self._check_finite(self.run.meters.means())
-        leaving = self._asked(looking or saving)
+        leaving = stepped and self._asked(looking or saving)
         if saving or leaving:
             self._save(done)
         self.watch.batch(self.run.epoch, self.run.step, images, self.run.meters)
@@ -234,17 +264,16 @@ class Training:
         measured: dict[str, float] = {}
         if (run.epoch + 1) % self.settings.val_interval == 0 or run.epoch + 1 == self.settings.epochs:
             size = max(128, self.settings.batch_size)
-            with run.numbers.drawing():
-                measured = evaluate(module, self.prepared.test, self.processes, run.autocast, size)
-        rate = run.optimizers[TARGET].param_groups[0]["lr"] if TARGET in run.optimizers else 0.0
+            measured = self.prepared.judge.measure(module, run, self.processes, size)
+        rate = rate_of(run.optimizers[TARGET]) if TARGET in run.optimizers else 0.0
         record = {"epoch": run.epoch, "step": run.step, "lr": rate, "lambda": factor}
         record |= {f"train_{name}": value for name, value in run.meters.means().items()}
-        record |= {f"eval_{name}": value for name, value in measured.items()}
-        better = bool(measured) and (not self.best or record["eval_top1"] > self.best["eval_top1"])
+        record |= measured
+        better = self.prepared.judge.better(record, self.best)
         self.best = record if better else self.best
         self.history.append(record | {"images_per_second": round(speed, 1)})
         if self.processes.first:
-            provenance = self._provenance(record)
+            provenance = provenance_of(self.prepared, record)
             for name in (BEST, LAST) if better else (LAST,):
                 self.folder.write_weights(name, _tensors(module), provenance)
             self.folder.write_metrics(self.history)
@@ -282,20 +311,6 @@ class Training:
             self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.path / 'config.json'} --resume auto")
         self.signals.pass_on()
 
-    def _provenance(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the weights, without anything that differs from run to run."""
-        told = asdict(self.settings)
-        options = {
-            n: told[n] for n in ("method", "set", "lam", "lam_decay", "epochs", "batch_size", "opt", "lr", "seed")
-        }
-        trained = {
-            "target": self.settings.target,
-            **options,
-            "combine": self.prepared.rule_name,
-            "metrics": dict(record),
-        }
-        return {"version": __version__, "finetune": {**trained, **self.prepared.record}}
-
     def _make_ema(self) -> Any:
         if not self.settings.model_ema:
             return None
@@ -306,14 +321,3 @@ class Training:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _tensorboard(settings: TrainingSettings, folder: Folder) -> Any:
-    """A writer where TensorBoard is installed."""
-    if not settings.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder.path / "tensorboard"))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.errors import UsageError
+from netgraft.finetune.engine.freezing import Names, still_norms
 from netgraft.finetune.protocol import TARGET, Part
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.taps import submodule
@@ -32,6 +33,15 @@ def check_parts(parts: Mapping[str, Part], target: nn.Module) -> None:
                 raise UsageError(what, where=f"{owner[id(parameter)]}, {name}")
 
 
+def check_something_trains(parameters: Mapping[str, list[nn.Parameter]], settings: TrainingSettings) -> None:
+    """Raise UsageError if freezing left the target nothing to train."""
+    if not parameters[TARGET] and (settings.freeze or settings.unfreeze_every):
+        options = (f"--freeze {settings.freeze}", f"--unfreeze-every {settings.unfreeze_every}")
+        where = " ".join(option for option in options if not option.endswith("None"))
+        hint = "Freeze fewer layers; where the whole head came from the source, --freeze NUMBER leaves it out."
+        raise UsageError("Nothing of the target is left to train.", where=where, hint=hint)
+
+
 def freeze(part: Part) -> None:
     """Only ``part.trained`` gets gradients."""
     if part.trained is not None:
@@ -40,8 +50,11 @@ def freeze(part: Part) -> None:
             submodule(part.module, name).requires_grad_(True)
 
 
-def set_train_mode(parts: Mapping[str, Part], *, bn: str) -> None:
-    """Train mode for what trains, eval mode for what is frozen, and for BatchNorm of the target with ``bn="eval"``."""
+def set_train_mode(parts: Mapping[str, Part], *, bn: str, frozen: Names = frozenset()) -> None:
+    """Train mode for what trains, eval mode for what is frozen, and for BatchNorm of the target with ``bn="eval"``.
+
+    ``frozen`` are tensors of the target: with them the norms whose they are stand still.
+    """
     for name, part in parts.items():
         part.module.train(part.trained is None)
         for trained in part.trained or ():
@@ -50,6 +63,8 @@ def set_train_mode(parts: Mapping[str, Part], *, bn: str) -> None:
             for module in part.module.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        if name == TARGET:
+            still_norms(part.module, frozen)
 
 
 @contextmanager
@@ -105,6 +120,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, 
             min_lr=settings.min_lr,
             decay_epochs=settings.decay_epochs,
             decay_rate=settings.decay_rate,
+            decay_milestones=list(settings.milestones or ()),
             step_on_epochs=False,
             updates_per_epoch=batches,
         )
@@ -115,6 +131,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, 
         ) from error
     if schedule is None:
         raise UsageError("Unknown schedule.", where=f"--sched {settings.sched}", hint="cosine, step, poly, none ...")
+    if settings.milestones is not None:  # timm's rate falls one step before the milestone's
+        schedule.decay_t = [milestone * batches + 1 for milestone in settings.milestones]
     return schedule
 
 

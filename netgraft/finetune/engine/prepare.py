@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import Rule, find_rule
 from netgraft.finetune.engine import pairing
 from netgraft.finetune.engine.batch_norm import synchronise
+from netgraft.finetune.engine.freezing import Freezing
+from netgraft.finetune.engine.judge import Judge
 from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
+from netgraft.finetune.engine.rates import factors_of
 from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
@@ -48,7 +52,9 @@ class PreparedTraining:
     needs: frozenset[Need]
     run: LiveRun
     loader: Loader
-    test: Pixels
+    judge: Judge
+    freezing: Freezing
+    factors: Mapping[int, float]  # of the learning rate, by the id of a parameter
     record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
 
 
@@ -77,11 +83,16 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     normalisation = find_normalisation(settings, model, source)
     if normalisation.remark:
         progress(normalisation.remark)
-    train, test, others = open_sets(settings)
+    sets = open_sets(settings)
+    train = sets.train
     processes = Processes(settings.device)
-    loader = make_loader(settings, model.input_size, normalisation, train, others, processes)
-    pixels = Pixels(test, model.input_size, normalisation)
+    loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
+    held_out = None if sets.validation is None else Pixels(sets.validation, model.input_size, normalisation)
+    judge = Judge(Pixels(sets.test, model.input_size, normalisation), held_out)
+    if judge.warning:
+        progress(judge.warning)
 
+    traced = cache(lambda: trace(model))
     progress(f"building {model.name}")
     module, init = _build(model, settings.seed)
     module.to(processes.device)
@@ -98,7 +109,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         names, computed = (
             (by_hand, False)
             if by_hand
-            else pairing.names_of(ledger, source.name, lambda: (trace(source), trace(model)), settings.matcher)
+            else pairing.names_of(ledger, source.name, lambda: (trace(source), traced()), settings.matcher)
         )
         pairs = _measure(names, net, module, images, chosen=by_hand is not None, computed=computed)
         if settings.pairs == "stages":
@@ -124,17 +135,26 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         net=net,
         pairs=pairs,
         needs=needs,
-        find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
-        find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
+        find_heads=lambda: tuple(layer.name for layer in traced().heads()),
+        find_transferred=lambda: came(name for name, _ in module.named_parameters(remove_duplicate=False)),
     )
+
+    def came(names: Iterable[str]) -> frozenset[str]:
+        return _transferred(ledger, names, run.heads, model.weights is not None)
+
+    freezing = Freezing.of(settings, traced, lambda: came(_tensor_names(module)))
+    factors = factors_of(settings, ledger, module)
     record = {
         "init": init,
         "source": source_record,
-        "data": {"train": train.record(), "test": test.record()} | {name: o.record() for name, o in others.items()},
+        "data": sets.record(),
+        "best_chosen_on": judge.chosen_on,
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
         "pairs": [[pair.source, pair.target] for pair in pairs],
     }
-    return PreparedTraining(settings, processes, method, rule, rule_name, needs, run, loader, pixels, record)
+    return PreparedTraining(
+        settings, processes, method, rule, rule_name, needs, run, loader, judge, freezing, factors, record
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -213,8 +233,13 @@ def _ledger(init: str | None) -> Plan | None:
         return None
 
 
-def _transferred(plan: Plan | None, module: nn.Module, heads: tuple[str, ...], has_weights: bool) -> frozenset[str]:
-    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+def _tensor_names(module: nn.Module) -> list[str]:
+    """Of parameters and buffers, all names of those that are shared."""
+    found = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return [name for name, _ in found]
+
+
+def _transferred(plan: Plan | None, names: Iterable[str], heads: tuple[str, ...], has_weights: bool) -> frozenset[str]:
     if plan is not None:
         return frozenset(name for name in names if plan.fates.get(name, KEPT) not in (SET, KEPT))
     inside = tuple(f"{head}." for head in heads)

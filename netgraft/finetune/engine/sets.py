@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from netgraft.data.opening import open_data
-from netgraft.data.pictures import LabelledPictures, few
+from netgraft.data.pictures import LabelledPictures, few, hold_out
 from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
@@ -16,10 +16,24 @@ from netgraft.models.model import Model
 from netgraft.models.normalisation import Normalisation
 
 
-def open_sets(settings: TrainingSettings) -> tuple[LabelledPictures, LabelledPictures, dict[str, LabelledPictures]]:
-    """Training images, test images, and what comes beside every batch: "source", "unlabelled", where it is given.
+class ImageSets(NamedTuple):
+    """What a training sees."""
 
-    Raises what ``open_data`` raises.
+    train: LabelledPictures
+    validation: LabelledPictures | None  # training images that are held out, by which ``best`` is chosen
+    test: LabelledPictures
+    others: dict[str, LabelledPictures]  # beside every batch: "source", "unlabelled", where they are given
+
+    def record(self) -> dict[str, Any]:
+        """Which images these are, as JSON, by their use."""
+        own = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {use: pictures.record() for use, pictures in {**own, **self.others}.items() if pictures is not None}
+
+
+def open_sets(settings: TrainingSettings) -> ImageSets:
+    """All images by name. Those for validation are held out of the few that are drawn: they are labelled too.
+
+    Raises what ``open_data``, ``few`` and ``hold_out`` raise.
     """
     root = Path(settings.data_dir) if settings.data_dir else None
 
@@ -29,12 +43,15 @@ def open_sets(settings: TrainingSettings) -> tuple[LabelledPictures, LabelledPic
     train, test = opened(settings.data), opened(settings.data, "test")
     if settings.samples_per_class is not None:
         train = few(train, settings.samples_per_class, settings.draw_seed)
+    validation = None
+    if settings.val_split is not None:
+        train, validation = hold_out(train, settings.val_split, settings.draw_seed)
     others = {}
     if settings.source_data is not None:
         others["source"] = opened(settings.source_data)
     if settings.unlabelled is not None:
         others["unlabelled"] = opened(settings.unlabelled)
-    return train, test, others
+    return ImageSets(train, validation, test, others)
 
 
 def make_loader(
@@ -73,6 +90,7 @@ def make_loader(
         settings.seed,
         settings.workers,
         {name: views(pictures) for name, pictures in others.items()},
+        settings.accumulate,
     )
 
 
