@@ -89,7 +89,7 @@ def exact_increase(classified: Classified, layer: str, batch: Batch) -> Tensor:
         return classified(batch.x.repeat(copies, 1, 1, 1))
 
     size = len(batch.x)
-    suffix = Suffix(classified.module, layer, run, size)
+    suffix = Suffix(classified.module, layer, run, size, [pair.source for pair in classified.run.pairs])
     axis = channel_axis(classified.module, layer, suffix.output.dim())
     plain = cross_entropy(suffix.result, batch.y)
     found = []

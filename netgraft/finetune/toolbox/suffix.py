@@ -7,7 +7,7 @@ what stands in a ``forward`` between its modules is run each time, which is chea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +24,18 @@ class Suffix:
 
     ``run(copies)`` runs the network once on that many copies of the batch, below each other, and returns what is to be
     compared, ``[copies * B, ...]``. ``output`` is what the layer put out, ``result`` what ``run`` returned for it. A
-    layer that runs several times in a pass counts the first time.
+    layer that runs several times in a pass counts the first time. ``listened`` are layers that are called in every pass
+    too, because somebody listens to them; before the layer they put out what is recorded.
     """
 
-    def __init__(self, module: nn.Module, layer: str, run: Callable[[int], Tensor], batch: int) -> None:
+    def __init__(
+        self, module: nn.Module, layer: str, run: Callable[[int], Tensor], batch: int, listened: Sequence[str] = ()
+    ) -> None:
         self.module, self.layer, self._run, self._batch = module, submodule(module, layer), run, batch
         self._done: list[Any] = []  # outputs before the layer was done, in order, of calls from callers that were not
         self._open: set[nn.Module] = set()  # modules that had begun when the layer ran, and were not done
+        paths = {path for name in listened for path in _around(name)}
+        self._around = {submodule(module, path) for path in paths}  # run themselves, for the sake of what is in them
         self._whole: Any = None  # what the layer returned, of which ``output`` is the first tensor
         with _eager(module), self._recording():
             self.result = run(1)
@@ -75,11 +80,12 @@ class Suffix:
             if not recording:
                 return
             _, before = begun.pop()
-            del self._done[before:]
+            if module is self.layer or module not in self._around:
+                del self._done[before:]
             if module is self.layer:
                 self._whole, recording = each_tensor(output, Tensor.clone), False
                 self._open = {caller for caller, _ in begun}
-            else:
+            elif module not in self._around:
                 self._done.append(each_tensor(output, Tensor.clone))  # what follows may work in place
 
         handles = [m.register_forward_pre_hook(enter) for m in self.module.modules()]
@@ -93,16 +99,18 @@ class Suffix:
     @contextmanager
     def _playing(self, replaced: Any, copies: int) -> Iterator[None]:
         """Modules before the layer put out what is recorded, and the layer what it is given; then all as they are."""
-        recorded = iter(self._done)
+        recorded, runs = iter(self._done), self._open | self._around
         behind = False
 
         def playing(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
             def play(*args: Any, **kwargs: Any) -> Any:
                 nonlocal behind
-                if behind or module in self._open or (module is not self.layer and not self._done):
+                if behind or (module is not self.layer and (module in runs or not self._done)):
                     return forward(*args, **kwargs)
                 if module is self.layer:
                     behind = True
+                    if module in self._around:
+                        forward(*args, **kwargs)
                     return replaced
                 return _repeated(next(recorded), copies, self._batch)
 
@@ -129,6 +137,12 @@ def _eager(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module._compiled_call_impl = compiled
+
+
+def _around(path: str) -> list[str]:
+    """The modules that a module is in, but for the whole: ``a`` and ``a.b`` of ``a.b.c``."""
+    names = path.split(".")
+    return [".".join(names[:depth]) for depth in range(1, len(names))]
 
 
 def _repeated(value: Any, copies: int, batch: int) -> Any:
