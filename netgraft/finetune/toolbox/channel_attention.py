@@ -35,10 +35,10 @@ class Classified:
 
     def __call__(self, x: Tensor, *, gradients: bool = False) -> Tensor:
         """Logits ``[B, classes]`` in float32; with ``gradients`` they can be differentiated."""
-        params = {} if gradients else None
         if self.probe is None:
-            return self.run.source(x, params=params).logits
-        return self.probe(_features(self.run, x, gradients=gradients))
+            return self.run.source(x, params={} if gradients else None).logits
+        logits: Tensor = self.probe(_features(self.run, x, gradients=gradients))
+        return logits
 
 
 def _features(run: Run, x: Tensor, *, gradients: bool = False) -> Tensor:
