@@ -178,6 +178,7 @@ class Run(Protocol):
     steps: int  # batches of the whole training
     seed: int
     classes: int
+    source_classes: int  # how many numbers the source puts out; 0 without a source
     pairs: tuple[FeaturePair, ...]  # empty without a source
     target_module: nn.Module
 
@@ -204,6 +205,10 @@ class Run(Protocol):
         """Module paths of the target's classifier."""
 
     @property
+    def source_heads(self) -> tuple[str, ...]:
+        """Module paths of the source's classifier; none without a source."""
+
+    @property
     def device(self) -> torch.device: ...
     @property
     def rank(self) -> int: ...
@@ -218,13 +223,15 @@ class Run(Protocol):
         train: bool = True,
         stats: bool | None = None,
         draw: bool | None = None,
+        until: str | None = None,
     ) -> Outputs:
         """A forward pass of the target; paired layers are tapped.
 
         ``params`` are parameters and buffers, by name, that take the place of its own; none is written to. With
         ``train=False`` all of it is in eval mode, else it is in the modes that the run gives it. ``stats``: whether the
         pass updates BatchNorm's running statistics (rule 5). ``draw``: whether it draws the run's random numbers
-        (rule 6). Raises UsageError for ``stats=True`` in eval mode.
+        (rule 6). ``until`` is a paired layer of the target: nothing behind it runs, and there are no logits. Raises
+        UsageError for ``stats=True`` in eval mode, UnknownName where ``until`` is not paired.
         """
 
     def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:

@@ -83,7 +83,7 @@ def test_hints_first_and_the_task_after(folder):
     steps(running, 2, epoch=1)
     assert not torch.equal(before["head.weight"], running.run.target_module.head.weight)
     assert same(adapters, state_of(running.parts["adapters"].module))
-    with pytest.raises(UsageError, match="leave none"):
+    with pytest.raises(UsageError, match="no epoch for the second"):
         training(with_source(folder, method="fm", set={"hint_epochs": 2}))
 
 

@@ -98,11 +98,11 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     module.to(processes.device)
     images = loader.target.pixels.batch([0, 1 % len(train)]).to(processes.device)
     _check_classes(module, model, images, train)
-    net, source_record = None, None
+    net, source_record, source_classes = None, None, 0
     if source is not None:
         progress(f"building {source.name}")
         net, source_record = build_source(settings, source, model.input_size, normalisation, processes.device)
-        _check_source(net, source, images, train, needs)
+        source_classes = _check_source(net, source, images, train, needs)
     pairs: tuple[FeaturePair, ...] = ()
     if net is not None and source is not None and (Need.PAIRS in needs or by_hand is not None):
         progress("pairing layers")
@@ -126,6 +126,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         module,
         processes,
         classes=len(train.classes),
+        source_classes=source_classes,
         epochs=settings.epochs,
         steps=settings.epochs * len(loader),
         seed=settings.seed,
@@ -137,6 +138,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         needs=needs,
         find_heads=lambda: tuple(layer.name for layer in traced().heads()),
         find_transferred=lambda: came(name for name, _ in module.named_parameters(remove_duplicate=False)),
+        find_source_heads=lambda: tuple(layer.name for layer in trace(source).heads()) if source is not None else (),
     )
 
     def came(names: Iterable[str]) -> frozenset[str]:
@@ -191,11 +193,13 @@ def _check_classes(module: nn.Module, model: Model, images: Tensor, train: Label
 
 def _check_source(
     net: SourceNet, source: Model, images: Tensor, train: LabelledPictures, needs: frozenset[Need]
-) -> None:
+) -> int:
+    """How many numbers it puts out for an image."""
     logits = _forward(net.module, net.adapt(images), source)
     if Need.SAME_CLASSES in needs and logits.shape[-1] != len(train.classes):
         what = f"The method compares classes: {source.name} has {logits.shape[-1]}, the data {len(train.classes)}."
         raise UsageError(what, where=train.name, hint="Take a source that was trained on these classes.")
+    return int(logits.shape[-1])
 
 
 def _measure(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from netgraft.errors import UsageError
+from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import eval_mode
@@ -46,6 +46,7 @@ class LiveRun:
     epochs: int
     steps: int
     seed: int = 0
+    source_classes: int = 0
     smoothing: float = 0.0
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
     channels_last: bool = False
@@ -53,6 +54,7 @@ class LiveRun:
     pairs: tuple[FeaturePair, ...] = ()
     needs: frozenset[Need] = frozenset()
     find_heads: Callable[[], tuple[str, ...]] = tuple
+    find_source_heads: Callable[[], tuple[str, ...]] = tuple
     find_transferred: Callable[[], frozenset[str]] = frozenset
     epoch: int = 0
     step: int = 0
@@ -116,6 +118,10 @@ class LiveRun:
         return self.find_heads()
 
     @cached_property
+    def source_heads(self) -> tuple[str, ...]:
+        return self.find_source_heads()
+
+    @cached_property
     def transferred(self) -> frozenset[str]:
         return self.find_transferred()
 
@@ -144,7 +150,10 @@ class LiveRun:
         train: bool = True,
         stats: bool | None = None,
         draw: bool | None = None,
+        until: str | None = None,
     ) -> Outputs:
+        if until is not None and until not in self._target_taps.layers:
+            raise UnknownName("paired layer", until, self._target_taps.layers)
         if stats is None:
             stats = params is None and train and x is self._current and not self._owned
         if stats and not train:
@@ -158,8 +167,8 @@ class LiveRun:
         drawing = self.numbers.drawing() if (stats if draw is None else draw) else nullcontext()
         with self.autocast(), nullcontext() if train else eval_mode(module), drawing:
             if given:
-                return self._target_taps(lambda: functional_call(module, given, (images,)))
-            return self._target_taps(lambda: module(images))
+                return self._target_taps(lambda: functional_call(module, given, (images,)), last=until)
+            return self._target_taps(lambda: module(images), last=until)
 
     def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:
         net = self._source_net()

@@ -39,12 +39,12 @@ class AttentionTransfer:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
 
     def parts(self, run: Run) -> Mapping[str, Part]:
-        check_places(_with_places(run))
+        check_places(with_places(run))
         return {"target": Part(run.target_module)}
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:  # noqa: ARG002
         beta = self.beta if self.beta is not None else {"code": 1000.0, "paper": 1.0}[self.form]
-        pairs = _with_places(run)
+        pairs = with_places(run)
         for batch in batches:
             target, source = run.target(batch), run.source(batch, logits=False)
             of_target, of_source = features(run.target_module, target), features(run.source_module, source)
@@ -52,7 +52,8 @@ class AttentionTransfer:
             yield Update(("target",), {"task": run.task(target, batch), "at": beta * torch.stack(distances).sum()})
 
 
-def _with_places(run: Run) -> list[FeaturePair]:
+def with_places(run: Run) -> list[FeaturePair]:
+    """The pairs whose layers put out maps or tokens. Raises UsageError if there are none."""
     pairs = [pair for pair in pairs_of(run) if len(pair.target_shape) > 1]
     if not pairs:
         hint = "Name layers that put out maps or tokens: --pairs SOURCE:TARGET"

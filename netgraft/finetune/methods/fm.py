@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from netgraft.errors import UsageError
+from netgraft.finetune.methods.kd import soft_divergence
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
 from netgraft.finetune.toolbox.momentum import begin_momentum
+from netgraft.finetune.toolbox.stages import check_same_classes, check_stage
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
 
@@ -26,30 +27,35 @@ class FeatureMatching:
     source with every one of the target.
 
     ``hint_epochs`` above 0 is the schedule of FitNets (Romero et al., ICLR 2015): so many epochs train the layers
-    below the pairs on their distance alone, the rest of the epochs all layers on J alone. With one hint in the middle:
-    --pairs SOURCE:TARGET.
+    below the pairs on their distance alone, the rest of the epochs all layers on J + kd T^2 KL(softmax(z_S / T) ||
+    softmax(z / T)), as --method kd. The source must then put out the target's classes, or kd is 0. With one hint in
+    the middle: --pairs SOURCE:TARGET. FitNets as its authors train them are --method fitnet.
 
     Departs from the papers: the source's maps are resized to the target's by size. r has neither BatchNorm nor ReLU,
-    which cannot match a layer before its activation. FitNets' second stage adds the source's predictions to J: here
-    that is --method kd, from the weights of the first.
+    which cannot match a layer before its activation.
     """
 
     beta: float = field(default=0.5, metadata={"help": "weight of the distances"})
     match: Literal["one-to-one", "single", "all"] = field(
         default="one-to-one", metadata={"help": "which layers are compared: the pairs, the last pair, each with each"}
     )
-    hint_epochs: int = field(default=0, metadata={"help": "epochs on the distances alone; after them on J alone"})
+    hint_epochs: int = field(default=0, metadata={"help": "epochs on the distances alone; after them on J and kd"})
+    kd: float = field(default=1.0, metadata={"help": "weight of the source's predictions after the hints"})
+    temperature: float = field(default=4.0, metadata={"help": "T: how soft the predictions are when compared"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
 
     def __post_init__(self) -> None:
-        if self.hint_epochs < 0:
-            raise ValueError("hint_epochs is at least 0.")
+        if self.hint_epochs < 0 or self.kd < 0:
+            raise ValueError("hint_epochs and kd are at least 0.")
+        if self.temperature <= 0:
+            raise ValueError("temperature is above 0.")
 
     def parts(self, run: Run) -> Mapping[str, Part]:
-        if self.hint_epochs >= run.epochs:
-            what = "The epochs on hints leave none for the task."
-            raise UsageError(what, where=f"hint_epochs={self.hint_epochs}, --epochs {run.epochs}")
+        if self.hint_epochs:
+            check_stage(run, "hint_epochs", self.hint_epochs)
+            if self.kd:
+                check_same_classes(run, "Add --set kd=0: the second stage is then J alone.")
         pairs = _compared(pairs_of(run), self.match)
         check_places(pairs)
         adapters = nn.ModuleList(adapter(pair.target_shape, width(pair.source_shape)) for pair in pairs)
@@ -65,6 +71,8 @@ class FeatureMatching:
             target, losses = run.target(batch), {}
             if task:
                 losses["task"] = run.task(target, batch)
+            if task and not hints and self.kd:
+                losses["kd"] = self.kd * soft_divergence(target.logits, run.source(batch).logits, self.temperature)
             if hints:
                 source = run.source(batch, logits=False)
                 losses["fm"] = self.beta * _distance(run, pairs, parts["adapters"].module, target, source)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
-from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
+from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
+from netgraft.finetune.toolbox.adapters import adapters_of, check_places, features, pairs_of, parts_with_adapters
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
 
@@ -34,25 +33,17 @@ class KnowDist:
     def parts(self, run: Run) -> Mapping[str, Part]:
         pairs = pairs_of(run)
         check_places(pairs)
-        adapters = nn.ModuleList(_adapter(pair) for pair in pairs)
-        trained = {"adapters": Part(adapters)} if any(True for _ in adapters.parameters()) else {}
-        return {"target": Part(run.target_module), **trained}
+        return parts_with_adapters(run, pairs)
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
-        identities = nn.ModuleList(nn.Identity() for _ in run.pairs)
-        adapters = parts["adapters"].module if "adapters" in parts else identities
+        adapters = adapters_of(parts, run.pairs)
         for batch in batches:
             target, source = run.target(batch), run.source(batch, logits=False)
             of_target, of_source = features(run.target_module, target), features(run.source_module, source)
             distances = []
-            for pair, adapt in zip(run.pairs, adapters.children(), strict=True):
+            for pair, adapt in zip(run.pairs, adapters, strict=True):
                 with run.autocast():
                     mapped = adapt(of_target[pair.target])
                 distances.append(squared_distance(mapped, match_size(of_source[pair.source], mapped)))
             distance = torch.stack(distances).mean()
             yield Update(tuple(parts), {"task": run.task(target, batch), "knowdist": self.beta * distance})
-
-
-def _adapter(pair: FeaturePair) -> nn.Module:
-    channels = width(pair.source_shape)
-    return nn.Identity() if channels == width(pair.target_shape) else adapter(pair.target_shape, channels)

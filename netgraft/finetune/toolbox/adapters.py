@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 from netgraft.errors import UsageError
-from netgraft.finetune.protocol import FeaturePair, Outputs, Run
+from netgraft.finetune.protocol import FeaturePair, Outputs, Part, Run
 from netgraft.finetune.toolbox.taps import submodule
 
 LAST = nn.Linear, nn.LayerNorm
@@ -55,6 +55,32 @@ def adapter(shape: tuple[int, ...], channels: int) -> nn.Module:
     often compared before their activation, and a ReLU can never match what is negative there.
     """
     return nn.Conv2d(width(shape), channels, 1) if len(shape) == 3 else nn.Linear(width(shape), channels)
+
+
+def parts_with_adapters(run: Run, pairs: Iterable[FeaturePair]) -> dict[str, Part]:
+    """The target, and a part "adapters" if the networks' widths differ in any of the pairs.
+
+    A linear map from the target's channels to the source's where they are another number; else they are compared as
+    they are. ``adapters_of`` finds them again.
+    """
+    adapters = nn.ModuleList(_where_wider(pair) for pair in pairs)
+    trained = {"adapters": Part(adapters)} if any(True for _ in adapters.parameters()) else {}
+    return {"target": Part(run.target_module), **trained}
+
+
+def adapters_of(parts: Mapping[str, Part], pairs: Iterable[FeaturePair]) -> list[nn.Module]:
+    """The map of each pair, in a method whose parts are those of ``parts_with_adapters``."""
+    return list(parts["adapters"].module.children()) if "adapters" in parts else [nn.Identity() for _ in pairs]
+
+
+def _where_wider(pair: FeaturePair) -> nn.Module:
+    channels = width(pair.source_shape)
+    return nn.Identity() if channels == width(pair.target_shape) else adapter(pair.target_shape, channels)
+
+
+def channel_axis(module: nn.Module | None, layer: str, dimensions: int) -> int:
+    """Which axis of the layer's own output of so many dimensions, as it computes it, are the channels."""
+    return 1 if dimensions == 4 and not _is_last(module, layer) else dimensions - 1
 
 
 def check_places(pairs: Iterable[FeaturePair]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -94,6 +95,26 @@ def first_tensor(output: Any) -> Tensor:
         if isinstance(part, Tensor) and part.is_floating_point():
             return part
     raise ForwardError("A layer returns no tensor.", where=type(output).__name__)
+
+
+def each_tensor(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a module returned with every tensor changed, in tuples, lists and dicts; what is none of them stays."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, dict):
+        found = copy.copy(output)
+        for name, part in output.items():
+            found[name] = each_tensor(part, change)
+        return found
+    if isinstance(output, (list, tuple)) and not hasattr(output, "_fields"):
+        return type(output)(each_tensor(part, change) for part in output)
+    return output
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """What a module returned with another tensor in place of its first (``first_tensor``)."""
+    first = first_tensor(output)
+    return each_tensor(output, lambda each: tensor if each is first else each)
 
 
 @torch.no_grad()

@@ -16,6 +16,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
+def soft_cross_entropy(logits: Tensor, source: Tensor, temperature: float) -> Tensor:  # [B, K], [B, K]
+    """H(softmax(source / T), softmax(logits / T)), a mean over samples; without a factor T^2."""
+    return F.cross_entropy(logits / temperature, F.softmax(source / temperature, dim=1))
+
+
 def match_size(source: Tensor, target: Tensor) -> Tensor:
     """The source's map ``[B, C, h, w]`` at the height and width of the target's ``[B, D, H, W]``, bilinearly.
 
