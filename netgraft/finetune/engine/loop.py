@@ -292,6 +292,7 @@ class Training:
             "target": self.settings.target,
             **options,
             "combine": self.prepared.rule_name,
+            **({"dtnh_scope": self.settings.dtnh_scope} if self.settings.dtnh_scope != "all" else {}),
             "metrics": dict(record),
         }
         return {"version": __version__, "finetune": {**trained, **self.prepared.record}}
