@@ -170,7 +170,7 @@ def test_it_holds_what_matters(folder):
 
 @pytest.mark.parametrize("kind", ["true", "empirical"])
 def test_two_processes_measure_it_on_all_images(kind, tmp_path):
-    """Batches of 8 and 7 images in each of two processes, of 15 in one: F as saved by the first of them."""
+    """Batches of 8 images in each of two processes, of 16 in one: F as the first of them saved it."""
     folder = write_nets(tmp_path)
     given = SAME | {"epochs": 1, "bn": "eval", "method": "ewc", "set": {"fisher": kind, "images": 40}}
     two = Two(folder)
