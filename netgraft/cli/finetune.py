@@ -26,6 +26,12 @@ class BatchNorm(StrEnum):
     SYNC = "sync"
 
 
+class DtnhScope(StrEnum):
+    ALL = "all"
+    SHARED = "shared"
+    PER_TENSOR = "per-tensor"
+
+
 class Resume(StrEnum):
     AUTO = "auto"
 
@@ -90,6 +96,9 @@ def finetune(
         str | None,
         _option("How losses' gradients are combined: total, dtnh; the method's own without it.", metavar="RULE"),
     ] = None,
+    dtnh_scope: Annotated[
+        DtnhScope, _option("Which weights dtnh compares gradients of: all as one, shared ones, tensor by tensor.")
+    ] = DtnhScope.ALL,
     lam: Annotated[
         float, _option("Factor of everything but the task's loss.", "--lambda", metavar="NUMBER", min=0)
     ] = 1.0,
@@ -269,6 +278,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     given["milestones"] = parse_milestones(given["milestones"])
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
+    given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
     return TrainingSettings(**given)
 
 

@@ -8,14 +8,16 @@ the whole batch. Vectors belong to the rule, which may overwrite them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from netgraft.errors import UnknownName
+from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.protocol import TASK
+from netgraft.finetune.settings import DtnhScope
 
 
 class Vector:
@@ -29,19 +31,31 @@ class Vector:
 
     def __matmul__(self, other: Vector) -> Tensor:
         """The inner product, a scalar."""
-        pairs = zip(self.pieces, other.pieces, strict=True)
-        products = [torch.dot(_flat(a), _flat(b)) for a, b in pairs if a is not None and b is not None]
-        if products:
+        if products := self.products(other):
             return torch.stack(products).sum()
         return next((p.new_zeros(()) for p in (*self.pieces, *other.pieces) if p is not None), torch.zeros(()))
 
-    def add_(self, other: Vector, factor: Tensor | float = 1.0) -> Vector:
-        """Add ``factor * other`` in place, in one pass; pieces that only ``other`` has are taken from it."""
-        for i, (mine, added) in enumerate(zip(self.pieces, other.pieces, strict=True)):
+    def products(self, other: Vector) -> list[Tensor]:
+        """The inner product of each piece that both have, scalars."""
+        pairs = zip(self.pieces, other.pieces, strict=True)
+        return [torch.dot(_flat(a), _flat(b)) for a, b in pairs if a is not None and b is not None]
+
+    def shared(self, other: Vector) -> list[int]:
+        """The numbers of the pieces that both have."""
+        pairs = zip(self.pieces, other.pieces, strict=True)
+        return [i for i, (mine, theirs) in enumerate(pairs) if mine is not None and theirs is not None]
+
+    def add_(self, other: Vector, factor: Tensor | float | Sequence[Tensor | float] = 1.0) -> Vector:
+        """Add ``factor * other`` in place, in one pass; pieces that only ``other`` has are taken from it.
+
+        A sequence has a factor for each piece.
+        """
+        factors = factor if isinstance(factor, Sequence) else [factor] * len(self.pieces)
+        for i, (mine, added, by) in enumerate(zip(self.pieces, other.pieces, factors, strict=True)):
             if mine is None:
-                self.pieces[i] = None if added is None else added.mul_(factor)
+                self.pieces[i] = None if added is None else added.mul_(by)
             elif added is not None:
-                mine.addcmul_(added, torch.as_tensor(factor, dtype=mine.dtype, device=mine.device))
+                mine.addcmul_(added, torch.as_tensor(by, dtype=mine.dtype, device=mine.device))
         return self
 
 
@@ -72,43 +86,70 @@ def total(names: Sequence[str], grads: Grads) -> Combined:
     return Combined(direction, {})
 
 
-def dtnh(names: Sequence[str], grads: Grads) -> Combined:
+def dtnh(names: Sequence[str], grads: Grads, scope: DtnhScope = "all") -> Combined:
     """The regularisers' gradient without its component against the task's (DTNH, Algorithm 1, Eqs. 6-7).
 
     With g = grad J and r = lambda grad Omega: d = g + r where <g, r> >= 0, else g + r - <g, r> / |g|^2 g. In conflict
     <d, g> = |g|^2: to first order the task's loss falls as if there were no regulariser. Works with any regulariser.
     Without a task's loss or a regulariser it is ``total``; where g = 0 there is no conflict.
 
-    Departs from the paper: line 11 of Algorithm 1 is taken, not the text's "d = lambda J + lambda Omega^y".
+    ``scope`` says what g and r are vectors of. ``all``: of all parameters, so that those which no regulariser reaches,
+    such as a new classifier, are stepped by (1 - <g, r> / |g|^2) g in conflict. ``shared``: of the parameters that both
+    reach; all others are stepped by g + r. ``per-tensor``: each of those tensors by itself, in conflict or not; then
+    <d, g> >= |g|^2.
+
+    Departs from the paper: line 11 of Algorithm 1 is taken, not the text's "d = lambda J + lambda Omega^y". Its vectors
+    are of all parameters; the other scopes are netgraft's own.
     """
     rest = tuple(name for name in names if name != TASK)
     if TASK not in names or not rest:
         return total(names, grads)
     g, r = grads((TASK,), rest)
     gg, gr, rr = g @ g, g @ r, r @ r
+    both = g.shared(r)
+    if scope == "all" or not both:
+        factor, conflict = _without_conflict(gg, gr)
+        told = _angles(gg, gr, rr, factor * gg + gr, factor * gr + rr, factor * factor * gg + 2 * factor * gr + rr)
+        return Combined(r.add_(g, factor), told | {"obtuse": conflict.float()})
+    reached = Vector(g.pieces[i] for i in both)
+    own, cross = torch.stack(reached.products(reached)), torch.stack(g.products(r))  # of each tensor
+    if scope == "shared":
+        factor, conflict = _without_conflict(own.sum(), cross.sum())
+        factor = factor.expand(len(both))
+    else:
+        factor, conflict = _without_conflict(own, cross)
+    alone = gg - own.sum()
+    dg, dr = (factor * own).sum() + alone + gr, (factor * cross).sum() + rr
+    told = _angles(gg, gr, rr, dg, dr, (factor * (factor * own + 2 * cross)).sum() + alone + rr)
+    factors: list[Tensor | float] = [1.0] * len(g.pieces)
+    for i, by in zip(both, factor.unbind(), strict=True):
+        factors[i] = by
+    return Combined(r.add_(g, factors), told | {"obtuse": conflict.float().mean()})
+
+
+def _without_conflict(gg: Tensor, gr: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor of g in d = factor g + r, with no need to wait for the numbers; and whether there is a conflict."""
     conflict = (gr < 0) & (gg > 0)
-    factor = torch.where(conflict, 1 - gr / gg, 1.0)  # of g: d = factor g + r, with no need to wait for the numbers
-    return Combined(r.add_(g, factor), _angles(gg, gr, rr, factor) | {"obtuse": conflict.float()})
+    return torch.where(conflict, 1 - gr / gg, 1.0), conflict
 
 
-def _angles(gg: Tensor, gr: Tensor, rr: Tensor, factor: Tensor) -> dict[str, Tensor]:
+def _angles(gg: Tensor, gr: Tensor, rr: Tensor, dg: Tensor, dr: Tensor, dd: Tensor) -> dict[str, Tensor]:
     """The cosine of g and r, and in degrees the angles of the paper's Figures 4 and 5.
 
     1: between the direction d and g. 2: between d and r. 3: between g + r (no DTNH) and g. 4: between g + r and r.
-    All from three inner products: no further pass over the parameters.
+    All from inner products: no further pass over the parameters.
     """
 
-    def between(alpha: Tensor | float, onto_g: bool) -> Tensor:  # of alpha g + r with g, or with r
-        length = (alpha * alpha * gg + 2 * alpha * gr + rr).clamp(min=0).sqrt()
-        dot, other = (alpha * gg + gr, gg) if onto_g else (alpha * gr + rr, rr)
-        return torch.rad2deg(torch.acos(_cosine(dot, length * other.sqrt())))
+    def between(dot: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        return torch.rad2deg(torch.acos(_cosine(dot, one.clamp(min=0).sqrt() * other.sqrt())))
 
+    whole = gg + 2 * gr + rr
     return {
         "cosine": _cosine(gr, (gg * rr).sqrt()),
-        "angle1": between(factor, True),
-        "angle2": between(factor, False),
-        "angle3": between(1.0, True),
-        "angle4": between(1.0, False),
+        "angle1": between(dg, dd, gg),
+        "angle2": between(dr, dd, rr),
+        "angle3": between(gg + gr, whole, gg),
+        "angle4": between(gr + rr, whole, rr),
     }
 
 
@@ -119,8 +160,13 @@ def _cosine(dot: Tensor, lengths: Tensor) -> Tensor:
 RULES: dict[str, Rule] = {"total": total, "dtnh": dtnh}
 
 
-def find_rule(name: str) -> Rule:
-    """Raises UnknownName."""
+def find_rule(name: str, scope: DtnhScope = "all") -> Rule:
+    """The rule, DTNH's with this scope. Raises UnknownName, and UsageError for a scope with another rule."""
     if name not in RULES:
         raise UnknownName("combine rule", name, RULES)
-    return RULES[name]
+    if scope == "all":
+        return RULES[name]
+    if name != "dtnh":
+        hint = "Add --combine dtnh, or leave out --dtnh-scope."
+        raise UsageError("Only the rule dtnh has a scope.", where=f"--combine {name} --dtnh-scope {scope}", hint=hint)
+    return functools.partial(dtnh, scope=scope)

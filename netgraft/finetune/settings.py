@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from netgraft.errors import UnknownName, UsageError
 
 Bn = Literal["train", "eval", "sync"]
+DtnhScope = Literal["all", "shared", "per-tensor"]
 
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
@@ -30,6 +31,7 @@ class TrainingSettings:
     method: str = "plain"
     set: Mapping[str, object] = field(default_factory=dict)  # options of the method
     combine: str | None = None  # None: the method's own rule
+    dtnh_scope: DtnhScope = "all"  # which parameters the rule dtnh compares gradients of
     lam: float = 1.0  # factor of all regularisers
     lam_decay: float = 1.0  # lambda is lam * lam_decay^epoch
     init: str | None = None
@@ -125,6 +127,8 @@ class TrainingSettings:
         self._check_milestones()
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+        if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
+            raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
 
     def _check_milestones(self) -> None:
         if (self.milestones is not None) != (self.sched == "multistep"):

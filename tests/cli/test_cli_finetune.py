@@ -218,6 +218,7 @@ class Decay:
 '''
     )
     succeed("finetune", *ONE, "--method", "./own.py", "--set", "weight=0.2", "--combine", "dtnh", "--lambda", "0.5")
+    assert json.loads((checkout / "run/config.json").read_text())["dtnh_scope"] == "all"
     (record,) = [json.loads(line) for line in (checkout / "run/metrics.jsonl").read_text().splitlines()]
     assert {"train_decay", "train_cosine", "train_obtuse", "train_angle1", "train_angle4"} <= set(record)
     assert record["train_decay"] > 0

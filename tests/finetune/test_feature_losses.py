@@ -99,6 +99,20 @@ def test_knowdist(folder):
     assert number(update.losses["knowdist"]) == pytest.approx(2 * expected, **EXACT)
 
 
+def test_knowdist_as_the_paper_weighs_it(folder):
+    """Eq. 3: sums over the filters of all layers and over places, 1/n over the n images."""
+    given = {"pairs": PAIRS, "set": {"beta": 0.01, "form": "paper"}}
+    running, update, here, there = begin(folder, "knowdist", **given)
+    theirs, adapters = their_maps(there), running.parts["adapters"].module
+    total, images = 0.0, 16
+    for (a, b), adapt in zip([("stem", "body"), ("body", "body"), ("last", "last")], adapters, strict=True):
+        away = mapped(here.at[b], adapt.weight, adapt.bias) - theirs[a]
+        assert len(away) == images
+        for image in away:
+            total += sum(np.linalg.norm(map_of_filter) ** 2 for map_of_filter in image)
+    assert number(update.losses["knowdist"]) == pytest.approx(0.01 * total / images, **EXACT)
+
+
 def test_knowdist_of_one_architecture_has_no_adapters(folder):
     given = {"source_arg": {"width": 6}, "source_weights": f"{folder}/init.safetensors", "pairs": "stem:stem,last:last"}
     running, update, here, _ = begin(folder, "knowdist", **given)

@@ -10,7 +10,7 @@ from support.runs import NET, same, state_of, train, training, with_source, writ
 from support.updates import EXACT, STILL, array, begin, first_update, moved, number
 
 from netgraft.errors import UsageError
-from netgraft.files.checkpoint import file_sha256
+from netgraft.files.checkpoint import file_sha256, read_provenance
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.methods.kd import soft_divergence
 from netgraft.models.side import Side
@@ -111,6 +111,49 @@ def test_dtnh_is_l2_sp_with_its_rule(folder):
     assert not same(short, without)
 
 
+def test_scope_of_dtnh_is_what_the_settings_say(folder):
+    """The directions of one update: each scope's own, computed from g and r of the same weights."""
+    found = {}
+    for scope in ("all", "shared", "per-tensor"):
+        running = training(with_source(folder, method="dtnh", dtnh_scope=scope, set={"alpha": 3.0}, **STILL))
+        named = dict(running.run.target_module.named_parameters())
+        away = torch.autograd.grad(first_update(running).losses["task"], list(named.values()))
+        with torch.no_grad():
+            torch._foreach_sub_(list(named.values()), away, alpha=0.5)  # so that the way back is against the task
+        update = first_update(running)
+        task = torch.autograd.grad(update.losses["task"], list(named.values()), retain_graph=True)
+        g = dict(zip(named, task, strict=True))
+        r = {}
+        for penalty in update.penalties.values():
+            r |= {n: x.clone() for n, p in named.items() for q, x in zip(*penalty[1:], strict=True) if q is p}
+        assert 0 < len(r) < len(g)
+        performed = Gradients(running.processes, running.prepared.rule)(update, list(named.values()))
+        found[scope] = {n: p.grad.clone() for n, p in named.items()}, float(performed.telemetry["obtuse"])
+        gr, gg = ({n: float((g[n] * x).sum()) for n, x in v.items()} for v in (r, g))
+        shared = sum(gr.values()) / sum(gg[n] for n in r)
+        whole = sum(gr.values()) / sum(gg.values())
+        assert shared < 0
+        less = {
+            "all": dict.fromkeys(g, whole),
+            "shared": dict.fromkeys(r, shared),
+            "per-tensor": {n: min(gr[n] / gg[n], 0) for n in r},
+        }[scope]
+        for n in named:
+            expected = g[n] * (1 - less.get(n, 0.0)) + r.get(n, 0.0)
+            assert (found[scope][0][n] - expected).norm() <= 1e-5 * expected.norm()
+    assert found["all"][1] == found["shared"][1] == 1
+    assert 0 < found["per-tensor"][1] <= 1
+
+
+def test_scope_is_in_the_provenance(folder):
+    _, whole = train(with_source(folder, method="dtnh", lam=30.0, set={"alpha": 1.0}, epochs=1))
+    shared = with_source(folder, method="dtnh", lam=30.0, set={"alpha": 1.0}, epochs=1, dtnh_scope="shared")
+    _, other = train(replace(shared, out=str(folder / "shared")))
+    assert not same(whole, other)
+    told = [read_provenance(folder / out / "last.safetensors")["finetune"] for out in ("run", "shared")]
+    assert [one.get("dtnh_scope") for one in told] == [None, "shared"]
+
+
 # ---------------------------------------------------------------------------------------------------- predictions
 
 
@@ -175,7 +218,13 @@ def of_regularisers(update, parameters):
     return whole
 
 
-@pytest.mark.parametrize("method", ["l2", "l2-sp", "kd", "fm", "at", "knowdist", "lwf", "fsp", "jacobian", "delta"])
+ON_EACH = (
+    *("l2", "l2-sp", "l1-sp", "group-lasso-sp", "l2-sp-fisher", "ewc"),
+    *("kd", "fm", "at", "knowdist", "lwf", "fsp", "jacobian", "delta"),
+)
+
+
+@pytest.mark.parametrize("method", ON_EACH)
 def test_dtnh_on_each(method, folder):
     """In conflict d = g + r - <g, r> / |g|^2 g, so that <d, g> = |g|^2; else g + r.
 
@@ -184,13 +233,14 @@ def test_dtnh_on_each(method, folder):
     """
     options = {"warmup_epochs": 0} if method == "lwf" else {}
     running = training(with_source(folder, method=method, combine="dtnh", set=options, **STILL))
+    running.prepare()
     conflicts = []
     for _ in range(9):
         update = first_update(running)
         parameters = [p for name in update.parts for p in running.parameters[name]]
         task = torch.autograd.grad(update.losses["task"], parameters, retain_graph=True, allow_unused=True)
         g, r = flat(task, parameters), of_regularisers(update, parameters)
-        lam = 5 * float(g.norm() / r.norm())
+        lam = 5 * float(g.norm() / r.norm().clamp(min=1e-12))  # EWC's is 0 at the start
         r = lam * r
         conflict = float(g @ r) < 0
         expected = g + r - (g @ r) / (g @ g) * g if conflict else g + r

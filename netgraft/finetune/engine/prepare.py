@@ -65,7 +65,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     needs = frozenset(needs_of(described))
     method = plugins.create(FOLDER, settings.method, settings.set)
     rule_name = settings.combine or rule_of(described)
-    rule = find_rule(rule_name)
+    rule = find_rule(rule_name, settings.dtnh_scope)
     by_hand = pairing.given_names(settings.pairs)
     pairing.check_matcher(settings.matcher)
     model = load_model(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
-from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
+from torch import Tensor
+
+from netgraft.finetune.protocol import Part, Penalty, Run
+from netgraft.finetune.toolbox.starting_point import StartingPoint
 from netgraft.finetune.toolbox.terms import l2_penalty, scratch
 
 
 @dataclass(frozen=True)
-class L2SP:
+class L2SP(StartingPoint):
     """Weights that came from a source are drawn towards where they started, all others towards zero.
 
     L = J + alpha/2 ||theta_S - theta_S^0||^2 + beta/2 ||theta_new||^2 (Li, Grandvalet, Davoine, "Explicit Inductive
@@ -29,27 +32,13 @@ class L2SP:
     """
 
     alpha: float = field(default=0.01, metadata={"help": "strength of the pull towards the start; 0.1 in the paper's"})
-    beta: float = field(default=0.01, metadata={"help": "strength of the pull of new weights towards zero"})
-    scope: Literal["weights", "all"] = field(
-        default="weights", metadata={"help": "weights: tensors of two and more axes; all: norms and biases too"}
-    )
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.START})
-
-    def parts(self, run: Run) -> Mapping[str, Part]:
-        return {"target": Part(run.target_module)}
-
-    def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:  # noqa: ARG002
-        trained = {name: p for name, p in run.target_module.named_parameters() if p.requires_grad}
-        weights = {name: p for name, p in trained.items() if self.scope == "all" or p.dim() > 1}
-        old = {name: p for name, p in weights.items() if name in run.transferred}
-        new = [p for name, p in weights.items() if name not in old]
-        towards = [run.start[name] for name in old]
-        old_out, new_out = scratch(list(old.values())), scratch(new)
-        for batch in batches:
-            penalties = {}
-            if old:
-                penalties["sp"] = l2_penalty(list(old.values()), self.alpha, towards, out=old_out)
-            if new:
-                penalties["new"] = l2_penalty(new, self.beta, out=new_out)
-            yield Update(("target",), {"task": run.task(run.target(batch), batch)}, penalties)
+    def pull(
+        self,
+        run: Run,  # noqa: ARG002
+        parts: Mapping[str, Part],  # noqa: ARG002
+        old: Mapping[str, Tensor],
+        towards: list[Tensor],
+    ) -> Callable[[], Penalty]:
+        weights = list(old.values())
+        return functools.partial(l2_penalty, weights, self.alpha, towards, out=scratch(weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,30 +38,99 @@ def squared_distance(one: Tensor, other: Tensor) -> Tensor:
     return F.mse_loss(one.float(), other.float())
 
 
+def summed_distance(one: Tensor, other: Tensor) -> Tensor:  # [B, ...], [B, ...]
+    """(one - other)^2 summed over channels and places, and averaged over samples."""
+    return F.mse_loss(one.float(), other.float(), reduction="sum") / len(one)
+
+
 @torch.no_grad()
 def l2_penalty(
     parameters: Sequence[Tensor],
     weight: float,
     towards: Sequence[Tensor] | None = None,
     *,
+    scale: Sequence[Tensor] | None = None,
     out: Sequence[Tensor] | None = None,
 ) -> Penalty:
     """``weight / 2 * ||theta - towards||^2`` with its gradient ``weight * (theta - towards)``; towards 0 by default.
 
     A sum over all elements, as weight decay is (L2-SP, Eq. 2-3). A few passes over the parameters, no graph. The
     gradient is written to ``out`` where that is given (``scratch(parameters)``, once per epoch): on a CPU new memory
-    in every step takes longer than all the arithmetic.
+    in every step takes longer than all the arithmetic. With ``scale``, a factor for each element, it is
+    ``weight / 2 * ||scale * (theta - towards)||^2``.
     """
-    parameters = list(parameters)
     if not parameters:
         return Penalty(torch.zeros(()), (), ())
+    away = _differences(parameters, towards, out)
+    if scale is not None:
+        torch._foreach_mul_(away, list(scale))
+    norms = torch.stack(torch._foreach_norm(away))
+    if scale is not None:
+        torch._foreach_mul_(away, list(scale))
+    torch._foreach_mul_(away, weight)
+    return Penalty(weight / 2 * norms.square().sum(), list(parameters), away)
+
+
+@torch.no_grad()
+def l1_penalty(
+    parameters: Sequence[Tensor],
+    weight: float,
+    towards: Sequence[Tensor] | None = None,
+    *,
+    out: Sequence[Tensor] | None = None,
+) -> Penalty:
+    """``weight * ||theta - towards||_1`` with its gradient ``weight * sign(theta - towards)``, 0 where they are equal.
+
+    Arguments are those of ``l2_penalty``.
+    """
+    if not parameters:
+        return Penalty(torch.zeros(()), (), ())
+    away = _differences(parameters, towards, out)
+    norms = torch.stack(torch._foreach_norm(away, 1))
+    torch._foreach_sign_(away)
+    torch._foreach_mul_(away, weight)
+    return Penalty(weight * norms.sum(), list(parameters), away)
+
+
+@torch.no_grad()
+def group_penalty(
+    parameters: Sequence[Tensor],
+    weight: float,
+    towards: Sequence[Tensor] | None = None,
+    *,
+    transposed: Sequence[int] | None = None,
+    out: Sequence[Tensor] | None = None,
+) -> Penalty:
+    """``weight * sum_g sqrt(p_g) ||(theta - towards)_g||`` over groups g of p_g elements, one for each output channel.
+
+    Its gradient is ``weight * sqrt(p_g) * (theta - towards)_g / ||(theta - towards)_g||``, 0 in a group where all are
+    equal. The first axis is that of the output channels. ``transposed`` says which parameters are weights of transposed
+    convolutions ``[in, out / groups, ...]``: their number of groups, 0 for all others. Further arguments are those of
+    ``l2_penalty``.
+    """
+    if not parameters:
+        return Penalty(torch.zeros(()), (), ())
+    away = _differences(parameters, towards, out)
+    values = []
+    for difference, groups in zip(away, transposed or [0] * len(away), strict=True):
+        by_channel = difference.unflatten(0, (groups, -1)) if groups else difference
+        within = (1, *range(3, by_channel.dim())) if groups else tuple(range(1, by_channel.dim()))
+        norms = torch.linalg.vector_norm(by_channel, dim=within, keepdim=True) if within else by_channel.abs()
+        factor = weight * math.sqrt(by_channel.numel() / norms.numel())
+        values.append(factor * norms.sum())
+        by_channel.mul_(torch.where(norms > 0, factor / norms, 0.0))
+    return Penalty(torch.stack(values).sum(), list(parameters), away)
+
+
+def _differences(
+    parameters: Sequence[Tensor], towards: Sequence[Tensor] | None, out: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """theta - towards, in ``out`` where that is given."""
     away = list(out) if out is not None else scratch(parameters)
-    torch._foreach_copy_(away, parameters)
+    torch._foreach_copy_(away, list(parameters))
     if towards is not None:
         torch._foreach_sub_(away, list(towards))
-    norms = torch.stack(torch._foreach_norm(away))
-    torch._foreach_mul_(away, weight)
-    return Penalty(weight / 2 * norms.square().sum(), parameters, away)
+    return away
 
 
 def scratch(parameters: Sequence[Tensor]) -> list[Tensor]:
