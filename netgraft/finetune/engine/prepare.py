@@ -124,7 +124,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         net=net,
         pairs=pairs,
         needs=needs,
-        find_heads=lambda: tuple(layer.name for layer in trace(model).heads()),
+        find_graph=lambda: trace(model),
         find_transferred=lambda: _transferred(ledger, module, run.heads, model.weights is not None),
     )
     record = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
+from netgraft.finetune.toolbox.momentum import begin_momentum
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
 
 
@@ -59,7 +60,7 @@ class FeatureMatching:
         hints = run.epoch < self.hint_epochs or not self.hint_epochs
         task = run.epoch >= self.hint_epochs
         if self.hint_epochs:
-            _begin_momentum(run.optimizer("target"))
+            begin_momentum(run.optimizer("target"))
         for batch in batches:
             target, losses = run.target(batch), {}
             if task:
@@ -92,12 +93,3 @@ def _distance(run: Run, pairs: list[FeaturePair], adapters: nn.Module, target: O
             resized[key] = match_size(of_source[pair.source], mapped)
         distances.append(squared_distance(mapped, resized[key]))
     return torch.stack(distances).sum()
-
-
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Momentum 0 for parameters without any: fused SGD does not take some that have moved and some that have not."""
-    if isinstance(optimizer, torch.optim.SGD):
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                if optimizer.state[parameter].get("momentum_buffer") is None:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
