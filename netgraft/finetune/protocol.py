@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from netgraft.architecture.graph import LayerGraph
+
 TASK = "task"
 """The name of the empirical loss."""
 TARGET = "target"
@@ -199,6 +201,10 @@ class Run(Protocol):
     @property
     def transferred(self) -> frozenset[str]:
         """Names of the parameters that came from a source: by the ledger of --init, else all but the head's."""
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The target's layers and how data flows between them, as traced, with the shapes of a pass over images."""
 
     @property
     def heads(self) -> tuple[str, ...]:

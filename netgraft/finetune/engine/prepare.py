@@ -136,7 +136,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         net=net,
         pairs=pairs,
         needs=needs,
-        find_heads=lambda: tuple(layer.name for layer in traced().heads()),
+        find_graph=traced,
         find_transferred=lambda: came(name for name, _ in module.named_parameters(remove_duplicate=False)),
         find_source_heads=lambda: tuple(layer.name for layer in trace(source).heads()) if source is not None else (),
     )

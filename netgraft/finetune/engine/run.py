@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.meters import Meters
@@ -53,7 +54,7 @@ class LiveRun:
     net: SourceNet | None = None
     pairs: tuple[FeaturePair, ...] = ()
     needs: frozenset[Need] = frozenset()
-    find_heads: Callable[[], tuple[str, ...]] = tuple
+    find_graph: Callable[[], LayerGraph] = lambda: LayerGraph((), {})
     find_source_heads: Callable[[], tuple[str, ...]] = tuple
     find_transferred: Callable[[], frozenset[str]] = frozenset
     epoch: int = 0
@@ -114,8 +115,12 @@ class LiveRun:
         return {name: p.detach().clone().requires_grad_() for name, p in net.module.named_parameters()}
 
     @cached_property
+    def graph(self) -> LayerGraph:
+        return self.find_graph()
+
+    @property
     def heads(self) -> tuple[str, ...]:
-        return self.find_heads()
+        return tuple(layer.name for layer in self.graph.heads())
 
     @cached_property
     def source_heads(self) -> tuple[str, ...]:

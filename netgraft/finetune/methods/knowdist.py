@@ -45,10 +45,7 @@ class KnowDist:
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         adapters = adapters_of(parts, run.pairs)
-        of_pair, of_all = {
-            "mean": (squared_distance, torch.mean),
-            "paper": (summed_distance, torch.sum),
-        }[self.form]
+        of_pair = squared_distance if self.form == "mean" else summed_distance
         for batch in batches:
             target, source = run.target(batch), run.source(batch, logits=False)
             of_target, of_source = features(run.target_module, target), features(run.source_module, source)
@@ -57,5 +54,6 @@ class KnowDist:
                 with run.autocast():
                     mapped = adapt(of_target[pair.target])
                 distances.append(of_pair(mapped, match_size(of_source[pair.source], mapped)))
-            distance = of_all(torch.stack(distances))
+            together = torch.stack(distances)
+            distance = together.mean() if self.form == "mean" else together.sum()
             yield Update(tuple(parts), {"task": run.task(target, batch), "knowdist": self.beta * distance})

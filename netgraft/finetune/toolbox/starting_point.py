@@ -18,8 +18,8 @@ Scope = Literal["weights", "all"]
 class Weights(NamedTuple):
     """The target's parameters that train, by name."""
 
-    old: dict[str, Tensor]  # that came from a source: theta_S
-    new: dict[str, Tensor]
+    old: Mapping[str, Tensor]  # that came from a source: theta_S
+    new: Mapping[str, Tensor]
 
 
 def split(run: Run, scope: Scope = "all") -> Weights:
