@@ -203,6 +203,10 @@ class Run(Protocol):
         """Module paths of the target's classifier."""
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many training images each data set has: "target", and "source", "unlabelled" where they are given."""
+
+    @property
     def device(self) -> torch.device: ...
     @property
     def rank(self) -> int: ...
@@ -234,8 +238,18 @@ class Run(Protocol):
         ``params`` without Need.SOURCE_GRADIENTS.
         """
 
-    def task(self, seen: Outputs, batch: Batch) -> Tensor:
-        """The empirical loss: cross-entropy with the run's label smoothing, a scalar."""
+    def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """The empirical loss: cross-entropy with the run's label smoothing, a scalar.
+
+        The mean over images; of each image's loss times its weight, where there are ``weights`` ``[B]``.
+        """
+
+    def every_image(self, data: str) -> Iterator[Batch]:
+        """All images of a data set once, in their order, as this epoch shows them: each process has its share.
+
+        For what is measured of all of them at once, in ``prepare`` or after the last batch of an epoch; passes are
+        extra ones (rules 5 and 6). Raises UsageError for a data set that the training does not have.
+        """
 
     def grad(self, loss: Tensor, wrt: Sequence[Tensor], *, keep: bool = False) -> tuple[Tensor, ...]:
         """Gradients averaged over processes in one collective; zeros where ``loss`` does not depend on a tensor."""
