@@ -26,6 +26,8 @@ generator, which then sees the stepped parameters. So a paper's algorithm reads 
 Class variables (``typing.ClassVar``; all but ``needs`` may be left out). They are read with ``ast``, so write literals:
 
 ``needs``       frozenset of ``Need``: what the user must give. It is refused before any work if it is missing.
+``category``    where the survey of Tan et al. 2018 puts it, one of ``Category``: "instances", "mapping", "network" or
+                "adversarial". `netgraft methods --by category` lists by it, and one without any under "other".
 ``combine``     the combine rule where the user names none: "total" (default) or "dtnh".
 ``plain_when``  options with which, at ``--lambda 0``, the method is plain fine-tuning bit for bit; {} by default (no
                 option is needed), None where nothing makes it so. The laws over all methods test it.
@@ -102,6 +104,15 @@ class Need(StrEnum):
     PAIRS = "--source REF (its layers are paired with the target's)"
     SAME_CLASSES = "--source REF whose outputs are the target's classes"
     UNLABELLED = "--unlabelled NAME"
+
+
+class Category(StrEnum):
+    """The approaches to deep transfer learning of the survey: its Table 1, and section 3."""
+
+    INSTANCES = "instances"
+    MAPPING = "mapping"
+    NETWORK = "network"
+    ADVERSARIAL = "adversarial"
 
 
 class FeaturePair(NamedTuple):

@@ -38,6 +38,7 @@ class InstanceWeighting:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_DATA})
+    category: ClassVar[str] = "instances"
 
     def __post_init__(self) -> None:
         if self.most <= 0 or self.penalty <= 0:

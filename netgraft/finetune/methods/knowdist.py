@@ -30,6 +30,7 @@ class KnowDist:
     beta: float = field(default=1.0, metadata={"help": "weight of the distance"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         pairs = pairs_of(run)

@@ -35,6 +35,7 @@ class L2SP:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START})
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module)}

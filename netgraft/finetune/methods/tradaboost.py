@@ -40,6 +40,7 @@ class TrAdaBoost:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_DATA})
+    category: ClassVar[str] = "instances"
 
     def __post_init__(self) -> None:
         if self.round_epochs < 1:
