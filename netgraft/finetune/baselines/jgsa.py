@@ -63,7 +63,8 @@ class JointAlignment:
 
     def transform(self, x: ArrayLike, domain: Literal["source", "target"]) -> Array:  # [n, d] -> [n, dimensions]
         """Features of one domain in the new space."""
-        return features(x, "features") @ self.maps_[domain]
+        found: Array = features(x, "features") @ self.maps_[domain]
+        return found
 
 
 def _scatters(x: Array, classes: Array) -> tuple[Array, Array]:
@@ -86,7 +87,8 @@ def _discrepancy(source: Array, classes: Array, target: Array, guessed: Array) -
     for name in np.unique(guessed):
         pairs.append((source[classes == name].mean(axis=0), target[guessed == name].mean(axis=0)))
     rows = np.stack([np.concatenate([one, -other]) for one, other in pairs])
-    return rows.T @ rows
+    found: Array = rows.T @ rows
+    return found
 
 
 def _nearest(source: Array, classes: Array, target: Array) -> Array:  # [n_t]

@@ -50,10 +50,12 @@ class SubspaceAlignment:
 
     def transform(self, x: ArrayLike, domain: Literal["source", "target"]) -> Array:  # [n, d] -> [n, dimensions]
         """Features of one domain in the target's directions."""
-        return self._centred(features(x, "features"), domain) @ self.maps_[domain]
+        found: Array = self._centred(features(x, "features"), domain) @ self.maps_[domain]
+        return found
 
     def _centred(self, x: Array, domain: str) -> Array:
-        return (x - self.means_[domain]) / self.scales_[domain]
+        found: Array = (x - self.means_[domain]) / self.scales_[domain]
+        return found
 
     def _principal(self, x: Array, domain: str) -> Array:  # [n, d] -> [d, dimensions]
         _, sizes, rows = np.linalg.svd(x, full_matrices=False)

@@ -66,8 +66,8 @@ class TransferComponents:
         return float(1 / max(2 * self.images_.var(axis=0).sum(), 1e-300))
 
     def _kernel(self, x: Array) -> Array:  # [n, d] -> [n, images]
-        products = x @ self.images_.T
-        if self.kernel == "linear":
-            return products
-        squares = (x**2).sum(1)[:, None] + (self.images_**2).sum(1) - 2 * products
-        return np.exp(-self.gamma_ * np.maximum(squares, 0))
+        found: Array = x @ self.images_.T
+        if self.kernel == "gaussian":
+            squares = (x**2).sum(1)[:, None] + (self.images_**2).sum(1) - 2 * found
+            found = np.exp(-self.gamma_ * np.maximum(squares, 0))
+        return found

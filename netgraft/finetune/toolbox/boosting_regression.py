@@ -19,7 +19,8 @@ def adjusted_errors(predicted: Array, y: Array) -> Array:  # [n], [n] -> [n]
     """|y - h(x)| over the largest of them, from 0 to 1; zeros where all predictions are right."""
     errors = np.abs(y - predicted)
     largest = errors.max()
-    return errors / largest if largest > 0 else errors
+    found: Array = errors / largest if largest > 0 else errors
+    return found
 
 
 def share_factor(source: Array, target: Array, errors: Array, share: float) -> float:
