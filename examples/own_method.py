@@ -32,6 +32,7 @@ class ElasticWeightConsolidation:
     fisher: Literal["true", "empirical"] = field(default="true", metadata={"help": "y drawn from p(y|x), or the label"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START, Need.SOURCE_DATA})
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         zeros = [nn.Parameter(torch.zeros_like(weight), requires_grad=False) for weight in trained(run).values()]

@@ -32,6 +32,10 @@ class DtnhScope(StrEnum):
     PER_TENSOR = "per-tensor"
 
 
+class Grouping(StrEnum):
+    CATEGORY = "category"
+
+
 class Resume(StrEnum):
     AUTO = "auto"
 
@@ -282,21 +286,31 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     return TrainingSettings(**given)
 
 
-@command("netgraft methods", "netgraft methods plain")
+@command("netgraft methods", "netgraft methods plain", "netgraft methods --by category")
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A method, or the path of your own: ./own_method.py.")
+    ] = None,
+    by: Annotated[
+        Grouping | None, typer.Option("--by", help="Order them as the survey of deep transfer learning does.")
     ] = None,
     format: OutputFormat = Format.TEXT,
 ) -> None:
     """List the methods: how a network is fine-tuned.
 
     With NAME: its equation and reference, what it needs, and its options for --set.
+    With --by category: the survey's four categories, with what there is for Python alone.
     """
+    from netgraft.report.categories import by_category, categories_document, categories_text
     from netgraft.report.listing import plugin_text, plugins_document, plugins_text
     from netgraft.report.training import method_document, method_notes
 
-    if name is None:
+    if name is not None and by is not None:
+        raise UsageError("One method has one category.", where=f"{name}, --by {by}", hint="Leave out one of them.")
+    if by is not None:
+        groups = by_category()
+        write_json(categories_document(groups)) if format is Format.JSON else write_lines(categories_text(groups))
+    elif name is None:
         found = plugins.listing(FOLDER)
         write_json(plugins_document(found)) if format is Format.JSON else write_lines(plugins_text(FOLDER, found))
     else:

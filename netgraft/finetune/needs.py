@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 
-from netgraft.errors import UsageError
-from netgraft.finetune.protocol import Need
+from netgraft.errors import UnknownName, UsageError
+from netgraft.finetune.protocol import Category, Need
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.plugins import Description
 
 FOLDER = "finetune.methods"
 """Where methods are, for ``netgraft.plugins``."""
+
+BASELINES = "finetune.baselines"
+"""Where those are that fit no network, only features: classes for Python."""
 
 _WHY = {
     Need.START: "an initialisation to start from and stay near",
@@ -33,6 +36,16 @@ def rule_of(method: Description) -> str:
     """The combine rule that it has where the user names none."""
     rule = _variable(method, "combine")
     return str(rule.value) if isinstance(rule, ast.Constant) and rule.value else "total"
+
+
+def category_of(method: Description) -> Category | None:
+    """Where the survey puts it; None where its file does not say. Raises UnknownName for what is no category."""
+    category = _variable(method, "category")
+    if not isinstance(category, ast.Constant) or category.value is None:
+        return None
+    if category.value not in tuple(Category):
+        raise UnknownName("category", str(category.value), tuple(Category), where=f"the method {method.name}")
+    return Category(category.value)
 
 
 def _variable(method: Description, name: str) -> ast.expr:

@@ -26,6 +26,8 @@ generator, which then sees the stepped parameters. So a paper's algorithm reads 
 Class variables (``typing.ClassVar``; all but ``needs`` may be left out). They are read with ``ast``, so write literals:
 
 ``needs``       frozenset of ``Need``: what the user must give. It is refused before any work if it is missing.
+``category``    where the survey of Tan et al. 2018 puts it, one of ``Category``: "instances", "mapping", "network" or
+                "adversarial". `netgraft methods --by category` lists by it, and one without any under "other".
 ``combine``     the combine rule where the user names none: "total" (default) or "dtnh".
 ``plain_when``  options with which, at ``--lambda 0``, the method is plain fine-tuning bit for bit; {} by default (no
                 option is needed), None where nothing makes it so. The laws over all methods test it.
@@ -105,6 +107,15 @@ class Need(StrEnum):
     PAIRS = "--source REF (its layers are paired with the target's)"
     SAME_CLASSES = "--source REF whose outputs are the target's classes"
     UNLABELLED = "--unlabelled NAME"
+
+
+class Category(StrEnum):
+    """The approaches to deep transfer learning of the survey: its Table 1, and section 3."""
+
+    INSTANCES = "instances"
+    MAPPING = "mapping"
+    NETWORK = "network"
+    ADVERSARIAL = "adversarial"
 
 
 class FeaturePair(NamedTuple):
@@ -215,6 +226,10 @@ class Run(Protocol):
         """Module paths of the source's classifier; none without a source."""
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many training images each data set has: "target", and "source", "unlabelled" where they are given."""
+
+    @property
     def device(self) -> torch.device: ...
     @property
     def rank(self) -> int: ...
@@ -248,8 +263,18 @@ class Run(Protocol):
         ``params`` without Need.SOURCE_GRADIENTS.
         """
 
-    def task(self, seen: Outputs, batch: Batch) -> Tensor:
-        """The empirical loss: cross-entropy with the run's label smoothing, a scalar."""
+    def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """The empirical loss: cross-entropy with the run's label smoothing, a scalar.
+
+        The mean over images; of each image's loss times its weight, where there are ``weights`` ``[B]``.
+        """
+
+    def every_image(self, data: str) -> Iterator[Batch]:
+        """All images of a data set once, in their order, as this epoch shows them: each process has its share.
+
+        For what is measured of all of them at once, in ``prepare`` or after the last batch of an epoch; passes are
+        extra ones (rules 5 and 6). Raises UsageError for a data set that the training does not have.
+        """
 
     def grad(self, loss: Tensor, wrt: Sequence[Tensor], *, keep: bool = False) -> tuple[Tensor, ...]:
         """Gradients averaged over processes in one collective; zeros where ``loss`` does not depend on a tensor."""

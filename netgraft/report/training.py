@@ -137,21 +137,23 @@ def result_document(result: Result) -> dict[str, Any]:
 
 def method_notes(method: Description) -> list[str]:
     """What a method needs, and how its losses are combined."""
-    from netgraft.finetune.needs import needs_of, rule_of
+    from netgraft.finetune.needs import category_of, needs_of, rule_of
 
     needs, rule = [need.value for need in needs_of(method)], rule_of(method)
     notes = [f"It needs {' and '.join(needs)}." if needs else "It needs nothing but data."]
     if rule != "total":
         notes.append(f"Its losses are combined by {rule} unless --combine says otherwise.")
+    if category := category_of(method):
+        notes.append(f"Its category in the survey of Tan et al. 2018: {category}.")
     return notes
 
 
 def method_document(method: Description) -> dict[str, Any]:
-    from netgraft.finetune.needs import needs_of, rule_of
+    from netgraft.finetune.needs import category_of, needs_of, rule_of
     from netgraft.report.listing import plugin_document
 
     needs = [need.name for need in needs_of(method)]
-    return {**plugin_document(method), "needs": needs, "combine": rule_of(method)}
+    return {**plugin_document(method), "needs": needs, "combine": rule_of(method), "category": category_of(method)}
 
 
 def cost_lines(cost: Cost) -> Iterator[str]:

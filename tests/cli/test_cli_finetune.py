@@ -229,6 +229,7 @@ class Decay:
     [
         (("methods",), 0),
         (("methods", "plain"), 0),
+        (("methods", "--by", "category"), 0),
         (("methods", "plian"), 2),
         (("finetune", "--help"), 0),
         (("finetune", "a", "--data", "netgraft:digits", "--out", "x", "--method", "frozen"), 2),

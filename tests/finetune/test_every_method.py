@@ -5,7 +5,7 @@ from support.runs import Killed, Killer, other_folder, same, state_of, steps, tr
 from support.tested_methods import METHODS, each_method
 
 from netgraft import plugins
-from netgraft.finetune.needs import FOLDER, needs_of, rule_of
+from netgraft.finetune.needs import FOLDER, category_of, needs_of, rule_of
 from netgraft.finetune.protocol import TARGET
 
 
@@ -76,6 +76,7 @@ def test_description_is_that_of_the_class(name):
     cls, described = plugins.load(FOLDER, name), plugins.describe(FOLDER, name)
     assert set(needs_of(described)) == cls.needs
     assert rule_of(described) == getattr(cls, "combine", "total")
+    assert category_of(described) == getattr(cls, "category", None)
     assert described.doc == (cls.__doc__ and __import__("inspect").getdoc(cls))
     assert list(described.options) == plugins.options(cls)
     assert all(option.doc for option in described.options), "an option without help"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,24 @@ def explain(settings: TrainingSettings) -> Cost:
     batch = to_device(next(prepared.loader.epoch(0)), run.device)
     training.set_modes()
     unit = _count(lambda: run.target_module(batch.x))
-    updates = 0
+    updates, run.most = 0, 1
     losses: set[str] = set()
+    ahead = _count(lambda: training.prepare(most=1)) if isinstance(prepared.method, Prepares) else 0
+    run.begin(batch)
+    with FlopCounterMode(display=False) as counter:
+        whole = 0
 
-    def step() -> None:
-        nonlocal updates
-        for update in prepared.method.epoch(run, iter([batch]), training.parts):
+        def batches() -> Iterator[Any]:
+            nonlocal whole
+            yield batch
+            whole = counter.get_total_flops()  # what comes now is done once in an epoch
+
+        for update in prepared.method.epoch(run, batches(), training.parts):
             losses.clear()
             losses.update(update.losses)
             training.perform(update, lambda_of(settings, 0))
             updates += 1
-
-    ahead = _count(lambda: training.prepare(most=1)) if isinstance(prepared.method, Prepares) else 0
-    run.begin(batch)
-    whole = _count(step)
+    after = counter.get_total_flops() - whole
     source = _source_cost(training, batch) if run.net is not None else 0
     views = 1 if prepared.loader.target.transform is None else settings.views or 0
     shapes = [pair.source_shape for pair in run.pairs]
@@ -85,7 +90,7 @@ def explain(settings: TrainingSettings) -> Cost:
         calls,
         (whole - source) / unit if run.net is not None and views else None,
         size,
-        tuple(_remarks(settings, training, views, losses, ahead / unit)),
+        tuple(_remarks(settings, training, views, losses, ahead / unit, after / unit)),
     )
 
 
@@ -99,12 +104,16 @@ def _source_cost(training: Training, batch: Any) -> int:
     return _count(lambda: run.source(batch, logits=bool(seen.logits.shape[1])))
 
 
-def _remarks(settings: TrainingSettings, training: Training, views: int, losses: set[str], ahead: float) -> list[str]:
+def _remarks(
+    settings: TrainingSettings, training: Training, views: int, losses: set[str], ahead: float, after: float
+) -> list[str]:
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
     if (size := training.accumulation.size) > 1:
         found.append(f"{size} such batches make one step of the optimizer")
+    if after:
+        found.append(f"after an epoch's last step the method works: {after:.2f} F for the first batches it looks at")
     if training.prepared.rule_name != "total":
         analytic = losses <= {"task"}
         found.append(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from netgraft.data.pictures import LabelledPictures, Pixels
+from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Batch
 from netgraft.models.normalisation import Normalisation
 
@@ -143,6 +144,23 @@ class Loader(Dataset[Batch]):
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one, which is the method's
             pin_memory=pinned,
         )
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many images each data set has."""
+        return {"target": len(self.target), **{name: len(views) for name, views in self.others.items()}}
+
+    def every_image(self, data: str, epoch: int) -> Iterator[Batch]:
+        """This process's share of all images of a data set, once, in their order, in an epoch's view; on the CPU.
+
+        Raises UsageError for a data set that the training does not have.
+        """
+        if data not in self.sizes:
+            raise UsageError(f"The training has no images called {data!r}.", hint=f"It has {', '.join(self.sizes)}.")
+        views = self.target if data == "target" else self.others[data]
+        for ids in torch.arange(len(views))[self.rank :: self.world].split(self.batch_size):
+            if len(ids):
+                yield self._batch(views, ids, views.view(epoch), data)
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, number = place

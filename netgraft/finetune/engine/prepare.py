@@ -131,6 +131,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         steps=settings.epochs * len(loader),
         seed=settings.seed,
         smoothing=settings.smoothing,
+        loader=loader,
         precision=torch.bfloat16 if settings.amp else None,
         channels_last=settings.channels_last,
         net=net,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.engine.cache import FeatureCache
+from netgraft.finetune.engine.loader import Loader, to_device
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import eval_mode
 from netgraft.finetune.engine.processes import Processes
@@ -49,6 +50,8 @@ class LiveRun:
     seed: int = 0
     source_classes: int = 0
     smoothing: float = 0.0
+    loader: Loader | None = None
+    most: int | None = None  # batches of a pass over every image; None: all. For counting what one costs
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
     channels_last: bool = False
     net: SourceNet | None = None
@@ -228,8 +231,22 @@ class LiveRun:
         images = x.x if isinstance(x, Batch) else x
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def task(self, seen: Outputs, batch: Batch) -> Tensor:
-        return cross_entropy(seen.logits, batch.y, self.smoothing)
+    def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        return cross_entropy(seen.logits, batch.y, self.smoothing, weights)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self._loader().sizes
+
+    def every_image(self, data: str) -> Iterator[Batch]:
+        for number, batch in enumerate(self._loader().every_image(data, self.epoch)):
+            if number == self.most:
+                return
+            yield to_device(batch, self.device)
+
+    def _loader(self) -> Loader:
+        assert self.loader is not None, "the engine's runs have one"
+        return self.loader
 
     def autocast(self) -> AbstractContextManager[object]:
         enabled = self.precision is not None

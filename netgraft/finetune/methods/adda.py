@@ -37,6 +37,7 @@ class AdversarialDiscriminative:
     lr: float = field(default=2e-4, metadata={"help": "learning rate of both, with adam"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START, Need.SOURCE_DATA})
+    category: ClassVar[str] = "adversarial"
     plain_when: ClassVar[None] = None
 
     def parts(self, run: Run) -> Mapping[str, Part]:

@@ -37,6 +37,7 @@ class AttentionTransfer:
     beta: float | None = field(default=None, metadata={"help": "weight of the distances; none: 1000 (code), 1 (paper)"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         check_places(with_places(run))

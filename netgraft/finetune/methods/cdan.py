@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class ConditionalAdversarial(DomainAdaptation):
     dimensions: int = field(default=1024, metadata={"help": "of the randomised map"})
     longest: int = field(default=4096, metadata={"help": "elements of f (x) p above which the map is randomised"})
     hidden: int = field(default=1024, metadata={"help": "width of the discriminator"})
+
+    category: ClassVar[str] = "adversarial"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         multilinear = Multilinear(feature_width(run), run.classes, self.dimensions, self.longest)

@@ -84,6 +84,7 @@ class CoupledEndToEnd:
     bound: bool = field(default=False, metadata={"help": "log both sides of Eq. 14; the source has the same classes"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
     plain_when: ClassVar[dict[str, object]] = {"config": "coupled"}
 
     def __post_init__(self) -> None:

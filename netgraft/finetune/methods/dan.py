@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -34,6 +35,8 @@ class DeepAdaptation(DomainAdaptation):
         default="features,logits", metadata={"help": "module paths; features and logits are the classifier's ends"}
     )
     steepness: float = field(default=0.0, metadata={"help": "of the weight's growth from 0, 10 for DANN's; 0: none"})
+
+    category: ClassVar[str] = "mapping"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         layer_names(run, self.layers)

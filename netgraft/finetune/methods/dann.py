@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from netgraft.finetune.protocol import Batch, Part, Run, Update
 from netgraft.finetune.toolbox.adversary import Discriminator, domain_loss, ramp, recognised, reverse
@@ -28,6 +29,8 @@ class DomainAdversarial(DomainAdaptation):
     weight: float = field(default=1.0, metadata={"help": "factor of the reversed gradient"})
     steepness: float = field(default=10.0, metadata={"help": "of the reversed gradient's growth from 0; 0: constant"})
     hidden: int = field(default=1024, metadata={"help": "width of the discriminator"})
+
+    category: ClassVar[str] = "adversarial"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         discriminator = Discriminator(feature_width(run), self.hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from netgraft.finetune.protocol import Batch, Part, Run, Update
 from netgraft.finetune.toolbox import domains, mmd
@@ -26,6 +27,8 @@ class DeepDomainConfusion(DomainAdaptation):
     weight: float = field(default=0.25, metadata={"help": "weight of the distance"})
     estimator: mmd.Estimator = field(default="biased", metadata={"help": "the distance of the means, or unbiased"})
     steepness: float = field(default=0.0, metadata={"help": "of the weight's growth from 0, 10 for DANN's; 0: none"})
+
+    category: ClassVar[str] = "mapping"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module)}

@@ -65,6 +65,7 @@ class Delta:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_GRADIENTS, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.attention_batches < 1 or self.probe_epochs < 0 or self.alpha < 0 or self.beta < 0:

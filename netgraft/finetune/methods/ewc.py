@@ -37,6 +37,7 @@ class ElasticWeightConsolidation(WithFisher):
     strength: float = field(default=100.0, metadata={"help": "lambda of Eq. 3: how strongly weights are held"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START})
+    category: ClassVar[str] = "network"
 
     def held(self, run: Run) -> Mapping[str, Tensor]:
         return split(run).old

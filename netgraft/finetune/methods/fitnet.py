@@ -41,6 +41,7 @@ class FitNet:
     temperature: float = field(default=3.0, metadata={"help": "T: how soft the answers are when compared"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS, Need.SAME_CLASSES})
+    category: ClassVar[str] = "network"
     plain_when: ClassVar[dict[str, object]] = {"hint_epochs": 0}
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class FeatureMatching:
     temperature: float = field(default=4.0, metadata={"help": "T: how soft the predictions are when compared"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.hint_epochs < 0 or self.kd < 0:

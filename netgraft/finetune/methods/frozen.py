@@ -17,6 +17,7 @@ class FrozenFeatures:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START})
+    category: ClassVar[str] = "network"
     plain_when: ClassVar[None] = None
 
     def parts(self, run: Run) -> Mapping[str, Part]:

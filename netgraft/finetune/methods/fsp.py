@@ -37,6 +37,7 @@ class FlowOfSolution:
     pretrain_epochs: int = field(default=0, metadata={"help": "epochs on the distances alone; after them on J alone"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.pretrain_epochs < 0:

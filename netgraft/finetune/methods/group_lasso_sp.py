@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -31,6 +32,8 @@ class GroupLassoSP(StartingPoint):
     """
 
     alpha: float = field(default=1e-4, metadata={"help": "strength of the pull towards the start"})
+
+    category: ClassVar[str] = "network"
 
     def pull(
         self,

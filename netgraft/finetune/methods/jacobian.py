@@ -41,6 +41,7 @@ class JacobianMatching:
     at: float = field(default=0.0, metadata={"help": "weight of the distance of the attention maps themselves"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_GRADIENTS, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.beta < 0 or self.at < 0:

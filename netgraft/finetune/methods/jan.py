@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from netgraft.finetune.protocol import Batch, Part, Run, Update
 from netgraft.finetune.toolbox import mmd
@@ -31,6 +32,8 @@ class JointAdaptation(DomainAdaptation):
     weight: float = field(default=1.0, metadata={"help": "weight of the discrepancy"})
     estimator: mmd.Estimator = field(default="linear", metadata={"help": "linear time, or over all pairs of images"})
     steepness: float = field(default=0.0, metadata={"help": "of the weight's growth from 0, 10 for DANN's; 0: none"})
+
+    category: ClassVar[str] = "mapping"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module)}

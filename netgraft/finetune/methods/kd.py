@@ -31,6 +31,7 @@ class KnowledgeDistillation:
     temperature: float = field(default=4.0, metadata={"help": "T: how soft the predictions are when compared"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.SAME_CLASSES})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < 1:

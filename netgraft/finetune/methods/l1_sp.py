@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class L1SP(StartingPoint):
     """
 
     alpha: float = field(default=1e-4, metadata={"help": "strength of the pull towards the start"})
+
+    category: ClassVar[str] = "network"
 
     def pull(
         self,

@@ -24,6 +24,7 @@ class L2:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module)}

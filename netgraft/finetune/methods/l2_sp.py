@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class L2SP(StartingPoint):
     """
 
     alpha: float = field(default=0.01, metadata={"help": "strength of the pull towards the start; 0.1 in the paper's"})
+
+    category: ClassVar[str] = "network"
 
     def pull(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class L2SPFisher(WithFisher, StartingPoint):
     """
 
     alpha: float = field(default=100.0, metadata={"help": "strength of the pull towards the start, beside F"})
+
+    category: ClassVar[str] = "network"
 
     def held(self, run: Run) -> Mapping[str, Tensor]:
         return split(run, self.scope).old

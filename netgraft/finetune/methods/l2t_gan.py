@@ -78,6 +78,7 @@ class L2TGAN:
     gan_lr: float = field(default=2e-4, metadata={"help": "Adam's learning rate of the discriminators"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "adversarial"
     plain_when: ClassVar[dict[str, object]] = {"inner_steps": 0}
 
     def __post_init__(self) -> None:

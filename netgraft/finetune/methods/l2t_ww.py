@@ -51,6 +51,7 @@ class L2TWW:
     meta_lr: float = field(default=1e-4, metadata={"help": "Adam's learning rate of the weight networks"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL, Need.PAIRS})
+    category: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1 or self.meta_every < 1:

@@ -43,6 +43,7 @@ class LearningWithoutForgetting:
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_MODEL})
+    category: ClassVar[str] = "network"
     plain_when: ClassVar[dict[str, object]] = {"warmup_epochs": 0}
 
     def __post_init__(self) -> None:

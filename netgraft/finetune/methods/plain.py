@@ -17,6 +17,7 @@ class Plain:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class ResidualTransfer(DomainAdaptation):
     weight: float = field(default=0.3, metadata={"help": "weight of the discrepancy"})
     entropy: float = field(default=0.3, metadata={"help": "weight of the entropy of the target's predictions"})
     estimator: mmd.Estimator = field(default="unbiased", metadata={"help": "linear time, or over all pairs of images"})
+
+    category: ClassVar[str] = "network"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
         return {"target": Part(run.target_module), "residual": Part(_Residual(run.classes))}

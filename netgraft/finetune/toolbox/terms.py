@@ -12,9 +12,16 @@ from torch import Tensor
 from netgraft.finetune.protocol import Penalty
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:  # [B, K], [B]
-    """The empirical loss J."""
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+def cross_entropy(
+    logits: Tensor,  # [B, K]
+    labels: Tensor,  # [B]
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,  # [B]
+) -> Tensor:
+    """The empirical loss J: the mean over images, of each image's loss times its weight where there are weights."""
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
 
 def soft_cross_entropy(logits: Tensor, source: Tensor, temperature: float) -> Tensor:  # [B, K], [B, K]
