@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Step:
+class MirrorStep:
     """What a layer of the mirror does: from ``size`` to ``result``, in places, by a transposed convolution."""
 
     inputs: int
@@ -43,7 +43,7 @@ class Step:
 class MirroredLayer(nn.Module):
     """One step of a mirror: unpooling, transposed convolution, and, but for the last one, a norm and ReLU."""
 
-    def __init__(self, step: Step, *, last: bool = False) -> None:
+    def __init__(self, step: MirrorStep, *, last: bool = False) -> None:
         super().__init__()
         self.step = step
         self.conv = nn.ConvTranspose2d(
@@ -74,7 +74,7 @@ class MirroredLayer(nn.Module):
 class Mirror(nn.Sequential):
     """Features ``[B, width, h, w]`` to images ``[B, *image]``."""
 
-    def __init__(self, steps: Sequence[Step], image: Shape) -> None:
+    def __init__(self, steps: Sequence[MirrorStep], image: Shape) -> None:
         """The first of ``steps`` reads the features; ``image`` is (C, H, W)."""
         super().__init__(*(MirroredLayer(step, last=step is steps[-1]) for step in steps))
         self.width, self.size, self.image = steps[0].inputs, steps[0].size, tuple(image)
@@ -90,7 +90,7 @@ def mirror(graph: LayerGraph, layers: Sequence[str], width: int, *, factor: floa
     found = [graph.layers[name] for name in reversed(layers)]
     if not found:
         raise UsageError("There is no layer before the features that a decoder could be the mirror of.")
-    steps: list[Step] = []
+    steps: list[MirrorStep] = []
     for place, layer in enumerate(found):
         last = place == len(found) - 1
         inputs = steps[-1].outputs if steps else width
@@ -170,28 +170,28 @@ def _places(layer: Layer, shape: Shape, image: Shape) -> Size:
     return grid(math.prod(shape[1:-1]), image)
 
 
-def _step(layer: Layer, inputs: int, outputs: int, image: Shape, *, last: bool) -> Step:
+def _step(layer: Layer, inputs: int, outputs: int, image: Shape, *, last: bool) -> MirrorStep:
     size = _places(layer, layer.out_shape, image)
     result = layer.flattened[1:] if layer.flattened else _places(layer, layer.in_shape, image)
     if last:
         result = image[1:]
     height, width = result
     if layer.flattened and not last:
-        return Step(inputs, outputs, (1, 1), (height, width), unfold=height * width)
+        return MirrorStep(inputs, outputs, (1, 1), (height, width), unfold=height * width)
     slides = layer.is_conv and len(layer.shape) == 4 and size[0] <= height and size[1] <= width
     if not slides:
-        return Step(inputs, outputs, size, (height, width))
+        return MirrorStep(inputs, outputs, size, (height, width))
     groups = math.gcd(layer.groups, inputs, outputs)
     kernel, stride, dilation = (_two(sides) for sides in (layer.shape[2:], layer.stride, layer.dilation))
     padding = _two(layer.padding, 0)
-    return Step(inputs, outputs, size, (height, width), kernel, stride, padding, dilation, groups)
+    return MirrorStep(inputs, outputs, size, (height, width), kernel, stride, padding, dilation, groups)
 
 
 def _two(sides: Sequence[int], otherwise: int = 1) -> Size:
     return (sides[0], sides[1]) if len(sides) == 2 else (otherwise, otherwise)
 
 
-def _output_padding(step: Step) -> Size:
+def _output_padding(step: MirrorStep) -> Size:
     """What is missing to the result where a stride could have led to the same size from several; else 0."""
 
     def missing(side: int) -> int:
