@@ -120,7 +120,7 @@ def test_losses_are_of_the_bottleneck(folder):
 def test_what_is_written_is_the_product(folder):
     """And an interrupted training ends the same."""
     chosen = with_source(folder, method="dan", set={"bottleneck": 3}, recovery_interval=2, lam=0.1)
-    result, whole = train(other_folder(chosen, "whole"))
+    _, whole = train(other_folder(chosen, "whole"))
     assert torch.linalg.matrix_rank(whole["head.weight"]) == 3
     running = training(other_folder(chosen, "again"))
     (folder / "again").mkdir()
@@ -132,7 +132,7 @@ def test_what_is_written_is_the_product(folder):
     killed = other_folder(chosen, "killed")
     with pytest.raises(Killed):
         train(killed, watch=Killer(7))
-    _, resumed = train(killed, resume=True)
+    result, resumed = train(killed, resume=True)
     assert same(whole, resumed)
     assert written_net(folder, whole).head.weight.shape == (10, 12)
-    assert result.history[-1]["eval_top1"] > 15
+    assert result.resumed

@@ -73,4 +73,5 @@ def slope_penalty(critic: nn.Module, source: Tensor, target: Tensor, shares: Ten
     points = torch.cat([source, target, between]).detach().requires_grad_()
     values = critic(points.view_as(points))  # counters of FLOPs take no leaf for a module's input
     (slopes,) = torch.autograd.grad(values.sum(), points, create_graph=True)
-    return (slopes.norm(dim=1) - 1).square().mean()
+    found: Tensor = (slopes.norm(dim=1) - 1).square().mean()
+    return found
