@@ -46,7 +46,7 @@ class DeepAdaptation(DomainAdaptation):
     kernels: Literal["equal", "batch", "epoch"] = field(
         default="equal", metadata={"help": "weights of the kernels: all 1, or the best for each batch or epoch"}
     )
-    epsilon: float = field(default=kernel_weights.EPSILON, metadata={"help": "of the programme for these weights"})
+    epsilon: float = field(default=1e-3, metadata={"help": "of the programme for these weights"})
     bottleneck: int = field(default=0, metadata={"help": "width of a layer before the classifier; 0: none"})
     backbone_rate: float = field(
         default=0.1, metadata={"help": "with a bottleneck: factor of the learning rate of the network below it"}

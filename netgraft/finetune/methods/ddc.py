@@ -47,7 +47,7 @@ class DeepDomainConfusion(DomainAdaptation):
         default="0", metadata={"help": "of the adaptation layer; 0: none; auto, or several (64,256): chosen by the MMD"}
     )
     place: str = field(
-        default=FEATURES,
+        default="features",
         metadata={"help": "layer that reads it; features: the classifier; auto, or several paths: chosen by the MMD"},
     )
     trial: int = field(default=20, metadata={"help": "steps that each width is tried for, where several are named"})
