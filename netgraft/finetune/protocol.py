@@ -133,6 +133,7 @@ class Part:
 
     module: nn.Module
     lr: float | None = None
+    rate: float = 1.0  # a factor of that learning rate
     opt: str | None = None  # timm's name: "sgd", "adam", "adamw"
     weight_decay: float | None = None
     options: Mapping[str, Any] = field(

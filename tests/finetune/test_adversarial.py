@@ -13,6 +13,7 @@ from support.two_processes import SAME, distance, launch, weights
 from torch.autograd import grad, gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from netgraft.errors import UsageError
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.methods.cdan import certainty
 from netgraft.finetune.toolbox.adversary import (
@@ -140,24 +141,69 @@ def test_how_well_domains_are_told_is_logged(folder):
 
 def test_multilinear_map():
     f, g = torch.randn(5, 3), torch.randn(5, 4).softmax(1)
-    exact = Multilinear(3, 4, 7)
+    exact = Multilinear([3, 4], 7)
     torch.testing.assert_close(exact(f, g), torch.stack([torch.kron(a, b) for a, b in zip(f, g, strict=True)]))
     assert (exact.width, len(exact.state_dict())) == (12, 0)
-    assert Multilinear(64, 64, 7).width == 4096
-    assert Multilinear(64, 65, 7).width == 7
+    assert Multilinear([64, 64], 7).width == 4096
+    assert Multilinear([64, 65], 7).width == 7
 
 
 def test_randomised_map_keeps_inner_products():
     torch.manual_seed(0)
     f, g = torch.randn(6, 3), torch.randn(6, 4).softmax(1)
-    random = Multilinear(3, 4, 200_000, longest=11)
-    assert set(random.state_dict()) == {"features", "classes"}
+    random = Multilinear([3, 4], 200_000, longest=11)
+    assert set(random.state_dict()) == {"matrix0", "matrix1"}
     assert not list(random.parameters())
-    h, exact = random(f, g), Multilinear(3, 4, 0)(f, g)
+    h, exact = random(f, g), Multilinear([3, 4], 0)(f, g)
     torch.testing.assert_close(h @ h.T, exact @ exact.T, atol=0.1, rtol=0)
     i = 17
-    one = sum(random.features[a, i] * f[0, a] for a in range(3)) * sum(random.classes[b, i] * g[0, b] for b in range(4))
+    one = sum(random.matrix0[a, i] * f[0, a] for a in range(3)) * sum(random.matrix1[b, i] * g[0, b] for b in range(4))
     torch.testing.assert_close(h[0, i], one / math.sqrt(200_000))
+
+
+def test_several_layers():
+    """Each element of the outer product of three, and of the randomised product."""
+    torch.manual_seed(0)
+    f, g, h = (torch.randn(5, n, dtype=torch.float64) for n in (3, 4, 2))
+    expected = torch.stack([torch.kron(torch.kron(a, b), c) for a, b, c in zip(f, g, h, strict=True)])
+    torch.testing.assert_close(Multilinear([3, 4, 2], 7)(f, g, h), expected)
+    random = Multilinear([3, 4, 2], 6, longest=23).double()
+    maps = [random.get_buffer(f"matrix{i}").numpy() for i in range(3)]
+    each = [x.numpy() @ m for x, m in zip((f, g, h), maps, strict=True)]
+    np.testing.assert_allclose(random(f, g, h).numpy(), each[0] * each[1] * each[2] / math.sqrt(6), atol=1e-12)
+    with pytest.raises(UsageError, match="another number of channels"):
+        random(g, f, h)
+
+
+@pytest.mark.parametrize("longest", [4096, 10])
+def test_losses_with_several_layers(longest, folder):
+    """The discriminator reads body, features and predictions; the reversed gradient goes through both of the first."""
+    set_ = {"hidden": 16, "longest": longest, "dimensions": 24, "layers": "body,features", "entropy": False}
+    update, _, running = first_update(folder, "cdan", set_, progress=0.5)
+    module, names = running.parts["discriminator"].module, ("body", "features", "logits")
+    assert module["map"].widths == (12, 12, 10)
+    assert module["map"].width == (24 if longest == 10 else 1440)
+    seen, _, run = sides(folder, layers=names)
+    told = 0.0
+    for side, name in ((seen.source, 1.0), (seen.target, 0.0)):
+        b, f, p = side["body"], side["features"], side["logits"].detach().softmax(1)
+        if longest == 10:
+            m = module["map"]
+            h = (b @ m.matrix0) * (f @ m.matrix1) * (p @ m.matrix2) / math.sqrt(24)
+        else:
+            h = torch.einsum("bi,bj,bk->bijk", b, f, p).reshape(len(f), -1)
+        told = told + F.binary_cross_entropy_with_logits(module["net"](h), torch.full((len(f),), name)) / 2
+    torch.testing.assert_close(update.losses["domain"], told, atol=1e-6, rtol=0)
+    strength = math.tanh(10 * running.run.step / running.run.steps / 2)
+    for mine, theirs in ((running.run.target_module, run.target_module),):
+        one = grad(update.losses["domain"], [mine.last.weight, mine.body.weight])
+        other = grad(-strength * told, [theirs.last.weight, theirs.body.weight])
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_layers_that_do_not_say_their_width(folder):
+    with pytest.raises(UsageError, match="how many channels"):
+        training(with_source(folder, method="cdan", set={"layers": "drop"}))
 
 
 def test_weights_are_of_certainty(folder):
@@ -181,7 +227,7 @@ def test_conditional_loss_and_gradients(longest, entropy_, folder):
     for side, name in ((seen.source, 1.0), (seen.target, 0.0)):
         f, p = side["features"], side["logits"].detach().double().softmax(1).float()
         if longest == 10:
-            h = (f @ module["map"].features) * (p @ module["map"].classes) / math.sqrt(24)
+            h = (f @ module["map"].matrix0) * (p @ module["map"].matrix1) / math.sqrt(24)
         else:
             h = torch.einsum("bi,bj->bij", f, p).reshape(len(f), -1)
         weight = torch.from_numpy(1 + np.exp(-entropy(p.numpy(), axis=1))) if entropy_ else torch.ones(len(f))
@@ -206,10 +252,10 @@ def test_random_matrices_are_resumed(folder):
         train(killed, watch=Killer(7))
     running = training(killed)
     module = running.parts["discriminator"].module["map"]
-    drawn = module.features.clone()
-    module.features.zero_()
+    drawn = module.matrix0.clone()
+    module.matrix0.zero_()
     running.load()
-    assert torch.equal(module.features, drawn)
+    assert torch.equal(module.matrix0, drawn)
     result, resumed = train(killed, resume=True)
     assert result.resumed
     assert same(whole, resumed)

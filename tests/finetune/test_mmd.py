@@ -220,6 +220,40 @@ def test_losses_of_the_first_batch(method, estimator, folder):
     torch.testing.assert_close(losses["task"], seen.task)
 
 
+@pytest.mark.parametrize("estimator", ["linear", "unbiased"])
+def test_adversarial_kernels(folder, estimator):
+    """JAN-A: theta ascends what the network descends; at first both are those of JAN."""
+    options = {"adversarial": True, "estimator": estimator, "weight": 2.0}
+    plain, _ = first_losses(folder, "jan", {"estimator": estimator, "weight": 2.0})
+    running, batch = fresh(folder, method="jan", set=options)
+    theta = running.parts["theta"].module
+    first = next(running.prepared.method.epoch(running.run, [batch], running.parts)).losses
+    torch.testing.assert_close(first["mmd"], plain["mmd"], atol=1e-6, rtol=0)
+    with torch.no_grad():
+        for parameter in theta.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    running.run.begin(batch)
+    update = next(running.prepared.method.epoch(running.run, [batch], running.parts))
+    assert update.parts == ("target", "theta")
+    net = running.run.target_module
+    seen, _, run = sides(folder)
+    read = [[(side[n] if n == "features" else side[n].softmax(1)) for n in ("features", "logits")] for side in seen[:2]]
+    (fs, ps), (ft, pt) = ([x @ layer.weight.T + layer.bias for x, layer in zip(r, theta, strict=True)] for r in read)
+    told = 2 * mmd.mmd([fs, ps], [ft, pt], [mmd.gaussians(), mmd.gaussian(0.92)], estimator)
+    torch.testing.assert_close(update.losses["mmd"], told, atol=1e-6, rtol=0)
+    mine = torch.autograd.grad(update.losses["mmd"], [net.last.weight, *theta.parameters()])
+    theirs = torch.autograd.grad(told, [run.target_module.last.weight, *theta.parameters()])
+    assert all(float(g.abs().max()) > 0 for g in (theirs[0], theirs[1], theirs[3]))
+    torch.testing.assert_close(mine[0], theirs[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mine[1:], [-g for g in theirs[1:]], atol=1e-6, rtol=1e-4)
+
+
+def test_rate_of_theta(folder):
+    running, _ = fresh(folder, method="jan", set={"adversarial": True, "theta_rate": 0.3}, lr=0.02)
+    assert running.run.optimizer("theta").param_groups[0]["lr"] == pytest.approx(0.006)
+    assert running.run.optimizer("target").param_groups[0]["lr"] == pytest.approx(0.02)
+
+
 def test_weight_grows(folder):
     losses, _ = first_losses(folder, "dan", {"steepness": 10.0})
     assert float(losses["mmd"].detach()) == 0

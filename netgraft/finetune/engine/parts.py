@@ -89,7 +89,7 @@ def make_optimizer(part: Part, settings: TrainingSettings) -> torch.optim.Optimi
 
     name = part.opt or settings.opt
     decay = settings.weight_decay if part.weight_decay is None else part.weight_decay
-    lr = settings.lr if part.lr is None else part.lr
+    lr = part.rate * (settings.lr if part.lr is None else part.lr)
     options = dict(part.options)
     if name in FUSED:
         options.setdefault("fused", True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netgraft.finetune.protocol import Batch, Part, Run, Update
 from netgraft.finetune.toolbox.adversary import Discriminator, Multilinear, domain_loss, ramp, recognised, reverse
-from netgraft.finetune.toolbox.domains import FEATURES, LOGITS, DomainAdaptation, feature_width
+from netgraft.finetune.toolbox.domains import LOGITS, DomainAdaptation, layer_names, layer_width
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class ConditionalAdversarial(DomainAdaptation):
 
     h = f (x) p, f what the classifier reads and p the class probabilities, or (R_f f) * (R_p p) / sqrt(dimensions) with
     random matrices where h has more than 4096 elements. As ``dann`` with D(h) instead of D(f), and each image weighed
-    by 1 + exp(-H(p)), of mean 1 in each domain, H the entropy.
+    by 1 + exp(-H(p)), of mean 1 in each domain, H the entropy. With several ``layers`` h is the product of all of them
+    and p: f_1 (x) ... (x) p, or (R_1 f_1) * ... * (R_p p) / sqrt(dimensions), as in RMAN.
 
-    Long et al. 2018, "Conditional adversarial domain adaptation".
+    Long et al. 2018, "Conditional adversarial domain adaptation"; RMAN is its first version: Long et al. 2017, "Domain
+    adaptation with randomized multilinear adversarial networks".
 
     Departs from the paper: p and the weights are taken as constants, as in its authors' code for p; the reversed
-    gradient grows as in ``dann``.
+    gradient grows as in ``dann``; maps and tokens are averaged over places.
     """
 
     weight: float = field(default=1.0, metadata={"help": "factor of the reversed gradient"})
@@ -34,23 +36,29 @@ class ConditionalAdversarial(DomainAdaptation):
     dimensions: int = field(default=1024, metadata={"help": "of the randomised map"})
     longest: int = field(default=4096, metadata={"help": "elements of f (x) p above which the map is randomised"})
     hidden: int = field(default=1024, metadata={"help": "width of the discriminator"})
+    layers: str = field(
+        default="features", metadata={"help": "module paths to multiply; features is what the classifier reads"}
+    )
 
     category: ClassVar[str] = "adversarial"
 
     def parts(self, run: Run) -> Mapping[str, Part]:
-        multilinear = Multilinear(feature_width(run), run.classes, self.dimensions, self.longest)
+        widths = [layer_width(run, name) for name in layer_names(run, self.layers)]
+        multilinear = Multilinear([*widths, run.classes], self.dimensions, self.longest)
         module = nn.ModuleDict({"map": multilinear, "net": Discriminator(multilinear.width, self.hidden)})
         return {"target": Part(run.target_module), "discriminator": Part(module)}
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         module = parts["discriminator"].module
         assert isinstance(module, nn.ModuleDict)
+        names = layer_names(run, self.layers)
         for batch in batches:
-            seen, strength = self.sides(run, batch, (FEATURES, LOGITS)), self.weight * ramp(run, self.steepness)
+            seen, strength = self.sides(run, batch, (*names, LOGITS)), self.weight * ramp(run, self.steepness)
             logits = []
             for side in (seen.source, seen.target):
                 predicted = side[LOGITS].detach().softmax(1)
-                logits.append(module["net"](module["map"](reverse(side[FEATURES], strength), predicted)))
+                layers = [reverse(side[name], strength) for name in names]
+                logits.append(module["net"](module["map"](*layers, predicted)))
             weights = certainty(run, seen.source[LOGITS], seen.target[LOGITS]) if self.entropy else None
             run.note("domain_accuracy", recognised(logits[0], logits[1]))
             losses = {"task": seen.task, "domain": domain_loss(logits[0], logits[1], weights)}

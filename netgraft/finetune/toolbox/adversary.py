@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Run
 
 
@@ -74,6 +76,12 @@ def is_source(logits: Tensor) -> Tensor:  # [n] -> [n]
     return F.softplus(-logits)
 
 
+def confusion(source: Tensor, target: Tensor) -> Tensor:  # logits [n], [m]
+    """-(log D + log(1 - D)) / 2, D the sigmoid of the logits: the mean of both domains' means, at least log 2."""
+    each = [(F.softplus(z) + F.softplus(-z)).mean() / 2 for z in (source, target)]
+    return (each[0] + each[1]) / 2
+
+
 @torch.no_grad()
 def recognised(source: Tensor, target: Tensor) -> Tensor:  # [n], [m]
     """The share of images whose domain the logits tell, each domain counting one half."""
@@ -81,24 +89,31 @@ def recognised(source: Tensor, target: Tensor) -> Tensor:  # [n], [m]
 
 
 class Multilinear(nn.Module):
-    """Features and class probabilities as one vector: f (x) g, or (R_f f) * (R_g g) / sqrt(d) where that is too long.
+    """Several layers as one vector: f_1 (x) ... (x) f_L, or the product of all R_l f_l over sqrt(d) where it is long.
 
-    The random matrices have independent standard normal entries, so that inner products of images keep those of f (x) g
-    in expectation (CDAN). They are buffers: saved, resumed, and the same on all processes.
+    The random matrices have independent standard normal entries, so that inner products of images keep those of the
+    outer product in expectation (RMAN, CDAN). They are buffers: saved, resumed, and the same on all processes.
     """
 
-    def __init__(self, features: int, classes: int, dimensions: int, longest: int = 4096) -> None:
-        """``dimensions`` is d; up to ``longest`` elements f (x) g is taken as it is."""
+    def __init__(self, widths: Sequence[int], dimensions: int, longest: int = 4096) -> None:
+        """``dimensions`` is d; up to ``longest`` elements the outer product is taken as it is."""
         super().__init__()
-        self.randomised = features * classes > longest
-        self.width = dimensions if self.randomised else features * classes
-        self.features: Tensor
-        self.classes: Tensor
+        self.widths, whole = tuple(widths), math.prod(widths)
+        self.randomised = whole > longest
+        self.width = dimensions if self.randomised else whole
         if self.randomised:
-            self.register_buffer("features", torch.randn(features, dimensions))
-            self.register_buffer("classes", torch.randn(classes, dimensions))
+            for number, width in enumerate(widths):
+                self.register_buffer(f"matrix{number}", torch.randn(width, dimensions))
 
-    def forward(self, f: Tensor, g: Tensor) -> Tensor:  # [B, features], [B, classes] -> [B, width]
+    def forward(self, *layers: Tensor) -> Tensor:  # each [B, width of the layer] -> [B, width]
+        """Raises UsageError where a layer is not as wide as it was said to be."""
+        if (found := tuple(x.shape[1] for x in layers)) != self.widths:
+            what = "A layer puts out another number of channels than the network's modules say."
+            raise UsageError(what, where=f"{found} instead of {self.widths}", hint="Name one of the layers inside it.")
         if not self.randomised:
-            return (f[:, :, None] * g[:, None, :]).flatten(1)
-        return (f @ self.features) * (g @ self.classes) / math.sqrt(self.width)
+            joined = layers[0]
+            for x in layers[1:]:
+                joined = (joined[:, :, None] * x[:, None, :]).flatten(1)
+            return joined
+        mapped = [x @ self.get_buffer(f"matrix{number}") for number, x in enumerate(layers)]
+        return torch.stack(mapped).prod(0) / math.sqrt(self.width)

@@ -18,11 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Batch, Need, Outputs, Run
+from netgraft.finetune.toolbox.bottleneck import Bottleneck, inserted
 from netgraft.finetune.toolbox.taps import first_tensor, submodule
 from netgraft.models.running import hearing_inputs, hearing_outputs
 
 FEATURES, LOGITS = "features", "logits"
 """Names of layers beside module paths: what the classifier reads, and what it puts out."""
+
+INPUT = "input of "
+"""Before a module path: what this layer reads, instead of what it puts out."""
 
 Labels = Literal["source", "target", "both"]
 Statistics = Literal["each", "joint"]
@@ -34,6 +38,7 @@ class Sides(NamedTuple):
     source: Mapping[str, Tensor]
     target: Mapping[str, Tensor]
     task: Tensor
+    own: Tensor | None = None  # logits [B, K] of the images of --data; None where their labels are not learnt
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,21 @@ class DomainAdaptation:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SOURCE_DATA})
     plain_when: ClassVar[None] = None  # the source's images are in the same pass
 
-    def sides(self, run: Run, batch: Batch, layers: Sequence[str] = (FEATURES,)) -> Sides:
-        """One pass of all images. Maps and tokens are averaged over places."""
+    def sides(
+        self,
+        run: Run,
+        batch: Batch,
+        layers: Sequence[str] = (FEATURES,),
+        *,
+        bottleneck: Bottleneck | None = None,
+        place: str = FEATURES,
+        stats: bool = True,
+    ) -> Sides:
+        """One pass of all images. Maps and tokens are averaged over places.
+
+        With a bottleneck before the layer ``place``, the classifier by default, ``features`` are those of the
+        bottleneck. ``stats`` says whether the pass is the training's own.
+        """
         source_batch = batch.source
         assert source_batch is not None, "Need.SOURCE_DATA"
         check_labels(run, source_batch)
@@ -59,18 +77,26 @@ class DomainAdaptation:
             target_batches.append(batch)
         sizes = [sum(len(b.x) for b in target_batches), len(source_batch.x)]
         groups = sizes if self.norm == "each" else sizes[:0]
-        with listening(run.target_module, head_of(run), layers) as found, statistics_of(run.target_module, groups):
-            seen = run.target(torch.cat([b.x for b in (*target_batches, source_batch)]), stats=True)
+        net, at = run.target_module, layer_of(run, place)
+        with (
+            inserted(submodule(net, at), bottleneck) as narrow,
+            listening(net, head_of(run), layers) as found,
+            statistics_of(net, groups),
+        ):
+            seen = run.target(torch.cat([b.x for b in (*target_batches, source_batch)]), stats=stats)
         found[LOGITS] = seen.logits
+        if bottleneck is not None:
+            found[FEATURES] = narrow[0].float()
         compared, end = len(target_batches[0].x), sizes[0]  # the target domain's images stand before the source's
         source = {name: pooled(found[name][end:]) for name in layers}
         target = {name: pooled(found[name][:compared]) for name in layers}
-        labelled = []
+        labelled, own = [], None
         if self.labels != "target":
             labelled.append((seen.logits[end:], source_batch))
         if self.labels != "source":
-            labelled.append((seen.logits[end - len(batch.x) : end], batch))
-        return Sides(source, target, _task(run, labelled))
+            own = seen.logits[end - len(batch.x) : end]
+            labelled.append((own, batch))
+        return Sides(source, target, _task(run, labelled), own)
 
 
 def _task(run: Run, labelled: Sequence[tuple[Tensor, Batch]]) -> Tensor:
@@ -87,6 +113,11 @@ def head_of(run: Run) -> str:
     return run.heads[0]
 
 
+def layer_of(run: Run, place: str) -> str:
+    """The module path of the layer before which something stands: the classifier for ``features``."""
+    return head_of(run) if place == FEATURES else place
+
+
 def feature_width(run: Run) -> int:
     """How many features the classifier reads. Raises UsageError where it does not say."""
     head = submodule(run.target_module, head_of(run))
@@ -95,6 +126,17 @@ def feature_width(run: Run) -> int:
         what = "The classifier does not say how many features it reads."
         raise UsageError(what, where=f"{head_of(run)}: {type(head).__name__}")
     return width
+
+
+def layer_width(run: Run, name: str) -> int:
+    """How many channels a layer puts out, as its last module that says so has it. Raises UsageError, UnknownName."""
+    if name in (FEATURES, LOGITS):
+        return feature_width(run) if name == FEATURES else run.classes
+    for module in reversed(list(submodule(run.target_module, name).modules())):
+        for attribute in ("out_features", "out_channels", "num_features", "embed_dim"):
+            if isinstance(width := getattr(module, attribute, None), int):
+                return width
+    raise UsageError("A layer does not say how many channels it puts out.", where=name, hint="Name one inside it.")
 
 
 def layer_names(run: Run, text: str) -> tuple[str, ...]:
@@ -124,6 +166,8 @@ def pooled(x: Tensor) -> Tensor:
 def listening(module: nn.Module, head: str, layers: Sequence[str] = (FEATURES,)) -> Iterator[dict[str, Tensor]]:
     """What ``layers`` put out in the first pass inside, in float32; ``features`` is what ``head`` reads.
 
+    ``input of PATH`` is what that layer reads.
+
     Raises UnknownName for a layer that does not exist.
     """
     found: dict[str, Tensor] = {}
@@ -131,8 +175,10 @@ def listening(module: nn.Module, head: str, layers: Sequence[str] = (FEATURES,))
     def keep(name: str, value: Any) -> None:
         found.setdefault(name, first_tensor(value).float())
 
-    outputs = {name: submodule(module, name) for name in layers if name not in (FEATURES, LOGITS)}
-    inputs = {FEATURES: submodule(module, head)} if FEATURES in layers else {}
+    read = {name: name.removeprefix(INPUT) for name in layers if name.startswith(INPUT)}
+    read |= {FEATURES: head} if FEATURES in layers else {}
+    outputs = {name: submodule(module, name) for name in layers if name not in read and name != LOGITS}
+    inputs = {name: submodule(module, path) for name, path in read.items()}
     with (
         hearing_outputs(outputs, lambda name, _, output: keep(name, output)),
         hearing_inputs(inputs, lambda name, args, _: keep(name, args)),

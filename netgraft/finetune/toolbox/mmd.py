@@ -38,9 +38,19 @@ FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """sigma_u^2 over the mean squared distance."""
 
 
-def gaussians(factors: Sequence[float] = FACTORS) -> Kernel:
-    """K = sum_u exp(-d^2 / (2 sigma_u^2)), sigma_u^2 = factor_u * mean d^2: the kernels of MK-MMD, each of weight 1."""
-    return lambda squared, mean: sum((torch.exp(squared / (-2 * f * mean)) for f in factors), torch.zeros_like(squared))
+def gaussians(factors: Sequence[float] = FACTORS, weights: Tensor | None = None) -> Kernel:
+    """K = sum_u w_u exp(-d^2 / (2 sigma_u^2)), sigma_u^2 = factor_u * mean d^2: the kernels of MK-MMD.
+
+    ``weights`` [U] are all 1 by default.
+    """
+
+    def kernel(squared: Tensor, mean: Tensor) -> Tensor:
+        each = [torch.exp(squared / (-2 * factor * mean)) for factor in factors]
+        if weights is not None:
+            each = [weight.to(values) * values for weight, values in zip(weights, each, strict=True)]
+        return sum(each, torch.zeros_like(squared))
+
+    return kernel
 
 
 def gaussian(sigma: float) -> Kernel:
@@ -62,15 +72,26 @@ def mmd(source: Sample, target: Sample, kernels: Sequence[Kernel], estimator: Es
         found = [k(distances(a, b), m) for k, a, b, m in zip(kernels, one, other, means, strict=True)]
         return torch.stack(found).prod(0) if len(found) > 1 else found[0]
 
-    s, t = [a for a, _ in layers], [b for _, b in layers]
     if estimator == "linear":
-        count = min(len(s[0]), len(t[0])) // 2 * 2
-        (s0, s1), (t0, t1) = ([[x[i:count:2] for x in sample] for i in (0, 1)] for sample in (s, t))
-        pairs = (s0, s1, 1), (t0, t1, 1), (s0, t1, -1), (s1, t0, -1)
-        return sum((sign * kernel(a, b, _between_rows).mean() for a, b, sign in pairs), s[0].new_zeros(()))
+        pairs = zip(*(_neighbours(s, t) for s, t in layers), strict=True)  # four times: what each layer compares
+        each = [kernel([a for a, _ in pair], [b for _, b in pair], _between_rows).mean() for pair in pairs]
+        return torch.stack([sign * term for sign, term in zip(_SIGNS, each, strict=True)]).sum()
     both = [torch.cat([a, b]) for a, b in layers]
-    matrix, n = kernel(both, both, _between_all), len(s[0])
+    matrix, n = kernel(both, both, _between_all), len(source[0])
     return _mean(matrix[:n, :n], estimator) + _mean(matrix[n:, n:], estimator) - 2 * matrix[:n, n:].mean()
+
+
+def linear_terms(source: Tensor, target: Tensor, kernels: Sequence[Kernel]) -> Tensor:  # [n, d], [m, d]
+    """h_i of one layer under each kernel, whose mean over i is ``mmd`` with ``linear``: ``[kernels, min(n, m) // 2]``.
+
+    Raises UsageError for fewer than two images.
+    """
+    check_size([source], [target], "linear")
+    s, t = _centred(source, target)
+    mean = _mean_squared_distance(s, t)
+    squared = [_between_rows(a, b) for a, b in _neighbours(s, t)]
+    values = [[sign * kernel(d, mean) for sign, d in zip(_SIGNS, squared, strict=True)] for kernel in kernels]
+    return torch.stack([torch.stack(terms).sum(0) for terms in values])
 
 
 def linear_mmd(source: Tensor, target: Tensor, estimator: Estimator = "biased") -> Tensor:  # [n, d], [m, d]
@@ -90,6 +111,15 @@ def linear_mmd(source: Tensor, target: Tensor, estimator: Estimator = "biased") 
     return within[0] + within[1] - 2 * (s.mean(0) * t.mean(0)).sum()
 
 
+@torch.no_grad()
+def relative_mmd(source: Tensor, target: Tensor) -> Tensor:  # [n, d], [m, d]
+    """``|mean source - mean target|^2`` over the mean squared distance between two rows: a scalar.
+
+    0 for equal means, at most 2 for samples of one size. A factor of all features changes nothing.
+    """
+    return linear_mmd(source, target) / _mean_squared_distance(source, target)
+
+
 def gather(call: Callable[[Tensor], Tensor], samples: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Tensors ``[B, ...]`` of this process as those of all, ``[world * B, d]``, in one collective with gradients.
 
@@ -104,6 +134,16 @@ def check_size(source: Sample, target: Sample, estimator: Estimator) -> None:
     least = min(len(x) for x in (*source, *target))
     if least < 2 and estimator != "biased":
         raise UsageError("A discrepancy of distributions needs two images of each.", hint="Add --batch-size 32.")
+
+
+_SIGNS = (1, 1, -1, -1)
+
+
+def _neighbours(source: Tensor, target: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What the four kernels of h compare, row by row, in the order of their signs."""
+    count = min(len(source), len(target)) // 2 * 2
+    (s0, s1), (t0, t1) = ([x[i:count:2] for i in (0, 1)] for x in (source, target))
+    return (s0, s1), (t0, t1), (s0, t1), (s1, t0)
 
 
 def _centred(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ def look_ahead(
     coefficients: Sequence[Tensor],  # of each pair, [B, C], with a graph to the weights' parameters
     *,
     steps: int,
+    matched: Sequence[int] | None = None,  # numbers of the pairs that the coefficients are of; None: all
     extra: Extra | None = None,
 ) -> Tensor:
     """J after ``steps`` steps on the matching loss and one on J, for an update of the weights alone.
@@ -61,10 +62,12 @@ def look_ahead(
     """
     network = LookAheadNetwork(run, adapters)
     leaves = [a.detach().requires_grad_() for a in coefficients]
+    numbers = range(len(sources)) if matched is None else matched
 
     def matching(parameters: Sequence[Tensor]) -> Tensor:
         adapted = network.adapted(parameters, network.target(parameters, batch))
-        loss = matching_loss(leaves, distances(adapted, sources))
+        away = distances([adapted[i] for i in numbers], [sources[i] for i in numbers])
+        loss = matching_loss(leaves, away)
         return loss if extra is None else loss + extra(adapted)
 
     def task(parameters: Sequence[Tensor]) -> Tensor:
