@@ -54,5 +54,15 @@ def categories_text(found: Mapping[str, Sequence[CategorisedMethod]]) -> Iterato
     yield "More about one: netgraft methods NAME. Names without --method are modules for Python: help(NAME)."
 
 
+def categories_list(found: Mapping[str, Sequence[CategorisedMethod]]) -> Iterator[str]:
+    """An item of a list in Markdown for each category, with the names alone: the README's."""
+    for category, methods in found.items():
+        typed, imported = (
+            [f"`{m.use.rpartition(end)[2]}`" for m in methods if m.use.startswith("--") == (end == " ")] for end in " ."
+        )
+        groups = [", ".join(group) for group in (typed, imported) if group]
+        yield f"- *{category}*: {TITLES[category]}: {'; in Python '.join(groups)}."
+
+
 def categories_document(found: Mapping[str, Sequence[CategorisedMethod]]) -> dict[str, list[dict[str, str]]]:
     return {category: [method._asdict() for method in methods] for category, methods in found.items()}

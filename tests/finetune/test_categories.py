@@ -1,6 +1,7 @@
 """Where the survey puts each method, and how that is listed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.command_line import run
@@ -10,7 +11,7 @@ from netgraft.errors import UnknownName
 from netgraft.finetune.needs import BASELINES, FOLDER, category_of
 from netgraft.finetune.protocol import Category
 from netgraft.report import categories
-from netgraft.report.categories import by_category
+from netgraft.report.categories import by_category, categories_list
 
 OWN = [(folder, name) for folder in (FOLDER, BASELINES) for name in plugins.listing(folder)]
 
@@ -75,3 +76,11 @@ def test_a_method_may_have_none_and_none_but_these(tmp_path):
     path.write_text(OWN_METHOD.format(category="'maping'"))
     with pytest.raises(UnknownName, match="mapping"):
         category_of(plugins.describe(FOLDER, str(path)))
+
+
+def test_the_readme_has_the_list():
+    """Every method in its place; ``categories_list`` writes it anew."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    start = readme.index("- *instances*")
+    found = " ".join(readme[start : readme.index("\n\n", start)].split())
+    assert found == " ".join(" ".join(categories_list(by_category())).split())
