@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.away import AWAY
 from support.runs import Killed, Killer, same, settings, train, with_source, write_nets
 from support.two_processes import distance
 from torch import nn
@@ -29,37 +30,12 @@ class Net(nn.Module):
         return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
 """
 
-AGAINST = """
-from dataclasses import dataclass
-from typing import ClassVar
-import torch
-from netgraft.finetune.protocol import Part, Update
-from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance
-
-@dataclass(frozen=True)
-class Away:
-    \"\"\"Regularisers against the task: the logits to 0, the weights to 0.\"\"\"
-
-    needs: ClassVar[frozenset] = frozenset()
-    combine: ClassVar[str] = "dtnh"
-
-    def parts(self, run):
-        return {"target": Part(run.target_module)}
-
-    def epoch(self, run, batches, parts):
-        for batch in batches:
-            here = run.target(batch)
-            flat = squared_distance(here.logits, torch.zeros_like(here.logits))
-            decay = l2_penalty(list(run.target_module.parameters()), 0.01)
-            yield Update(("target",), {"task": run.task(here, batch), "flat": flat}, {"decay": decay})
-"""
-
 
 @pytest.fixture
 def folder(tmp_path):
     write_nets(tmp_path)
     (tmp_path / "bare.py").write_text(BARE)
-    (tmp_path / "away.py").write_text(AGAINST)
+    (tmp_path / "away.py").write_text(AWAY)
     return tmp_path
 
 

@@ -4,41 +4,17 @@ import subprocess
 
 import pytest
 import safetensors.torch
+from support.away import AWAY
 from support.runs import train, with_source, write_nets
 from support.tested_methods import each_method
 from support.two_processes import SAME, Two, distance, start, weights
-
-OWN = """
-from dataclasses import dataclass, field
-from typing import ClassVar
-import torch
-from netgraft.finetune.protocol import Part, Update
-from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance
-
-@dataclass(frozen=True)
-class Away:
-    \"\"\"Regularisers against the task: the logits to 0, the weights to 0.\"\"\"
-
-    needs: ClassVar[frozenset] = frozenset()
-    combine: ClassVar[str] = "dtnh"
-
-    def parts(self, run):
-        return {"target": Part(run.target_module)}
-
-    def epoch(self, run, batches, parts):
-        for batch in batches:
-            here = run.target(batch)
-            flat = squared_distance(here.logits, torch.zeros_like(here.logits))
-            decay = l2_penalty(list(run.target_module.parameters()), 0.01)
-            yield Update(("target",), {"task": run.task(here, batch), "flat": flat}, {"decay": decay})
-"""
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Two processes, which train in their folder."""
     folder = write_nets(tmp_path_factory.mktemp("two"))
-    (folder / "away.py").write_text(OWN)
+    (folder / "away.py").write_text(AWAY)
     processes = Two(folder)
     yield processes
     processes.end()
