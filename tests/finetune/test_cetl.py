@@ -102,7 +102,7 @@ def test_losses_are_means_over_samples_and_places(folder, config):
         expected = {
             "recons1": mean_square(by_source, batch.x),
             "recons2": mean_square(by_target, by_source),
-            "task": float(torch.nn.functional.cross_entropy(found.run.target(batch, stats=False).logits, batch.y)),
+            "task": torch.nn.functional.cross_entropy(found.run.target(batch, stats=False).logits, batch.y).item(),
         }
         factors = {"recons1": 0.5, "recons2": 0.25} if config == "coupled" else {}
         for name, loss in update.losses.items():
@@ -230,7 +230,7 @@ def test_labels_of_the_source_and_reconstructions_without_labels(folder):
         if step == 10:
             logits = found.run.target(batch.source, stats=False).logits
             expected = torch.nn.functional.cross_entropy(logits, batch.source.y)
-            assert float(update.losses["task"].detach()) == pytest.approx(float(expected), rel=1e-6)
+            assert float(update.losses["task"].detach()) == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_soft_targets_and_both_sides_of_the_bound(folder):

@@ -10,7 +10,7 @@ from support.two_domains import fresh, sides
 
 from netgraft.errors import UsageError
 from netgraft.finetune.toolbox import mmd
-from netgraft.finetune.toolbox.kernel_weights import KernelWeights, Statistics, best_weights, statistics
+from netgraft.finetune.toolbox.kernel_weights import KernelStatistics, KernelWeights, best_weights, statistics
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_programme(seed):
     d, spread = some(seed)
     assert (d > 0).any()
     matrix = spread + 1e-3 * np.eye(5)
-    found = best_weights(Statistics(torch.from_numpy(d), torch.from_numpy(spread))).numpy()
+    found = best_weights(KernelStatistics(torch.from_numpy(d), torch.from_numpy(spread))).numpy()
     assert found.mean() == pytest.approx(1, abs=1e-12)
     beta = found / (d @ found)
     assert beta.min() >= 0
@@ -63,7 +63,7 @@ def test_some_solutions_lie_on_the_border():
 
 def test_without_any_distance_all_weigh_the_same():
     d, spread = some(0)
-    found = best_weights(Statistics(torch.from_numpy(-np.abs(d)), torch.from_numpy(spread)))
+    found = best_weights(KernelStatistics(torch.from_numpy(-np.abs(d)), torch.from_numpy(spread)))
     assert torch.equal(found, torch.ones(5, dtype=torch.float64))
 
 
@@ -96,10 +96,10 @@ def test_statistics():
 def test_sums_of_an_epoch():
     weights, each = KernelWeights(1), [some(seed) for seed in range(3)]
     for d, spread in each:
-        weights.add([Statistics(torch.from_numpy(d), torch.from_numpy(spread))])
+        weights.add([KernelStatistics(torch.from_numpy(d), torch.from_numpy(spread))])
     weights.solve()
     d, spread = (torch.from_numpy(np.mean([one[i] for one in each], 0)) for i in (0, 1))
-    torch.testing.assert_close(weights.each[0], best_weights(Statistics(d, spread)).float())
+    torch.testing.assert_close(weights.each[0], best_weights(KernelStatistics(d, spread)).float())
     assert not any(float(sums.sum()) for sums in (weights.means, weights.spreads, weights.batches))
 
 
@@ -140,7 +140,7 @@ def test_weights_of_an_epoch_serve_the_next(folder):
     assert all(torch.equal(used, torch.ones(2, 5)) for used, _ in seen[:5])
     for layer in (0, 1):
         mean, spread = (torch.stack([found[layer][i] for _, found in seen[:5]]).mean(0) for i in (0, 1))
-        torch.testing.assert_close(seen[5][layer], best_weights(Statistics(mean, spread)).float())
+        torch.testing.assert_close(seen[5][layer], best_weights(KernelStatistics(mean, spread)).float())
     assert all(torch.equal(used, seen[5]) for used, _ in seen[6:11])
     _, whole = train(other_folder(chosen, "whole"))
     killed = other_folder(chosen, "killed")

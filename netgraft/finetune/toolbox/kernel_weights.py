@@ -24,7 +24,7 @@ from netgraft.finetune.toolbox import mmd
 EPSILON = 1e-3
 
 
-class Statistics(NamedTuple):
+class KernelStatistics(NamedTuple):
     """Of each kernel of one layer, in float64."""
 
     mean: Tensor  # d, [U]
@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
 
 
 @torch.no_grad()
-def statistics(source: Tensor, target: Tensor, factors: Sequence[float] = mmd.FACTORS) -> Statistics:
+def statistics(source: Tensor, target: Tensor, factors: Sequence[float] = mmd.FACTORS) -> KernelStatistics:
     """d and Q of two samples ``[n, width]``. Raises UsageError for fewer than four images of each."""
     if min(len(source), len(target)) < 4:
         what = "Weights of kernels need four images of each domain in a batch."
@@ -40,11 +40,11 @@ def statistics(source: Tensor, target: Tensor, factors: Sequence[float] = mmd.FA
     h = mmd.linear_terms(source, target, [mmd.gaussians([factor]) for factor in factors]).double()
     count = h.shape[1] // 2 * 2
     away = h[:, 0:count:2] - h[:, 1:count:2]
-    return Statistics(h.mean(1), away @ away.T / away.shape[1])
+    return KernelStatistics(h.mean(1), away @ away.T / away.shape[1])
 
 
 @torch.no_grad()
-def best_weights(found: Statistics, epsilon: float = EPSILON) -> Tensor:
+def best_weights(found: KernelStatistics, epsilon: float = EPSILON) -> Tensor:
     """The programme's solution times a factor that makes the weights' mean 1, ``[U]``; all 1 where no d_u is above 0.
 
     Without the sign of beta the solution on a set of kernels is (Q + epsilon I)^-1 d up to a factor: the best of the
@@ -79,7 +79,7 @@ class KernelWeights(nn.Module):
         self.register_buffer("spreads", torch.zeros(layers, kernels, kernels, dtype=torch.float64))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
-    def add(self, found: Sequence[Statistics]) -> None:
+    def add(self, found: Sequence[KernelStatistics]) -> None:
         """Those of a batch, layer by layer."""
         self.means += torch.stack([one.mean for one in found])
         self.spreads += torch.stack([one.spread for one in found])
@@ -88,6 +88,6 @@ class KernelWeights(nn.Module):
     def solve(self, epsilon: float = EPSILON) -> None:
         """New weights, by the means over all batches since the last time."""
         for layer, (mean, spread) in enumerate(zip(self.means, self.spreads, strict=True)):
-            self.each[layer] = best_weights(Statistics(mean / self.batches, spread / self.batches), epsilon)
+            self.each[layer] = best_weights(KernelStatistics(mean / self.batches, spread / self.batches), epsilon)
         for sums in (self.means, self.spreads, self.batches):
             sums.zero_()
