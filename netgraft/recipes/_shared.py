@@ -15,7 +15,7 @@ CLOSED = frozenset({"fill", "in-chans", "regroup-norm", "transpose", "flatten", 
 """Operators that leave nothing to fit: what they make does what it can do."""
 COPIED = 0.9
 """Where this share of what the source has can be copied as it is, nothing is fitted over the copy."""
-NEARLY = {"source": 0.75, "target": 0.5}
+NEARLY = {"source": 0.6, "target": 0.5}
 """Where these shares of the kernels of both are copied as they are, only the others are fitted."""
 
 
