@@ -238,14 +238,14 @@ def test_soft_targets_and_both_sides_of_the_bound(folder):
     for step, batch, update, _ in updates(found, 3):
         if step == 2:
             here, there = found.run.target(batch, stats=False).logits, found.run.source(batch).logits
-            assert float(update.losses["kd"].detach()) == pytest.approx(float(0.5 * soft_divergence(here, there, 4.0)))
+            assert float(update.losses["kd"].detach()) == pytest.approx(0.5 * soft_divergence(here, there, 4.0).item())
             left = float((here.argmax(1) != batch.y).float().mean())
             error = float((found.run.source(batch.source).logits.argmax(1) != batch.source.y).float().mean())
             disagree = float((here.argmax(1) != there.argmax(1)).float().mean())
             away = [(one - batch.x).square().flatten(1).mean(1).sqrt().mean() for one in images(found, batch)]
             noted = found.run.meters.means()
             assert float(noted["bound_left"]) == pytest.approx(left, abs=1e-6)
-            right = error + 2 * disagree + 3 * float(away[0]) + 2 * float(away[1])
+            right = error + 2 * disagree + 3 * away[0].item() + 2 * away[1].item()
             assert float(noted["bound_right"]) == pytest.approx(right, rel=1e-5)
 
 
