@@ -7,7 +7,6 @@ computes it, or has it as a buffer. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 from netgraft.architecture.canonical import BATCH_NORM, CanonicalGraph
@@ -41,9 +40,9 @@ def folded(graph: CanonicalGraph) -> CanonicalGraph:
 
 def without_lone_tables(one: CanonicalGraph, other: CanonicalGraph) -> tuple[CanonicalGraph, CanonicalGraph]:
     """Both without the tables of sizes that only one of them learns."""
-    sizes = [Counter(part.label for part in graph.parts if part.kind == "table") for graph in (one, other)]
+    sizes = [{part.label for part in graph.parts if part.kind == "table"} for graph in (one, other)]
     kept = []
     for graph, others in ((one, sizes[1]), (other, sizes[0])):
         lone = [place for place, part in enumerate(graph.parts) if part.kind == "table" and part.label not in others]
-        kept.append(graph.without(lone) if lone else graph)
+        kept.append(graph.without(lone))
     return kept[0], kept[1]

@@ -48,15 +48,15 @@ def find_submodule(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = False, assign: bool = False) -> None:
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
     """The module with these tensors, which are those of its own version: nothing in them is to be converted.
 
     A plain dict of tensors lacks the versions of a state_dict, and modules that have changed since their first version
-    take it for an old one, or refuse it. What is no tensor may be missing, unless ``strict``.
+    take it for an old one, or refuse it. What is no tensor may be missing.
     """
     state = OrderedDict(tensors)
     state._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
-    module.load_state_dict(state, strict=strict, assign=assign)
+    module.load_state_dict(state, strict=False, assign=assign)
 
 
 @contextmanager

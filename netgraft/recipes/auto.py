@@ -72,11 +72,12 @@ class Auto(LayerOptions):
         settled = self._settled(source, target)
         if settled is not None and settled.name in ("graft", "translate"):
             return [settled._replace(expected=True), weights["same-names"]]
+        nearly = drafted("almost-equal", self.head, source, target)
         if settled is not None:
             others = [weights[name] for name in ("almost-equal", "same-names") if name != settled.name]
-            return [settled._replace(expected=True), *others, *self._seam(source, target, device)]
-        if is_nearly(drafted("almost-equal", self.head, source, target), source, target):
-            fitted = self._seam(source, target, device)
+            return [settled._replace(expected=True), *others, *self._seam(nearly, source, target, device)]
+        if is_nearly(nearly, source, target):
+            fitted = self._seam(nearly, source, target, device)
             last = fitted[0] if fitted else weights["almost-equal"]
             return [*(weights[name] for name in WEIGHTS if name != last.name), last._replace(expected=True)]
         *cheaper, expected = self._within_budget(source, target, device)
@@ -104,9 +105,8 @@ class Auto(LayerOptions):
             return _choice("grow", {"head": self.head, "gain": GAIN}, why)
         return None
 
-    def _seam(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
+    def _seam(self, fates: Fates, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
         """``fit-seam`` on as many steps as the budget allows; nothing where all is copied, or nothing is."""
-        fates = drafted("almost-equal", self.head, source, target)
         plain = {move.key for move in fates.moves if move.is_copy}
         around = [layer for layer in inner(target) if keys_of([layer]) & plain]
         shown = takes_image(source) and takes_image(target)
