@@ -36,12 +36,15 @@ class Made:
 
 
 def hold(
-    candidates: Sequence[Planned], make: Callable[[Planned], Made], measure: Measure
+    candidates: Sequence[Planned],
+    make: Callable[[Planned], Made],
+    measure: Measure,
+    late: Callable[[], bool] = lambda: False,
 ) -> tuple[Made | None, list[dict[str, Any]]]:
     """The winner, and a row for each candidate in order; no winner where not one could be measured.
 
     A row has ``recipe``, ``why``, ``carried`` (None: not measured, ``note`` says why), and ``taken``. Raises what
-    making a candidate raises, but for NaN and infinity in what it gives.
+    making a candidate raises, but for NaN and infinity in what it gives. Once it is ``late`` nothing more is fitted.
     """
     rows: list[dict[str, Any]] = []
     best: Made | None = None
@@ -52,6 +55,8 @@ def hold(
         if not stop and best is not None and best.carried is not None and _is_fitted(candidate):
             share = best.carried.share
             rows[-1]["note"] = f"not tried: {rows[held]['recipe']} carries {share:.2f}" if share >= NEARLY else ""
+        if best is not None and _is_fitted(candidate) and not rows[-1]["note"] and late():
+            rows[-1]["note"] = "not tried: the budget is spent"
         if rows[-1]["note"]:
             continue
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from math import prod
@@ -173,9 +173,16 @@ class Plan:
                 found |= dict.fromkeys(each.keys, each.fate)
         return found
 
-    def after_passes(self, changed: Collection[str]) -> Plan:
-        """The plan of what was done: of the keys that its passes may change, those that they have changed."""
-        passes = (replace(each, keys=tuple(key for key in each.keys if key in changed)) for each in self.passes)
+    def after_passes(self, changed: Collection[str], reports: Sequence[Mapping[str, Any]]) -> Plan:
+        """The plan of what was done: of the keys that its passes may change, those that they have changed.
+
+        A pass that reports that it was cut short has that among its options: with these it does the same again.
+        """
+        passes = []
+        for each, report in zip(self.passes, reports, strict=True):
+            cut = {"cut": report["cut"]} if report.get("cut") is not None else {}
+            keys = tuple(key for key in each.keys if key in changed)
+            passes.append(replace(each, keys=keys, options={**each.options, **cut}))
         return replace(self, passes=tuple(passes))
 
     @cached_property

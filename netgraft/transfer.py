@@ -9,6 +9,7 @@ Every refusal comes before the first tensor is touched, and nothing is written b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -42,7 +43,10 @@ from netgraft.planning import (
     plan,
     read_source,
 )
-from netgraft.recipes.protocol import Competes, IsProven, ShowsImages
+from netgraft.recipes.protocol import Competes, HasBudget, IsProven, ShowsImages
+
+LATE = 1.1
+"""Times the budget, from when on passes come to an end, which takes them another tenth."""
 
 
 def transfer(request: TransferRequest, *, progress: Progress = lambda _: None) -> Planned:
@@ -82,6 +86,17 @@ class _Job:
     failed: list[dict[str, Any]] = field(default_factory=list)  # the row of a candidate that could not be proven
     proof: dict[str, Any] | None = None  # the receipt behind a proven candidate
     receipt: dict[str, Any] = field(init=False)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float | None:
+        """When passes are to come to an end, in terms of time.monotonic; None where there is no budget."""
+        recipe = self.loaded.recipe
+        return self.began + 60 * LATE * recipe.budget if isinstance(recipe, HasBudget) else None
+
+    @property
+    def late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def parties(self, tensors: Mapping[str, Tensor]) -> tuple[Party, Party]:
         """The source with its weights, the target with these tensors."""
@@ -127,7 +142,7 @@ def _make(job: _Job) -> None:
         return
     candidates, winner = job.planned.candidates, None
     if len(candidates) > 1 and job.measure.ruler is not None:
-        winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure)
+        winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure, lambda: job.late)
     job.made = decided(winner, job.candidates) if winner is not None else _made(job, job.planned)
     job.candidates = job.failed + job.candidates
     job.planned = job.made.planned
@@ -194,8 +209,10 @@ def _run(job: _Job, planned: Planned) -> Made:
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress,
+        deadline=job.deadline,
     )
-    plan_made = planned.plan.after_passes({key for key, each in tensors.items() if not torch.equal(each, grafted[key])})
+    changed = {key for key, each in tensors.items() if not torch.equal(each, grafted[key])}
+    plan_made = planned.plan.after_passes(changed, reports)
     return Made(replace(planned, plan=plan_made), tensors, reports)
 
 

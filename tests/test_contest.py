@@ -66,6 +66,24 @@ def test_nothing_is_fitted_where_nearly_all_is_carried():
     assert rows[2]["note"] == "not tried: grow carries 0.91"
 
 
+def test_once_the_budget_is_spent_nothing_more_is_fitted():
+    made, late = [], iter([False, True])
+
+    def candidate(name, *fates):
+        passes = tuple(SimpleNamespace(fate=fate) for fate in fates)
+        return SimpleNamespace(choice=Choice(name, None, "", name == "distil"), plan=SimpleNamespace(passes=passes))
+
+    def make(each):
+        made.append(each.choice.name)
+        return Made(each, {"same-names": 0.2, "refit": 0.5, "graft": 0.4}[each.choice.name], [])
+
+    candidates = [candidate("same-names"), candidate("refit", "refitted"), candidate("distil", "distilled")]
+    winner, rows = hold([*candidates, candidate("graft", "")], make, Told(), lambda: next(late))
+    assert made == ["same-names", "refit", "graft"]
+    assert winner.planned.choice.name == "refit"
+    assert rows[2]["note"] == "not tried: the budget is spent"
+
+
 @pytest.mark.parametrize(
     ("shares", "winner"),
     [

@@ -203,7 +203,7 @@ def test_a_pass_changed_what_it_changed():
         [kept("fc.weight")],
         passes=(PlannedPass("refit", {}, "refitted", ("conv.weight", "conv.bias", "fc.weight")),),
     )
-    after = before.after_passes({"conv.bias", "fc.weight"})
+    after = before.after_passes({"conv.bias", "fc.weight"}, [{} for _ in before.passes])
     assert after.fates == {"conv.weight": EXACT, "conv.bias": "refitted", "fc.weight": "refitted"}
     assert after.copied == {"conv.weight", "conv.bias"}
     assert before.fates["conv.weight"] == "refitted"

@@ -8,8 +8,14 @@ from typing import assert_never
 from netgraft.architecture.graph import Layer, LayerGraph, Shape
 from netgraft.architecture.kinds import CostRule
 
-MOST_ACTIVATIONS = 2**25
-"""Most numbers that the largest activation of a network may hold over all images that are refitted on."""
+MOST_ACTIVATIONS = 2**23
+"""Most numbers that the largest activation of a network may hold over the images that it is shown at a time."""
+MOST_FEATURES = 4608
+"""Longest side of a normal matrix; more unknowns than that are fitted on as many rows, in the dual form."""
+MOST_AT_A_TIME = 64
+"""Most of these images."""
+MOST_ROWS, LEAST_ROWS, ROWS_PER_UNKNOWN = 40_000, 10_000, 16
+"""Positions that a layer is fitted on: so many for each unknown of an output, within these bounds."""
 MOST_PIXELS = 2**27
 """Most numbers that all images of a distillation together may hold."""
 
@@ -42,13 +48,44 @@ def _positions(layer: Layer) -> int:
             assert_never(never)
 
 
-def refit_images(source: LayerGraph, target: LayerGraph, wanted: int) -> int:
-    """How many images a refit takes: as many as wanted, or as fit into memory."""
-    largest = 1
+def unknowns(layer: Layer) -> int:
+    """Weights of a kernel per output; of one filter per channel those of a pointwise layer behind it."""
+    return layer.shape[0] if layer.is_depthwise else prod(layer.shape[1:])
+
+
+def rows_for(layer: Layer, most: int = MOST_ROWS) -> int:
+    """Positions that a kernel is fitted on, if there are so many."""
+    return min(most, max(LEAST_ROWS, ROWS_PER_UNKNOWN * unknowns(layer)))
+
+
+def fitting(target: LayerGraph) -> int:
+    """Multiply-adds of fitting all kernels once: normal matrices, and solving them in double precision.
+
+    A matrix wider than MOST_FEATURES is not made: as many rows take its place.
+    """
+    total = 0
+    for layer in target.kernels():
+        if layer.rules.refits and layer.shape:
+            wide, rows = unknowns(layer), rows_for(layer)
+            side = min(wide, MOST_FEATURES)
+            products = rows * wide if wide <= MOST_FEATURES else side * side
+            total += products * side + side**3 + 8 * side * side * layer.shape[0]
+    return total
+
+
+def batch_size(source: LayerGraph, target: LayerGraph, wanted: int, shrink: float = 1.0) -> int:
+    """How many images both networks are shown at a time, of so many: no more than an eighth, if that is two or more.
+
+    ``shrink``: the number of pixels that an image has, over that of its own size.
+    No axis of an activation has this length, so that it is plain which axis counts images.
+    """
+    largest, lengths = 1, set()
     for graph in (source, target):
         batch = next((node.shape[0] for node in graph.nodes if node.op == "input" and node.shape), 1)
         largest = max(largest, *(prod(node.shape) // max(batch, 1) for node in graph.nodes))
-    return max(min(wanted, MOST_ACTIVATIONS // largest), 8)
+        lengths |= {length for node in graph.nodes for length in node.shape}
+    most = max(min(MOST_AT_A_TIME, wanted // 8, int(MOST_ACTIVATIONS / shrink / largest)), 2)
+    return next((size for size in range(most, most // 2, -1) if size not in lengths), most)
 
 
 def distil_images(size: Shape, wanted: int) -> int:

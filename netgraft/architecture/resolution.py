@@ -6,11 +6,22 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from netgraft.architecture.graph import LayerGraph, Shape
 
 MOST_EXTRA_TOKENS = 9
 """One more than the class, distillation and register tokens that may stand in front of a grid of positions."""
+
+LEAST_SIDE = 32
+"""Pixels; no smaller image is left of a larger one."""
+
+
+def shrunk(size: Sequence[int], side: int) -> tuple[int, int, int]:
+    """``size`` (channels, height, width) with ``side`` pixels along the longer side; images do not grow."""
+    longest = max(size[1:])
+    height, width = (min(length, max(side * length // longest, LEAST_SIDE)) for length in size[1:])
+    return (size[0], height, width)
 
 
 def levels(graph: LayerGraph) -> dict[str, float]:

@@ -17,6 +17,9 @@ from netgraft.models.normalisation import Normalisation
 HELD_OUT = ("mosaic", "leaves")
 """Generators whose images nothing is fitted on: the first one that the user's own choice does not draw from."""
 
+APART = 101
+"""Between the seeds of images that are drawn one after the other: not a distance that seeds keep elsewhere."""
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -32,11 +35,14 @@ class ImageSource:
         """A folder where there is one of this name, else a generator."""
         return cls(text, folder=Path(text).expanduser().is_dir())
 
-    def draw(self, count: int, size: tuple[int, int, int], seed: int) -> Tensor:
-        """``[count, *size]`` float32 in [0, 1], on the CPU, the same for the same arguments."""
+    def draw(self, count: int, size: tuple[int, int, int], seed: int, first: int = 0) -> Tensor:
+        """``[count, *size]`` float32 in [0, 1], on the CPU, the same for the same arguments.
+
+        ``first``: how many images others have drawn with this seed: of a folder the next ones are taken.
+        """
         if self.folder:
-            return load_folder(self.name, count, size, seed, self.part)
-        return make_images(self.name, count, size, seed, self.options)
+            return load_folder(self.name, count, size, seed, self.part, first)
+        return make_images(self.name, count, size, seed + APART * first, self.options)
 
     def held_out(self) -> ImageSource:
         """Images of another kind than these: another generator, or the part of the folder that ``draw`` leaves out.

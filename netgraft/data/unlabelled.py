@@ -18,13 +18,15 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 64, 640
 """How many images of a folder are held out: a quarter of them, up to the latter; none where that is too few to tell."""
 
 
-def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int, part: Part = "shown") -> Tensor:
+def load_folder(
+    path: str | Path, count: int, size: Sequence[int], seed: int, part: Part = "shown", first: int = 0
+) -> Tensor:
     """``count`` images of a folder and its subfolders, chosen at random: ``[count, *size]``, float32 in [0, 1].
 
     ``size`` is 1 (grey) or 3 (RGB) channels, height and width; decode.py says how a file is made to fit. Files are
     taken in a random order that depends on ``seed`` and their names only; with fewer than ``count`` of them all are
-    taken again, as often as it takes. The two parts have no file in common. Raises UsageError for a missing or empty
-    folder, a file that is no image (naming it), and other channels.
+    taken again, as often as it takes; ``first`` leaves out so many of them. The two parts have no file in common.
+    Raises UsageError for a missing or empty folder, a file that is no image (naming it), and other channels.
     """
     channels, height, width = size
     if channels not in (1, 3):
@@ -33,6 +35,7 @@ def load_folder(path: str | Path, count: int, size: Sequence[int], seed: int, pa
     held = set(held_out_files(path))
     files = sorted(held) if part == "held out" else [file for file in image_files(path) if file not in held]
     random.Random(seed).shuffle(files)
+    files = files[first % len(files) :] + files[: first % len(files)]
     images = torch.empty((count, channels, height, width))
     for k, file in enumerate(files[:count]):
         array = as_array(read_picture(file, max(height, width)), (channels, height, width))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from netgraft.architecture.cost import multiply_adds
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.resolution import input_image, takes_image
+from netgraft.architecture.resolution import input_image, shrunk, takes_image
 from netgraft.data.images import ImageSource, shown_as
 from netgraft.evidence.features import FrozenNetwork, Observed
 from netgraft.evidence.parity import Party
@@ -253,7 +253,7 @@ def _affordable(
         if COST / max(costs[0] + (NETWORKS - 1) * costs[1], 1) >= ENOUGH:
             break
         for i, (party, network) in enumerate((source, target)):
-            size = (sizes[i][0], *(max(side * length // max(sizes[i][1:]), 32) for length in sizes[i][1:]))
+            size = shrunk(sizes[i], side)
             if max(size[1:]) < max(sizes[i][1:]) and _takes(network, size, norms[i]):
                 sizes[i] = size
                 full = input_image(party.graph)[1:]

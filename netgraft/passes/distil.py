@@ -25,6 +25,8 @@ from netgraft.plan import DISTILLED, Pairing
 HELD_OUT = 256
 EVERY = 0.5
 """Seconds between two lines of progress."""
+CLOSING = 10
+"""Where steps are cut short, one for so many that were taken brings the learning rate to zero."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ class Distil:
         default="nothing", metadata={"help": "copied: what was copied as it is stays so, statistics included"}
     )
     also: tuple[str, ...] = field(default=(), metadata={"help": "layers that are trained even so"})
+    cut: int | None = field(
+        default=None,
+        metadata={"help": f"after so many steps the rate falls to 0, within a {CLOSING}th as many; none: by schedule"},
+    )
 
     fate = DISTILLED
 
     def __post_init__(self) -> None:
         if min(self.steps, self.images) < 1 or not (self.lr > 0 and self.temperature > 0):
             raise ValueError("steps, images, lr and temperature must be positive")
+        if self.cut is not None and self.cut < 1:
+            raise ValueError("cut must be 1 or more")
         if self.batch < 2:
             raise ValueError("batch must be 2 or more: one image has no variance")
 
@@ -93,7 +101,7 @@ class Distil:
         seen, unseen = slice(0, count), slice(count, None)
         with learner.prepared() as net:
             before = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
-            losses = self._train(stage, net, drawn[seen], answers[seen])
+            losses, cut = self._train(stage, net, drawn[seen], answers[seen])
             with recalibrating(net, self._copied_norms(stage)), torch.no_grad():
                 shown = drawn[seen][:512]
                 for part in shown.tensor_split(-(-len(shown) // self.batch)):  # of equal size: no batch of one image
@@ -101,7 +109,8 @@ class Distil:
             after = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
         return {
             "images": count,
-            "steps": self.steps,
+            "steps": self.steps if cut is None else min(cut + closing(cut), self.steps),
+            "cut": cut,
             "loss": {"first": round(losses[0], 4), "last": round(losses[-1], 4)},
             "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
             "head": learner.what,
@@ -112,12 +121,14 @@ class Distil:
         """How often the target agrees with the source on images it has not seen."""
         agreement = report["agreement"]
         before, after = (100 * agreement[when] for when in ("before", "after"))
+        cut = " (cut short)" if report.get("cut") else ""
         yield (
-            f"distil: {report['steps']} steps on {report['images']} images; agrees with the source on "
+            f"distil: {report['steps']} steps{cut} on {report['images']} images; agrees with the source on "
             f"{after:.0f} % of {agreement['images']} others ({before:.0f} % before)"
         )
 
-    def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> list[float]:
+    def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> tuple[list[float], int | None]:
+        """Losses on the way, and the step at which the end began, if that was before its time."""
         skipped = {
             slot.key for name in stage.plan.pairing.skipped for slot in stage.target.graph.layers[name].tensors.values()
         }
@@ -135,9 +146,17 @@ class Distil:
             norm.train()
         losses: list[float] = []
         total, said = torch.zeros((), device=stage.device), 0.0
+        began, cut, last = time.monotonic(), self.cut, self.steps
         low = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda")
         with torch.enable_grad():
             for step in range(self.steps):
+                if cut is None and step and stage.late:
+                    cut = step
+                if cut is not None and step >= cut:
+                    last = min(cut + closing(cut), self.steps)
+                    if step >= last:
+                        break
+                    optimizer.param_groups[0]["lr"] *= (last - step) / (last - step + 1)
                 chosen = torch.randint(len(images), (self.batch,), generator=generator)
                 inputs = stage.shown(images[chosen], stage.target)
                 with low:
@@ -146,19 +165,24 @@ class Distil:
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                schedule.step()
+                if cut is None or step < cut:
+                    schedule.step()
                 total = total + loss.detach()
-                if step in (0, self.steps - 1) or time.monotonic() - said > EVERY:
+                now = time.monotonic()
+                if step in (0, last - 1) or now - said > EVERY:
                     losses.append(loss.item())
                     _check_finite(losses[-1], step, stage)
-                    stage.progress(f"distilling: step {step + 1} of {self.steps}, loss {losses[-1]:.3f}")
-                    said = time.monotonic()
+                    rest = (now - began) / (step + 1) * (last - step - 1)
+                    stage.progress(
+                        f"distilling: step {step + 1} of {last}, loss {losses[-1]:.3f}, about {rest:.0f} s left"
+                    )
+                    said = now
         _check_finite(float(total), self.steps, stage)
         for norm in norms:
             norm.eval()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        return losses
+        return losses, cut
 
     def _copied_norms(self, stage: Stage) -> frozenset[str]:
         """Batch norms whose statistics are the source's and stay so."""
@@ -169,6 +193,11 @@ class Distil:
         """T^2 KL(softmax(wanted / T) || softmax(given / T)), the mean over images: [batch, classes] each."""
         t = self.temperature
         return F.kl_div(F.log_softmax(given / t, 1), F.softmax(wanted / t, 1), reduction="batchmean") * t * t
+
+
+def closing(cut: int) -> int:
+    """How many steps bring the learning rate to zero after so many."""
+    return max(cut // CLOSING, 1)
 
 
 def _check_finite(loss: float, step: int, stage: Stage) -> None:

@@ -11,18 +11,22 @@ options, with
   JSON-able data.
 
 The smallest one is ``examples/own_pass.py``. Passes are deterministic on a CPU: the same stage gives the same bytes.
+One that may take long looks at ``stage.late``. If it stops early for that, its report says under ``cut`` where, and
+with an option of that name and value it stops there whatever the time is.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from netgraft.architecture.graph import LayerGraph
+from netgraft.architecture.resolution import shrunk
 from netgraft.data.images import ImageSource, shown_as
 from netgraft.errors import UsageError
 from netgraft.models.model import Model
@@ -39,6 +43,7 @@ class LiveModel:
     graph: LayerGraph
     module: nn.Module
     normalisation: Normalisation
+    side: int | None = None  # of smaller images than the model is meant for
 
     @property
     def image_size(self) -> tuple[int, int, int]:
@@ -52,7 +57,11 @@ class LiveModel:
                 f"{self.model.name} does not take one image as its input, so it cannot be shown images.",
                 hint="Use a recipe that reads weights only: --recipe graft, grow or hmt.",
             )
-        return (size[0], size[1], size[2])
+        return (size[0], size[1], size[2]) if self.side is None else shrunk(size, self.side)
+
+    def shrunk(self, side: int | None) -> LiveModel:
+        """The same network, which is shown images of so many pixels along their longer side, or of its own size."""
+        return replace(self, side=side)
 
 
 @dataclass
@@ -69,10 +78,16 @@ class Stage:
     progress: Callable[[str], None] = lambda _: None
     prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
     settled: frozenset[str] = frozenset()  # layers of the target that give what the source does: to be left as they are
+    deadline: float | None = None  # in terms of time.monotonic: from then on a pass comes to an end, and says where
 
-    def images(self, count: int, seed: int) -> Tensor:
-        """``count`` images in [0, 1] of the source's size, on the CPU."""
-        return self.pictures.draw(count, self.source.image_size, self.seed + seed)
+    @property
+    def late(self) -> bool:
+        """Whether the time that the transfer may take has run out."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def images(self, count: int, seed: int, first: int = 0) -> Tensor:
+        """``count`` images in [0, 1] of the source's size, on the CPU, behind the ``first`` ones."""
+        return self.pictures.draw(count, self.source.image_size, self.seed + seed, first)
 
     def shown(self, images: Tensor, network: LiveModel) -> Tensor:
         """Images in [0, 1] as a network expects them: its size, its channels, its normalisation, on the device."""

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from netgraft.architecture.cost import refit_images
+from netgraft.architecture.cost import MOST_ROWS, batch_size
 from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import LayerGraph
 from netgraft.channels.coordinates import find_token_streams
 from netgraft.errors import UsageError
-from netgraft.passes.protocol import Row, Stage
+from netgraft.passes.protocol import LiveModel, Row, Stage
+from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
+from netgraft.passes.refitting.regression import RIDGE
 from netgraft.passes.refitting.settled import find_settled
-from netgraft.passes.refitting.walk import MOST_ROWS, Refitted, refit
+from netgraft.passes.refitting.walk import Refitted, refit
 from netgraft.plan import REFITTED, Pairing
 from netgraft.trace.replay import Replay, check_replay
 
@@ -34,11 +39,18 @@ class Refit:
     ``rescale`` after it. A layer whose fit explains no more than its weights do keeps them.
     """
 
-    images: int = field(default=512, metadata={"help": "how many images; fewer where activations are large"})
+    images: int = field(default=512, metadata={"help": "most images; layers whose maps are large see fewer"})
     pairs: Literal["stages", "plan"] = field(
         default="stages", metadata={"help": "follow how far the source has come, or the layers that weights came from"}
     )
     rows: int = field(default=MOST_ROWS, metadata={"help": "most positions a layer is fitted on"})
+    ridge: float = field(
+        default=RIDGE, metadata={"help": "penalty, in mean variances of an input; 0: by generalised cross-validation"}
+    )
+    side: int | None = field(
+        default=None, metadata={"help": "pixels that images are shrunk to, of convolutional networks; none: full size"}
+    )
+    cut: int | None = field(default=None, metadata={"help": "most layers that are fitted, the first ones; none: all"})
     values: bool = field(
         default=False,
         metadata={"help": "choose what attention carries where neighbours said what it looks at"},
@@ -70,34 +82,37 @@ class Refit:
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Refit the stage's target; R^2 by layer, and why layers were left as they were.
 
-        ``images``: how many were fitted on; ``aside``: how many more nothing was fitted on. ``layers`` got new weights;
-        ``kept`` have those they had, which explain as much; ``settled`` already gave what the source gives, or stand
-        before one that does; ``left`` could not be fitted.
+        ``images``: how many were fitted on, by the last layers; ``aside``: how many more nothing was fitted on.
+        ``layers`` got new weights; ``kept`` have those they had, which explain as much; ``settled`` already gave what
+        the source gives, or stand before one that does; ``left`` could not be fitted.
         """
-        wanted_aside = min(-(-self.images // 4), MOST_ASIDE)
-        count = refit_images(stage.source.graph, stage.target.graph, self.images + wanted_aside)
-        drawn = stage.images(count, seed=0)
-        generator = torch.Generator().manual_seed(stage.seed)
-        aside = torch.randperm(count, generator=generator)[: min(-(-count // 5), MOST_ASIDE)].sort().values
-        stage.progress(f"refitting {stage.target.model.name} on {count - len(aside)} images")
-        shown = [stage.shown(drawn, network) for network in (stage.source, stage.target)]
+        batches = self._batches(stage)
+        fitted, aside = batches.size * batches.fitted, batches.size * batches.aside
+        stage.progress(f"refitting {stage.target.model.name} on {fitted} images")
         pairs = [
             (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
         ]
         channels = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms)
         grafted = _grafted(stage)
+        generator = torch.Generator().manual_seed(stage.seed)
         with torch.no_grad():
-            few = [images[aside.to(images.device)] for images in shown]
-            source, target = Replay(stage.source.module, few[0]), Replay(stage.target.module, few[1])
+            source = Replay(stage.source.module, batches.source(0))
+            target = Replay(stage.target.module, batches.target(0))
             check_replay(source)
             check_replay(target)
-            settled = find_settled(source, target, pairs, channels, grafted, generator)
+            kept_aside = range(batches.aside)
+            sources = [source.beside(batches.source(k)) for k in kept_aside]
+            targets = [target.beside(batches.target(k)) for k in kept_aside]
+            settled = find_settled(sources, targets, pairs, channels, grafted, generator)
             stage.settled |= settled
-            source, target = Replay(stage.source.module, shown[0]), Replay(stage.target.module, shown[1])
         chosen = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
         wanted = [pair for pair in chosen if pair[1] not in settled]
         prepared = stage.prepared if self.values else replace(stage.prepared, attentions=[])
-        outcome = refit(source, target, wanted, channels, generator, aside, self.rows, prepared, grafted)
+        ridge = self.ridge or None
+        enough = partial(self._enough, stage)
+        outcome = refit(
+            source, target, batches, wanted, channels, generator, self.rows, prepared, grafted, ridge, enough
+        )
         exact = [layer.name for layer in stage.target.graph.kernels() if layer.name in settled]
         if not (outcome.done or outcome.kept or exact):
             raise UsageError(
@@ -106,13 +121,30 @@ class Refit:
                 hint="Use --recipe graft or distil.",
             )
         return {
-            "images": count - len(aside),
-            "aside": len(aside),
+            "images": fitted,
+            "aside": aside,
             "layers": [_facts(each) for each in outcome.done],
             "kept": [_facts(each) for each in outcome.kept],
             "settled": exact,
             "left": outcome.left,
+            "cut": outcome.cut,
         }
+
+    def _enough(self, stage: Stage, done: int, of: int) -> bool:
+        stage.progress(f"refitting {stage.target.model.name}: layer {done + 1} of {of}")
+        return done >= self.cut if self.cut is not None else done > 0 and stage.late
+
+    def _batches(self, stage: Stage) -> Batches:
+        """Of as many images as fit beside one another; one for four of those that are fitted on is kept aside."""
+        source, target = (network.shrunk(self.side) for network in (stage.source, stage.target))
+        pixels = [prod(small.image_size[1:]) / prod(small.shrunk(None).image_size[1:]) for small in (source, target)]
+        size = batch_size(source.graph, target.graph, self.images, max(pixels))
+        aside = max(min(self.images // 4, MOST_ASIDE) // size, 1)
+
+        def shown(network: LiveModel) -> Callable[[int], Tensor]:
+            return lambda k: stage.shown(stage.images(size, seed=0, first=size * k), network)
+
+        return Batches(size, aside, -(-self.images // size), shown(source), shown(target))
 
     @staticmethod
     def lines(report: Mapping[str, Any]) -> Iterator[str | Row]:
@@ -121,7 +153,8 @@ class Refit:
         known = [layer["r2"] for layer in layers]
         spread = f": R^2 from {min(known):.2f} to {max(known):.2f}" if known else ""
         aside = f" on the {report['aside']} kept aside" if known and "aside" in report else ""
-        yield f"refit: {len(layers)} layers on {report['images']} images{spread}{aside}"
+        cut = f" (cut short after {report['cut']})" if report.get("cut") is not None else ""
+        yield f"refit: {len(layers)} layers{cut} on {report['images']} images{spread}{aside}"
         if layers:
             yield ("follows", "target layer", "before", "R^2", "how")
         for layer in layers:

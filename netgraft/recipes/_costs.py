@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 
 from netgraft import plugins
-from netgraft.architecture.cost import distil_images, multiply_adds, refit_images
+from netgraft.architecture.cost import batch_size, distil_images, fitting, multiply_adds
 from netgraft.architecture.graph import LayerGraph
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
+DRAWING, LAYER = 1e-7, 0.1
+"""Seconds that a number of an image takes to be drawn, for both networks; and what a layer takes to be fitted."""
 OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
 """Seconds that a layer takes in a forward pass, however small it is."""
 
 
-def estimated_seconds(source: LayerGraph, target: LayerGraph, device: str) -> Mapping[str, float]:
-    """What a refit, that before a distillation, asking the source, and one step take, as estimated."""
+@dataclass(frozen=True)
+class Seconds:
+    """What recipes take, as estimated."""
+
+    answer: float  # asking the source about the images of a distillation
+    step: float  # one of its steps
+    image: float  # both networks' passes on an image of a refit, with what it takes to draw it
+    fitting: float  # of all layers of a refit, however many images there are
+
+    def refit(self, images: int) -> float:
+        """A refit on at most so many images, and what is kept aside beside them."""
+        return (images + min(images // 4, 64)) * self.image + self.fitting
+
+
+def estimated_seconds(source: LayerGraph, target: LayerGraph, device: str) -> Seconds:
+    """By the sizes of all layers, at the speed of the kind of device."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    refit, distil = (plugins.create("recipes", name, {}) for name in ("refit", "distil"))
+    distil = plugins.create("recipes", "distil", {})
     source_cost, target_cost = (multiply_adds(graph, 1) for graph in (source, target))
     layers = [len(graph.kernels()) * OVERHEAD[kind] for graph in (source, target)]
     size = max((node.shape for node in source.nodes if node.op == "input"), key=len, default=())
     images, batch = distil_images(size[1:], distil.images), distil.batch
-    fitting = [
-        4 * refit_images(source, target, each.refit_images) * (source_cost + target_cost) / SPEED[kind]
-        + 0.1 * len(target.kernels())
-        for each in (refit, distil)
-    ]
-    return {
-        "refit": fitting[0],
-        "first": fitting[1],
-        "answer": images * source_cost / SPEED[kind] + images / batch * layers[0],
-        "step": 3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
-    }
+    shown = batch_size(source, target, images)
+    return Seconds(
+        images * source_cost / SPEED[kind] + images / batch * layers[0],
+        3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
+        (source_cost + 2 * target_cost) / SPEED[kind] + 2 * sum(layers) / shown + prod(size[1:]) * DRAWING,
+        fitting(target) / SPEED[kind] + LAYER * len(target.kernels()),
+    )
 
 
 def unteachable(source: LayerGraph, target: LayerGraph) -> str:

@@ -5,13 +5,13 @@ The rule is what the benchmark says (tests/benchmarks/transfer_quality).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netgraft import plugins
 from netgraft.architecture.graph import LayerGraph
 from netgraft.architecture.resolution import takes_image
-from netgraft.recipes._costs import estimated_seconds, minutes, unteachable
+from netgraft.recipes._costs import Seconds, estimated_seconds, minutes, unteachable
 from netgraft.recipes._same import same_backbone
 from netgraft.recipes._shared import copied_in_words, drafted, has_rest, inner, is_nearly, is_whole, keys_of
 from netgraft.recipes.distil import REFIT_IMAGES, steps_for
@@ -22,6 +22,8 @@ from netgraft.recipes.translate import same_network
 
 SHARES = (1, 1 / 2, 1 / 6)
 """Distillation takes as many of its usual steps as fit into the budget, of these."""
+IMAGES = (2048, 1024, 512, 256, 128)
+"""A refit takes as many images as fit into the budget, of these."""
 GAIN = 2.0
 """Of growth: the scale of kernels at which training does not wash out what they hold."""
 WEIGHTS = {
@@ -114,7 +116,7 @@ class Auto(LayerOptions):
             return []
         seconds = estimated_seconds(source, target, device)
         for steps in [round(share * steps_for(target)) for share in SHARES]:
-            if (time := seconds["answer"] + steps * seconds["step"]) <= 60 * self.budget:
+            if (time := seconds.answer + steps * seconds.step) <= 60 * self.budget:
                 options = {"generator": self.generator, "steps": steps, "keep_head": self.keep_head}
                 why = f"{len(around)} of {len(inner(target))} kernels are copied; {steps} label-free steps for the rest"
                 why = f"{why} take about {minutes(time)} ({device}, estimated)"
@@ -130,17 +132,16 @@ class Auto(LayerOptions):
             return [_choice("graft", common, why)]
         seconds = estimated_seconds(source, target, device)
         refits = worth_refitting(source, target)
-        if refits and seconds["first"] > 60 * self.budget:
-            needed = minutes(seconds["first"])
+        if refits and seconds.refit(IMAGES[-1]) > 60 * self.budget:
+            needed = minutes(seconds.refit(IMAGES[-1]))
             why = f"refitting would take about {needed}, the budget is {self.budget:g} min (--budget)"
             return [_choice("graft", common, why)]
-        fewer: dict[str, object] = {} if seconds["refit"] <= 60 * self.budget else {"refit_images": REFIT_IMAGES}
-        second = ("refit", shown | fewer) if refits else ("graft", common)
+        second = _refit(shown, seconds, 60 * self.budget) if refits else _choice("graft", common, "")
         if why := unteachable(source, target):
-            return [_choice(*second, f"the target cannot be taught by distillation: {why}")]
-        before = seconds["answer"] + (seconds["first"] if refits else 0)
+            return [second._replace(why=f"the target cannot be taught by distillation: {why}")]
+        before = seconds.answer + (seconds.refit(REFIT_IMAGES) if refits else 0)
         counts = [round(share * steps_for(target)) for share in SHARES]
-        took = {steps: before + steps * seconds["step"] for steps in counts}
+        took = {steps: before + steps * seconds.step for steps in counts}
         for steps, time in took.items():
             if time <= 60 * self.budget:
                 why = f"{steps} label-free steps take about {minutes(time)} ({device}, estimated)"
@@ -148,16 +149,10 @@ class Auto(LayerOptions):
                     why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
                 distil = _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
                 left = 60 * self.budget - time
-                return [*self._refit_before(seconds, left, shown), distil] if refits else [distil]
+                beside = refits and seconds.refit(IMAGES[-1]) <= left
+                return [_refit(shown, seconds, left), distil] if beside else [distil]
         why = f"{steps} label-free steps would take about {minutes(time)}, the budget is {self.budget:g} min (--budget)"
-        return [_choice(*second, why)]
-
-    def _refit_before(self, seconds: Mapping[str, float], left: float, shown: Mapping[str, object]) -> Iterator[Choice]:
-        """A refit beside a distillation, on as many images as the seconds that are left allow; or none."""
-        for kind, options in (("refit", {}), ("first", {"refit_images": REFIT_IMAGES})):
-            if seconds[kind] <= left:
-                yield _choice("refit", {**shown, **options}, f"a refit takes about {minutes(seconds[kind])}")
-                return
+        return [second._replace(why=why)]
 
     def _of_weights(self, name: str) -> Choice:
         return _choice(name, self._layer_options(), WEIGHTS.get(name, ""))
@@ -192,6 +187,13 @@ class Auto(LayerOptions):
             if best is not None and is_whole(fates, target):
                 break
         return best
+
+
+def _refit(options: Mapping[str, object], seconds: Seconds, time: float) -> Choice:
+    """A refit on as many images as the time allows, or on the fewest that are worth it."""
+    images = next((images for images in IMAGES if seconds.refit(images) <= time), IMAGES[-1])
+    why = f"a refit on {images} images takes about {minutes(seconds.refit(images))}"
+    return _choice("refit", {**options, "refit_images": images}, why)
 
 
 def _choice(name: str, options: Mapping[str, object], why: str) -> Choice:

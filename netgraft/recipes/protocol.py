@@ -145,3 +145,12 @@ class ShowsImages(Protocol):
 
     @property
     def generator(self) -> str: ...
+
+
+@runtime_checkable
+class HasBudget(Protocol):
+    """Says how long a transfer may take: passes that are at it then come to an end."""
+
+    @property
+    def budget(self) -> float:
+        """Minutes."""

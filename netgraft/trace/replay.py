@@ -6,8 +6,10 @@ new weights just before it runs, and what lies between two nodes can be run agai
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from math import prod
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,19 +45,43 @@ class Replay:
         self.starts = {id: node for node, id in reversed(ids.items())}
         for node, id in results.items():  # a norm and its activation run as one: both have the value behind the latter
             self.ends[id] = self.starts[id] = node
+        self.at = 0  # the place of the node that runs next
         self.values: dict[fx.Node, Any] = {}
         self.last_use = {other: node for node in self.nodes for other in node.all_input_nodes}
         self.held: dict[fx.Node, int] = {}  # values that somebody still wants
 
+    def beside(self, *inputs: Tensor) -> Self:
+        """Another pass of the same recording, on other inputs of the same shapes, that has not begun."""
+        other = copy.copy(self)
+        other.inputs, other.at, other.values, other.held = inputs, 0, {}, dict(self.held)
+        return other
+
     def run(self) -> Iterator[fx.Node]:
         """Every node in order, each *before* it runs: its inputs are in ``values``, its own value is not."""
         self.values.clear()
-        for node in self.nodes:
-            yield node
-            self.values[node] = self.evaluate(node)
-            for other in (*node.all_input_nodes, node):
-                if self.last_use.get(other, other) is node and not self.held.get(other) and node.op != "output":
-                    self.values.pop(other, None)
+        self.at = 0
+        while self.at < len(self.nodes):
+            yield self.nodes[self.at]
+            self._step()
+
+    def advance(self, end: fx.Node) -> None:
+        """Run what has not run yet of the nodes before ``end``."""
+        while self.at < self.place[end]:
+            self._step()
+
+    def _step(self) -> None:
+        node = self.nodes[self.at]
+        self.values[node] = self.evaluate(node)
+        self.at += 1
+        for other in (*node.all_input_nodes, node):
+            if self.last_use.get(other, other) is node and not self.held.get(other) and node.op != "output":
+                self.values.pop(other, None)
+
+    def numbers_at(self, end: fx.Node) -> int:
+        """How many numbers are kept just before ``end`` runs."""
+        before = self.nodes[: self.place[end]]
+        kept = [node for node in before if self.held.get(node) or self.place[self._last(node)] >= self.place[end]]
+        return sum(prod(node.meta.get("shape", ())) for node in kept if node.op != "get_attr")
 
     def watch(self, wanted: Mapping[fx.Node, Callable[[Any], None]]) -> None:
         """Run the pass, and hand the value of each wanted node to its function as soon as it is made."""
@@ -65,7 +91,7 @@ class Replay:
         for node in self.run():
             if before is not None and before in wanted:
                 wanted[before](self.values[before])
-                self.release(before, node)
+                self.release(before)
             before = node
         if before is not None and before in wanted:
             wanted[before](self.values[before])
@@ -74,11 +100,10 @@ class Replay:
         """Keep the node's value until it is released as often as it was held."""
         self.held[node] = self.held.get(node, 0) + 1
 
-    def release(self, node: fx.Node, now: fx.Node) -> None:
-        """Undo one ``hold``, just before ``now`` runs."""
+    def release(self, node: fx.Node) -> None:
+        """Undo one ``hold``."""
         self.held[node] -= 1
-        if not self.held[node] and self.place[self.last_use.get(node, node)] < self.place[now]:
-            self.values.pop(node, None)
+        self._drop([node])
 
     def again(self, first: fx.Node, last: fx.Node) -> None:
         """Run those nodes from ``first`` to ``last`` again that depend on ``first``; what else they read must be held.
@@ -90,6 +115,19 @@ class Replay:
             if node is first or changed.intersection(node.all_input_nodes):
                 changed.add(node)
                 self.values[node] = self.evaluate(node, copies=True)
+
+    def tidy(self) -> None:
+        """Drop what ``again`` has left: values that nothing will read before they are made anew."""
+        self._drop(list(self.values))
+
+    def _drop(self, nodes: list[fx.Node]) -> None:
+        for node in nodes:
+            made_again = self.place[node] >= self.at
+            if made_again or (not self.held.get(node) and self.place[self._last(node)] < self.at):
+                self.values.pop(node, None)
+
+    def _last(self, node: fx.Node) -> fx.Node:
+        return self.last_use.get(node, node)
 
     def send(self, start: fx.Node, value: Tensor, end: fx.Node) -> Tensor | None:
         """What arrives at ``end`` if ``start`` puts out ``value``; None where other data of the pass is needed too."""

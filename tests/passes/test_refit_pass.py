@@ -53,11 +53,31 @@ def test_other_seeds_other_images():
     assert not torch.equal(*states)
 
 
-def test_fewer_images_where_activations_are_large(monkeypatch):
+def test_images_are_shown_a_few_at_a_time(monkeypatch):
+    """16 x 16 x 16 numbers in the largest map of an image; never as many images as an axis is long."""
     work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
     monkeypatch.setattr(cost, "MOST_ACTIVATIONS", 16 * 16 * 16 * 10)
+    seen = []
+    work.source.module.register_forward_pre_hook(lambda _m, given: seen.append(len(given[0])))
     report = Refit(images=100)(work)
-    assert (report["images"], report["aside"]) == (8, 2)
+    assert set(seen) == {10}
+    assert (report["images"], report["aside"]) == (100, 20)
+    graphs = work.source.graph, work.target.graph
+    assert cost.batch_size(*graphs, 100, shrink=1 / 2) == 11  # not 12: the first layer has as many channels
+    monkeypatch.setattr(cost, "MOST_ACTIVATIONS", 10**9)
+    assert cost.batch_size(*graphs, 10**6) == cost.MOST_AT_A_TIME
+    assert cost.batch_size(*graphs, 4) == 2
+
+
+def test_smaller_images_where_the_user_says_so():
+    size = (3, 64, 64)
+    work = grafted(taught(Straight, size), lambda: Straight(((12, 5), (16, 3))), size=size)
+    seen = set()
+    for network in (work.source, work.target):
+        network.module.register_forward_pre_hook(lambda _m, given: seen.add(tuple(given[0].shape[1:])))
+    report = Refit(**SMALL, side=40)(work)
+    assert seen == {(3, 40, 40)}
+    assert report["layers"]
 
 
 class Restless(Straight):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -202,6 +203,15 @@ def test_streams(monkeypatch):
         stop(e) for e in (OutputError("x"), KeyboardInterrupt(), streams.Terminated(), SystemExit(0), ValueError())
     ]
     assert codes == [2, 130, 143, 2, 2]
+
+
+def test_where_there_is_no_terminal_a_line_from_time_to_time(monkeypatch, capsys):
+    now = iter([0.0, 4.0, 11.0, 19.0, 21.5])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    with progress() as say:
+        for text in ("tracing", "layer 1 of 9", "layer 2 of 9", "layer 3 of 9"):
+            say(text)
+    assert capsys.readouterr() == ("", "[11 s] layer 1 of 9\n[22 s] layer 3 of 9\n")
 
 
 def test_progress_is_for_terminals(monkeypatch, capsys):

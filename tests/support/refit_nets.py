@@ -9,8 +9,10 @@ from torch import nn
 
 from netgraft.architecture.graph import LayerGraph
 from netgraft.models.batch_norm import recalibrating
+from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
+from netgraft.passes.refitting.regression import RIDGE
 from netgraft.passes.refitting.walk import refit
 from netgraft.trace.replay import Replay
 
@@ -159,21 +161,30 @@ def made(build, seed=0):
     return net
 
 
-def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=()):
+def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=(), ridge=RIDGE):
     """``target`` refitted in place; (what was done by layer, why others were left)."""
-    x = images() if x is None else x
-    there, here = Replay(source, x), Replay(target, x)
+    batches = in_batches(images() if x is None else x)
+    there, here = Replay(source, batches.source(0)), Replay(target, batches.target(0))
     pairs = follow(there.graph, here.graph) if pairs is None else pairs
     channels = OutputChannels(there.graph, here.graph, layers(there.graph, here.graph, pairs), None)
-    generator, aside = torch.Generator().manual_seed(seed), kept_aside(len(x))
-    outcome = refit(there, here, pairs, channels, generator, aside, rows, grafted=frozenset(grafted))
+    generator = torch.Generator().manual_seed(seed)
+    outcome = refit(there, here, batches, pairs, channels, generator, rows, grafted=frozenset(grafted), ridge=ridge)
     left = outcome.left | {each.layer: each.how for each in outcome.kept}
     return {each.layer: each for each in outcome.done}, left
 
 
-def kept_aside(count):
-    """The images of a refit that it does not fit on."""
-    return torch.arange(0, count, 6)
+def in_batches(x):
+    """A sixth of the images is kept aside: the first ones."""
+    size = max(len(x) // 12, 1)
+    parts = x[: len(x) // size * size].split(size)
+    aside = -(-len(parts) // 6)
+    return Batches(size, aside, len(parts) - aside, parts.__getitem__, parts.__getitem__)
+
+
+def kept_aside(x):
+    """How many images a refit does not fit on."""
+    batches = in_batches(x)
+    return batches.size * batches.aside
 
 
 def layers(source: LayerGraph, target: LayerGraph, pairs):

@@ -241,7 +241,7 @@ def test_again_after_the_fact():
                 net.kernel.mul_(-0.5)
                 replay.again(start, replay.nodes[replay.place[end] - 1])
             for other in needed:
-                replay.release(other, node)
+                replay.release(other)
         if node.op == "output":
             found = [replay.values[other] for other in node.all_input_nodes]
     torch.testing.assert_close(found, [net(images)])
@@ -293,7 +293,7 @@ def test_held_values_stay_until_they_are_released_as_often():
         place = replay.place[node]
         if place in (10, 14):
             assert first in replay.values
-            replay.release(first, node)
+            replay.release(first)
             released.append(first in replay.values)
     assert released == [True, False]
 
@@ -306,7 +306,7 @@ def test_released_before_its_last_use_it_stays_till_then():
     present = []
     for node in replay.run():
         if replay.place[node] == replay.place[last]:
-            replay.release(first, node)
+            replay.release(first)
             present.append(first in replay.values)
         if replay.place[node] == replay.place[last] + 1:
             present.append(first in replay.values)

@@ -14,15 +14,21 @@ import torch
 from torch import Tensor, fx
 
 from netgraft.architecture.attention import is_transformer
+from netgraft.architecture.cost import rows_for
 from netgraft.architecture.endings import Ending, find_endings
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.architecture.resolution import has_norms
 from netgraft.channels.index_map import NEW
+from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
-from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, images_of, layout_of, rows_from, sample
+from netgraft.passes.refitting.layout import Layout, channel_axis, comparable, layout_of, rows_from, sample
 from netgraft.trace.replay import Replay
 
 LEAST_SCALE = 1e-6
+LEAST_IMAGES = 128
+"""A layer is fitted on so many images, however many positions each has."""
+MOST_KEPT = 2**29
+"""Numbers of the target's pass, over all batches, that are kept between two layers: 2 GiB."""
 HELD = NEW - 1
 
 
@@ -34,12 +40,11 @@ class Job:
     source: Layer  # the one it follows
     ending: Ending
     layout: Layout  # of the value that is compared: the layer's own output, or the sum it is added to
-    rows: Tensor  # sampled positions of that value
     channels: Tensor  # [m] target channels that follow the source
     followed: Tensor  # [m] the source's channels
     signs: Tensor  # [m] 1, or -1 for what is to give the negative
-    fitted: Tensor  # [len(rows)] bool: whether a row is one to fit on, rather than of an image kept aside
-    wanted: Tensor = field(default_factory=lambda: torch.empty(0))  # [len(rows), m]
+    rows: dict[int, Tensor]  # by batch, the sampled positions of that value
+    wanted: dict[int, Tensor] = field(default_factory=dict)  # by batch, [len(rows), m]
 
     @property
     def ends_block(self) -> bool:
@@ -59,17 +64,16 @@ class Jobs:
         self,
         source: Replay,
         target: Replay,
+        batches: Batches,
         channels: OutputChannels,
         generator: torch.Generator,
         rows: int,
-        aside: Tensor,  # the images that are not fitted on
         held: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         self.source, self.target, self.channels, self.held = source, target, channels, held
-        self.generator, self.most_rows, self.aside = generator, rows, aside
+        self.batches, self.generator, self.most_rows = batches, generator, rows
         self.source_endings, self.target_endings = find_endings(source.graph), find_endings(target.graph)
         self.ending_at = {each.node: each for each in self.target_endings.values() if each.add is None or each.main}
-        self.batch = source.inputs[0].shape[0]
         self.left: dict[str, str] = {}
 
     def make(self, pairs: Sequence[tuple[str, str]]) -> list[Job]:
@@ -102,9 +106,8 @@ class Jobs:
         if source_layout.channels != source.out_channels or not len(mapped):
             self.left[name] = f"its channels do not correspond to {source_name}'s"
             return None
-        rows = sample(source_layout, layout, self.most_rows, self.generator)
-        fitted = ~torch.isin(images_of(layout, rows, self.batch), self.aside)
-        job = Job(layer, source, ending, layout, rows, mapped, index[mapped], torch.ones(len(mapped)), fitted)
+        rows = self._sampled(source_layout, layout, layer)
+        job = Job(layer, source, ending, layout, mapped, index[mapped], torch.ones(len(mapped)), rows)
         if job.rectified and not (source_ending.activated or source_ending.late):
             index[held] = HELD
             _mirror(job, (index == NEW).nonzero().flatten())
@@ -113,24 +116,40 @@ class Jobs:
     def _layout(self, replay: Replay, id: str, layer: Layer) -> Layout:
         shape = tuple(replay.ends[id].meta["shape"])
         axis = channel_axis(shape, layer, permuted=_permuted(replay.graph, layer.name, id))
-        return layout_of(shape, axis, self.batch)
+        return layout_of(shape, axis, self.batches.size)
+
+    def _sampled(self, source: Layout, target: Layout, layer: Layer) -> dict[int, Tensor]:
+        """Positions of as many batches as there are unknowns to fit: few of an early layer, whose maps are large."""
+        tokens = target.rows // self.batches.size
+        rows = rows_for(layer, self.most_rows)
+        chosen = self.batches.of(max(-(-rows // tokens), LEAST_IMAGES), self._room(layer))
+        each = max(-(-rows // len(chosen)), 1)
+        return {k: sample(source, target, each, self.generator) for k in chosen}
+
+    def _room(self, layer: Layer) -> int:
+        """Of how many batches all can be kept that is needed to go on from this layer."""
+        return max(MOST_KEPT // max(self.target.numbers_at(self.target.starts[layer.name]), 1), 2)
 
     def _watch_source(self, jobs: Sequence[Job]) -> None:
-        by_node: dict[fx.Node, list[Job]] = {}
-        for job in jobs:
-            node = _value_of(self.source_endings[job.source.name], job.ending)
-            by_node.setdefault(self.source.ends[node], []).append(job)
+        """What the source gives in each batch, as far as some layer follows it there."""
+        for k in sorted({k for job in jobs for k in job.rows}):
+            by_node: dict[fx.Node, list[Job]] = {}
+            for job in jobs:
+                if k in job.rows:
+                    node = _value_of(self.source_endings[job.source.name], job.ending)
+                    by_node.setdefault(self.source.ends[node], []).append(job)
+            seen = self.source.beside(self.batches.source(k))
+            seen.watch({node: partial(self._take, k, asking) for node, asking in by_node.items()})
 
-        def take(asking: list[Job], value: Tensor) -> None:
-            for job in asking:
-                ending = self.source_endings[job.source.name]
-                layout = self._layout(self.source, _value_of(ending, job.ending), job.source)
-                rows, channels = job.rows.to(value.device), job.followed.to(value.device)
-                job.wanted = rows_from(value, layout, job.layout, rows, channels) * job.signs.to(value.device)
-                if ending.activated and not job.ending.activated and not job.rectified:
-                    job.wanted = job.wanted.relu()  # what the source's next layer reads
-
-        self.source.watch({node: partial(take, asking) for node, asking in by_node.items()})
+    def _take(self, k: int, asking: Sequence[Job], value: Tensor) -> None:
+        for job in asking:
+            ending = self.source_endings[job.source.name]
+            layout = self._layout(self.source, _value_of(ending, job.ending), job.source)
+            rows, channels = job.rows[k].to(value.device), job.followed.to(value.device)
+            wanted = rows_from(value, layout, job.layout, rows, channels) * job.signs.to(value.device)
+            if ending.activated and not job.ending.activated and not job.rectified:
+                wanted = wanted.relu()  # what the source's next layer reads
+            job.wanted[k] = wanted
 
     def _scale(self, jobs: Sequence[Job]) -> None:
         """Brings what is wanted to unit scale where no norm does: one scale for all that is added up in one stream.
@@ -144,13 +163,15 @@ class Jobs:
         attends = is_transformer(self.target.graph) and not is_transformer(self.source.graph)
         for job in jobs:
             if attends or (loses_norms and job.ending.add is None):
-                job.wanted = job.wanted - job.wanted.mean(0)
+                mean = torch.cat(list(job.wanted.values())).mean(0)
+                job.wanted = {k: wanted - mean for k, wanted in job.wanted.items()}
             if job.ending.norm is None:
                 streams.setdefault(self._stream(job.ending), []).append(job)
         for stream in streams.values():
-            scale = torch.stack([job.wanted.std() for job in stream]).mean().clamp(min=LEAST_SCALE)
+            spreads = [torch.cat(list(job.wanted.values())).std() for job in stream]
+            scale = torch.stack(spreads).mean().clamp(min=LEAST_SCALE)
             for job in stream:
-                job.wanted = job.wanted / scale
+                job.wanted = {k: wanted / scale for k, wanted in job.wanted.items()}
 
     def _stream(self, ending: Ending) -> str:
         """Where the residual stream begins that a layer adds to; for a layer beside any, the layer itself."""

@@ -88,16 +88,6 @@ def sample(source: Layout, target: Layout, most: int, generator: torch.Generator
     return rows
 
 
-def images_of(layout: Layout, rows: Tensor, batch: int) -> Tensor:
-    """The image of ``batch`` images that each row belongs to.
-
-    Images come first, windows by image; or second behind the tokens, as in PyTorch's own attention.
-    """
-    if layout.shape[0] % batch and layout.shape[1] == batch:
-        return rows % batch
-    return rows * batch // layout.rows
-
-
 def rows_from(value: Tensor, source: Layout, target: Layout, rows: Tensor, channels: Tensor) -> Tensor:
     """What ``value`` holds where the rows of another layout lie in the image: [len(rows), len(channels)].
 

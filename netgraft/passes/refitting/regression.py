@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,6 @@ from netgraft.architecture.graph import Layer
 
 RIDGE = 0.1
 """The penalty, as a multiple of the mean diagonal element of the normal matrix (OPERATORS part 3)."""
-CHUNK = 4096
-MOST_FEATURES = 4608
-"""Longest side of a normal matrix that is solved as a whole; a longer one is solved channel block by channel block."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +23,18 @@ class Fit:
     bias: Tensor  # [out]: mean of the wanted values less that of W x; zero where there is no constant
     intercept: bool = True  # whether there is a constant
 
-    def errors(
+    def left(
         self,
         x: Tensor,  # [rows, features]
         y: Tensor,  # [rows, out]
-    ) -> tuple[float, float]:
-        """The sum of squares that the map leaves of ``y``, and that of ``y``: about its mean if there is a constant."""
-        left = (x @ self.weight.T + self.bias - y).double().square().sum()
-        whole = ((y - y.mean(0)) if self.intercept else y).double().square().sum()
-        return float(left), float(whole)
+    ) -> float:
+        """The sum of squares that the map leaves of ``y``."""
+        return float((x @ self.weight.T + self.bias - y).double().square().sum())
 
     def r2(self, x: Tensor, y: Tensor) -> float:
         """The share of ``y`` that the map explains, of all outputs together; negative where a constant is better."""
-        return share(*self.errors(x, y))
+        whole = ((y - y.mean(0)) if self.intercept else y).double().square().sum()
+        return share(self.left(x, y), float(whole))
 
 
 def share(left: float, whole: float) -> float:
@@ -75,68 +70,13 @@ def _padding(layer: Layer) -> tuple[int, int]:
     return padding[0], padding[-1]
 
 
-def fit(x: Tensor, y: Tensor, *, intercept: bool, centre: Tensor | None = None, ridge: float = RIDGE) -> Fit:
-    """argmin ||x W' + b - y||^2 + rho ||W - centre||^2 for ``x`` [rows, features] and ``y`` [rows, out].
-
-    rho is ``ridge`` times the mean diagonal element of the normal matrix; b is free with ``intercept``, else 0; without
-    a ``centre`` [out, features] that is zero. What the rows do not tell stays as the centre has it. With more than
-    MOST_FEATURES features as many rows are used, and the equations are solved in the rows (dual form).
-    """
-    dual = x.shape[1] > MOST_FEATURES
-    if dual:
-        x, y = (part[:: -(-len(x) // MOST_FEATURES)] for part in (x, y))
-    mean_x, mean_y = (part.mean(0) if intercept else part.new_zeros(part.shape[1]) for part in (x, y))
-    weight = (_dual if dual else _primal)(x, y, mean_x, mean_y, centre, ridge)
-    return Fit(weight, mean_y - weight @ mean_x, intercept)
-
-
-def best_number(
-    pieces: Iterable[tuple[Tensor, Tensor, Tensor]],  # x [rows, features], y [rows, out], weight [out, features]
-    *,
-    intercept: bool,
-) -> float:
-    """The number, not negative, by which all these weights together explain most of what is wanted."""
-    size = product = 0.0
-    for x, y, weight in pieces:
-        given = (x @ weight.T).double()
-        if intercept:
-            given, y = given - given.mean(0), y - y.mean(0)
-        size, product = size + float(given.square().sum()), product + float((given * y).sum())
-    return max(product / size, 0.0) if size > 0 else 0.0
-
-
-def as_fit(x: Tensor, y: Tensor, weight: Tensor, *, intercept: bool) -> Fit:
-    """``weight`` with the constant that is best for it."""
-    bias = y.mean(0) - weight @ x.mean(0) if intercept else y.new_zeros(y.shape[1])
-    return Fit(weight, bias, intercept)
-
-
-def _primal(
+def dual(
     x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, centre: Tensor | None, ridge: float
 ) -> Tensor:  # [out, features]
-    """By the normal equations. What is wanted less what the centre gives is small where the centre is good.
+    """W = centre + B' (A A' + rho I)^-1 A, the same as with the normal matrix.
 
-    The means are taken away first, for what is left of two large numbers is noise: where activations vary little about
-    a large mean, the matrix would not be positive definite.
+    For ``x`` [rows, features] with more features than rows, and ``y`` [rows, out].
     """
-    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        a, b = a - mean_x, b - mean_y
-        gram += (a.T @ a).double()
-        cross += (a.T @ (b if centre is None else b - a @ centre.T)).double()
-    penalty = ridge * float(gram.diagonal().mean())
-    if not penalty > 0:  # all inputs are constant
-        return torch.zeros_like(cross.T, dtype=x.dtype) if centre is None else centre
-    gram.diagonal().add_(penalty)
-    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.to(x.dtype)
-    return change if centre is None else centre + change
-
-
-def _dual(
-    x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, centre: Tensor | None, ridge: float
-) -> Tensor:  # [out, features]
-    """W = centre + B' (A A' + rho I)^-1 A, the same as with the normal matrix."""
     a, b = x - mean_x, y - mean_y
     if centre is not None:
         b = b - a @ centre.T
@@ -145,23 +85,6 @@ def _dual(
     gram.diagonal().add_(ridge * max(scale, 1e-12))
     change: Tensor = torch.cholesky_solve(b.double(), torch.linalg.cholesky(gram)).float().T @ a
     return change if centre is None else centre + change
-
-
-def with_spread(
-    solution: Fit,
-    x: Tensor,  # [rows, features]
-    wanted: Tensor,  # [rows, out]
-    most: float = 4.0,
-) -> Fit:
-    """The same map, each output scaled up to the standard deviation that is wanted, at most ``most`` times.
-
-    A regression that explains the share r of a variance gives r of it. A norm would make up for that; without one,
-    activations would fade from layer to layer.
-    """
-    given = x @ solution.weight.T
-    gain = (wanted.std(0, correction=0) / given.std(0, correction=0).clamp(min=1e-12)).clamp(1.0, most)
-    bias = solution.bias + given.mean(0) * (1 - gain)
-    return replace(solution, weight=solution.weight * gain[:, None], bias=bias)
 
 
 def rank_one(

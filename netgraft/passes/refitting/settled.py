@@ -20,8 +20,8 @@ MOST_ROWS = 4096
 
 
 def find_settled(
-    source: Replay,
-    target: Replay,
+    sources: Sequence[Replay],
+    targets: Sequence[Replay],
     pairs: Sequence[tuple[Layer, Layer]],  # (of the source, of the target): where weights came from
     channels: OutputChannels,
     moved: Container[str],  # layers of the target that hold weights of the source
@@ -30,15 +30,18 @@ def find_settled(
     """Layers of the target that are to be left alone, norms and parameters among them.
 
     A kernel whose value at the end of its branch is the source's, with an R^2 of EXACT at least, and all that this
-    value is computed from; then norms that came from the source and read only what such kernels give. Both networks
-    must have been shown the same images, none of which anything is fitted on.
+    value is computed from; then norms that came from the source and read only what such kernels give. The passes of
+    both networks are on the same images, none of which anything is fitted on.
     """
-    ends = [end for pair in pairs if (end := _compared(source, target, channels, *pair, generator)) is not None]
-    for side, replay in enumerate((source, target)):
+    source, target = sources[0], targets[0]
+    rows = -(-MOST_ROWS // len(sources))
+    ends = [end for pair in pairs if (end := _compared(source, target, channels, *pair, rows, generator)) is not None]
+    for side, passes in enumerate((sources, targets)):
         wanted: dict[fx.Node, list[_Compared]] = {}
         for end in ends:
-            wanted.setdefault(replay.ends[end.nodes[side]], []).append(end)
-        replay.watch({node: partial(_take, side, at) for node, at in wanted.items()})
+            wanted.setdefault(passes[0].ends[end.nodes[side]], []).append(end)
+        for each in passes:
+            each.watch({node: partial(_take, side, at) for node, at in wanted.items()})
     graph = target.graph
     exact = [end.nodes[1] for end in ends if end.r2 >= EXACT]
     settled = {node.layer for node in graph.walk(exact) if node.layer is not None}
@@ -51,18 +54,18 @@ def find_settled(
 
 
 class _Compared:
-    """A value of either network, sampled in the same places."""
+    """A value of either network, sampled in the same places of every pass."""
 
     def __init__(
         self, nodes: tuple[str, str], layouts: tuple[Layout, Layout], channels: tuple[Tensor, Tensor], rows: Tensor
     ) -> None:
         self.nodes, self.layouts, self.channels, self.rows = nodes, layouts, channels, rows
-        self.sampled: list[Tensor] = []
+        self.sampled: tuple[list[Tensor], list[Tensor]] = [], []  # of either, pass by pass
 
     @property
     def r2(self) -> float:
         """The share of the source's variance that the target gives; 1 for two equal constants."""
-        wanted, given = (value.double() for value in self.sampled)
+        wanted, given = (torch.cat(values).double() for values in self.sampled)
         left, whole = (given - wanted).square().sum(), (wanted - wanted.mean(0)).square().sum()
         return 1.0 if float(left) == 0 else share(float(left), float(whole))
 
@@ -70,7 +73,7 @@ class _Compared:
 def _take(side: int, at: Sequence[_Compared], value: Tensor) -> None:
     for each in at:
         rows, channels = each.rows.to(value.device), each.channels[side].to(value.device)
-        each.sampled.append(rows_of(value, each.layouts[side], rows)[:, channels].clone())
+        each.sampled[side].append(rows_of(value, each.layouts[side], rows)[:, channels].clone())
 
 
 def _compared(
@@ -79,6 +82,7 @@ def _compared(
     channels: OutputChannels,
     source_layer: Layer,
     layer: Layer,
+    rows: int,
     generator: torch.Generator,
 ) -> _Compared | None:
     """None where the two have no value of the same size and meaning."""
@@ -93,7 +97,7 @@ def _compared(
     whole = layouts[0].channels == source_layer.out_channels and layouts[1].channels == len(index)
     if places[0] != places[1] or not whole or not len(mapped):
         return None
-    return _Compared(nodes, layouts, (index[mapped], mapped), sample(*layouts, MOST_ROWS, generator))
+    return _Compared(nodes, layouts, (index[mapped], mapped), sample(*layouts, rows, generator))
 
 
 def _role(ending: Ending) -> tuple[bool, bool]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from netgraft.passes.refitting.heads import Heads
-from netgraft.passes.refitting.regression import fit
+from netgraft.passes.refitting.moments import gathered, ridge_regression
 
 MOST_NUMBERS = 100_000_000
 """Positions times features that are held at a time."""
@@ -70,7 +70,7 @@ def best_values(
     C_h of A_h x: those of W_h C_h^(1/2), brought back by C_h^(-1/2).
     """
     x, found = torch.cat(list(seen), 1), []
-    solution = fit(x[fitted], wanted[fitted], intercept=True)
+    solution = ridge_regression(gathered([(x[fitted], wanted[fitted])], intercept=True))
     for part, weight in zip(seen, solution.weight.split(seen[0].shape[1], 1), strict=True):
         part = part[fitted]
         centred = (part - part.mean(0)).double()

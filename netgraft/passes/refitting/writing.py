@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,10 @@ LEAST_VARIANCE = 1e-10
 
 
 class Writer:
-    """The target's tensors, which are changed in place.
+    """The target's tensors, which are changed in place. Layers named in ``grafted`` hold weights of the source."""
 
-    Layers named in ``grafted`` hold weights of the source. Nothing is set by the images ``aside``.
-    """
-
-    def __init__(self, target: Replay, grafted: frozenset[str], aside: Tensor) -> None:
-        self.target, self.grafted, self.aside = target, grafted, aside
+    def __init__(self, target: Replay, grafted: frozenset[str]) -> None:
+        self.target, self.grafted = target, grafted
         self.tensors: dict[str, Tensor] = dict(target.module.named_parameters(remove_duplicate=False))
         self.tensors |= dict(target.module.named_buffers(remove_duplicate=False))
 
@@ -102,21 +101,24 @@ class Writer:
         self._set(norm, "weight", at, wanted.std(0, correction=0) * self.signs(job).to(wanted))
         self._set(norm, "bias", at, wanted.mean(0))
 
-    def norm_statistics(self, job: Job) -> None:
-        """The statistics of the norm, where one follows, of what it reads now."""
+    def norm_statistics(self, job: Job, passes: Sequence[Replay]) -> None:
+        """The statistics of the norm, where one follows, of what it reads now in the batches that are fitted on."""
         if job.ending.norm is None:
             return
         norm = self.target.graph.layers[job.ending.norm]
         start, entry = self.target.starts[job.layer.name], self.target.starts[norm.name].all_input_nodes[0]
-        self.target.again(start, entry)
-        read: Tensor = self.target.values[entry]
-        batch = len(self.target.inputs[0])
-        if len(read) == batch:
-            read = read[torch.isin(torch.arange(batch), self.aside, invert=True).to(read.device)]
-        read = read.movedim(1, -1)
-        read = read.reshape(-1, read.shape[-1]).float()
-        self._set(norm, "running_mean", slice(None), read.mean(0))
-        self._set(norm, "running_var", slice(None), read.var(0).clamp(min=LEAST_VARIANCE))
+        seen: list[tuple[int, Tensor, Tensor]] = []  # rows, their mean, and the sum of squares about that
+        for each in passes:
+            each.again(start, entry)
+            read = each.values[entry].movedim(1, -1).flatten(0, -2).double()
+            mean = read.mean(0)
+            seen.append((len(read), mean, (read - mean).square().sum(0)))
+        count = sum(rows for rows, _, _ in seen)
+        mean = torch.stack([rows * each for rows, each, _ in seen]).sum(0) / count
+        squares = torch.stack([about + rows * (each - mean).square() for rows, each, about in seen]).sum(0)
+        self._set(norm, "running_mean", slice(None), mean)
+        variance = squares / max(count - 1, 1)
+        self._set(norm, "running_var", slice(None), variance.clamp(min=LEAST_VARIANCE))
 
     def _set(self, layer: Layer, role: str, at: Tensor | slice, values: Tensor) -> None:
         slot = layer.tensors.get(role)

@@ -6,20 +6,32 @@ import numpy as np
 import pytest
 import torch
 
-from netgraft.passes.refitting import regression
-from netgraft.passes.refitting.regression import (
-    Fit,
-    as_fit,
-    best_filters,
+from netgraft.passes.refitting import moments
+from netgraft.passes.refitting.moments import (
+    RIDGE,
+    RIDGES,
     best_number,
-    fit,
-    rank_one,
+    errors_of,
+    gathered,
+    ridge_regression,
+    with_constant,
     with_spread,
 )
+from netgraft.passes.refitting.regression import Fit, best_filters, rank_one
 
 
 def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_batches(x, y, *, intercept=True):
+    """The rows in three batches, the first of them a small one."""
+    cuts = [len(x) // 5, len(x) // 2]
+    return gathered(zip(x.tensor_split(cuts), y.tensor_split(cuts), strict=True), intercept=intercept)
+
+
+def fit(x, y, *, intercept, centre=None, ridge=RIDGE):
+    return ridge_regression(in_batches(x, y, intercept=intercept), centre=centre, ridge=ridge)
 
 
 def problem(rows=60, features=7, outputs=3):
@@ -67,7 +79,7 @@ def test_ridge_regression(intercept, rows, centred):
 def test_weights_that_give_what_is_wanted_are_a_fixed_point(intercept, dual, monkeypatch):
     """However few the rows: what these do not tell stays as it was."""
     if dual:
-        monkeypatch.setattr(regression, "MOST_FEATURES", 5)
+        monkeypatch.setattr(moments, "MOST_FEATURES", 5)
     x, weight = drawn(4, 20), drawn(3, 20, seed=1)
     y = x @ weight.T + (2 if intercept else 0)
     found = fit(x, y, intercept=intercept, centre=weight)
@@ -88,7 +100,7 @@ def test_inputs_that_vary_little_about_a_large_mean():
 def test_chunks_add_up(intercept, monkeypatch):
     x, y = problem()
     whole = fit(x, y, intercept=intercept)
-    monkeypatch.setattr(regression, "CHUNK", 7)
+    monkeypatch.setattr(moments, "CHUNK", 7)
     check(fit(x, y, intercept=intercept), (whole.weight, whole.bias, whole.r2(x, y)), x, y, 1e-4)
 
 
@@ -97,7 +109,7 @@ def test_chunks_add_up(intercept, monkeypatch):
 @pytest.mark.parametrize("centred", [True, False])
 def test_the_dual_form_is_the_primal(intercept, rows, features, centred, monkeypatch):
     x, y = problem(rows, features)
-    monkeypatch.setattr(regression, "MOST_FEATURES", rows)
+    monkeypatch.setattr(moments, "MOST_FEATURES", rows)
     centre = drawn(3, features, seed=5) if centred else None
     solution = fit(x, y, intercept=intercept, centre=centre)
     check(solution, by_lstsq(x, y, intercept=intercept, centre=centre), x, y, 1e-3)
@@ -106,7 +118,7 @@ def test_the_dual_form_is_the_primal(intercept, rows, features, centred, monkeyp
 @pytest.mark.parametrize("intercept", [True, False])
 def test_many_features_are_fitted_on_as_many_rows(intercept, monkeypatch):
     x, y = problem(64, 20)
-    monkeypatch.setattr(regression, "MOST_FEATURES", 16)
+    monkeypatch.setattr(moments, "MOST_FEATURES", 16)
     check(fit(x, y, intercept=intercept), by_lstsq(x[::4], y[::4], intercept=intercept), x[::4], y[::4], 1e-3)
 
 
@@ -122,7 +134,7 @@ def test_without_penalty_what_is_linear_is_found():
 @pytest.mark.parametrize("dual", [False, True])
 def test_constants_give_a_constant(dual, monkeypatch):
     if dual:
-        monkeypatch.setattr(regression, "MOST_FEATURES", 3)
+        monkeypatch.setattr(moments, "MOST_FEATURES", 3)
     x, y = torch.ones(12, 4), drawn(12, 2)
     solution = fit(x, y, intercept=True)
     assert not solution.weight.any()
@@ -149,12 +161,68 @@ def test_one_number_for_all_weights(intercept):
     pieces = [(x, y + 0.5 * x @ w.T, w) for x, y, w in pieces]
 
     def left(number):
-        return sum(as_fit(x, y, number * w, intercept=intercept).errors(x, y)[0] for x, y, w in pieces)
+        return sum(with_constant(rows, number * w).left(x, y) for rows, x, y, w in known)
 
-    found = best_number(pieces, intercept=intercept)
+    known = [(in_batches(x, y, intercept=intercept), x, y, w) for x, y, w in pieces]
+    found = best_number([(rows, w) for rows, _, _, w in known])
     assert found > 0
     assert left(found) == pytest.approx(min(left(found + step) for step in np.linspace(-0.5, 0.5, 101)), rel=1e-6)
-    assert best_number([(x, y, -w) for x, y, w in pieces], intercept=intercept) == 0
+    assert best_number([(rows, -w) for rows, _, _, w in known]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- moments
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_sums_know_what_the_rows_know(intercept, wide, monkeypatch):
+    """Variances, products, and the errors of any map: those of all rows at once."""
+    if wide:
+        monkeypatch.setattr(moments, "MOST_FEATURES", 6)
+        monkeypatch.setattr(
+            moments.FewRows, "rows", property(lambda self: [torch.cat(p) for p in zip(*self._parts, strict=True)])
+        )
+    x, y = problem(50)
+    other = Fit(drawn(3, 7, seed=8), drawn(3, seed=9), intercept)
+    found = in_batches(x, y, intercept=intercept)
+    assert isinstance(found, moments.FewRows) == wide
+    x, y = x.double(), y.double()
+    given = x @ other.weight.double().T
+    torch.testing.assert_close(found.mean_x.double(), x.mean(0))
+    torch.testing.assert_close(found.mean_y.double(), y.mean(0))
+    torch.testing.assert_close(found.variance_y.double(), y.var(0, correction=0), rtol=1e-5, atol=0)
+    variance = found.variance_given(other.weight).double()
+    torch.testing.assert_close(variance, given.var(0, correction=0), rtol=1e-5, atol=0)
+    left = (given + other.bias - y).square().sum()
+    about = (given - given.mean(0), y - y.mean(0)) if intercept else (given, y)
+    pieces = zip(x.float().split(20), y.float().split(20), strict=True)
+    rests, whole = errors_of([other, Fit(0 * other.weight, 0 * other.bias)], pieces, intercept=intercept)
+    assert rests == pytest.approx([float(left), float(y.square().sum())], rel=1e-5)
+    assert whole == pytest.approx(float(about[1].square().sum()), rel=1e-5)
+    products = float(about[0].square().sum()), float((about[0] * about[1]).sum())
+    assert found.products(other.weight) == pytest.approx(products, rel=1e-5)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("noise", [0.01, 0.3, 300])
+def test_the_penalty_of_generalised_cross_validation(noise, intercept):
+    """By the hat matrix itself: the more noise, the larger."""
+    x, weight = drawn(80, 30) * torch.logspace(0, -2, 30), drawn(4, 30, seed=1)
+    y = x @ weight.T + noise * drawn(80, 4, seed=2) + (3 if intercept else 0)
+    a, b = (x - x.mean(0), y - y.mean(0)) if intercept else (x, y)
+    a, b = a.double().numpy(), b.double().numpy()
+    scores = []
+    for ridge in RIDGES:
+        rho = ridge * np.square(a).sum(0).mean()
+        hat = a @ np.linalg.solve(a.T @ a + rho * np.eye(30), a.T)
+        count = len(a) - intercept
+        scores.append(np.square(b - hat @ b).sum() / count / (1 - np.trace(hat) / count) ** 2)
+    best = RIDGES[int(np.argmin(scores))]
+    chosen = fit(x, y, intercept=intercept, ridge=None)
+    expected = fit(x, y, intercept=intercept, ridge=best)
+    torch.testing.assert_close(chosen.weight, expected.weight)
+    assert (best == RIDGES[0]) == (noise == 0.01)
+    assert (best == RIDGES[-1]) == (noise == 300)
 
 
 # ------------------------------------------------------------------------------------------------------ with_spread
@@ -164,7 +232,7 @@ def test_each_output_gets_the_spread_that_is_wanted_and_keeps_its_mean():
     x, y = problem(400)
     y = y + 4 * drawn(400, 3, seed=4)
     plain = fit(x, y, intercept=True)
-    spread = with_spread(plain, x, y)
+    spread = with_spread(plain, in_batches(x, y))
     before, after = (x @ s.weight.T + s.bias for s in (plain, spread))
     assert (before.std(0) < 0.97 * y.std(0)).all()
     torch.testing.assert_close(after.std(0), y.std(0), rtol=1e-3, atol=0)
@@ -175,7 +243,9 @@ def test_at_most_so_many_times_and_never_down():
     x = drawn(100, 2)
     solution = Fit(torch.tensor([[1.0, 0], [0, 1.0]]), torch.zeros(2))
     wanted = torch.stack([100 * x[:, 0], 0.1 * x[:, 1]], 1)
-    torch.testing.assert_close(with_spread(solution, x, wanted, most=3).weight, torch.tensor([[3.0, 0], [0, 1.0]]))
+    torch.testing.assert_close(
+        with_spread(solution, in_batches(x, wanted), most=3).weight, torch.tensor([[3.0, 0], [0, 1.0]])
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- filters

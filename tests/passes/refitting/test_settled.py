@@ -11,13 +11,14 @@ from netgraft.trace.replay import Replay
 
 
 def settled(source, target, moved=None):
-    replays = [Replay(net, images(8)) for net in (source, target)]
+    replays = [Replay(net, images(4)) for net in (source, target)]
     graphs = [replay.graph for replay in replays]
     names = [(layer.name, layer.name) for layer in graphs[0].kernels() if layer.name in graphs[1].layers]
     pairs = layers(*graphs, names)
     moved = set(graphs[1].layers) if moved is None else moved
     channels = OutputChannels(*graphs, pairs, None)
-    return find_settled(*replays, pairs, channels, moved, torch.Generator())
+    sources, targets = ([each.beside(images(8)[part]) for part in (slice(0, 4), slice(4, 8))] for each in replays)
+    return find_settled(sources, targets, pairs, channels, moved, torch.Generator())
 
 
 def test_all_of_a_copy():

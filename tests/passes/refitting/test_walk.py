@@ -15,6 +15,7 @@ from support.refit_nets import (
     convnext,
     features,
     images,
+    in_batches,
     kept_aside,
     layers,
     made,
@@ -57,8 +58,7 @@ def stirred(build):
 
 def fitted_images():
     """Those of the images by default that a refit fits on."""
-    aside = set(kept_aside(len(images())).tolist())
-    return images()[[i for i in range(len(images())) if i not in aside]]
+    return images()[kept_aside(images()) :]
 
 
 WITH_NORMS = {
@@ -151,23 +151,23 @@ def test_one_scale_for_all_that_a_stream_adds_up():
     for block in net.blocks:
         block.ls2.gamma.fill_(100.0)  # the stream grows
     x = images()
-    replay = Replay(net, x)
+    batches = in_batches(x)
+    replay = Replay(net, batches.source(0))
     graph = replay.graph
     pairs = [(layer.name, layer.name) for layer in graph.kernels()]
     channels = OutputChannels(graph, graph, layers(graph, graph, pairs), None)
     jobs = {
-        job.layer.name: job
-        for job in Jobs(replay, replay, channels, torch.Generator(), 40_000, kept_aside(len(x))).make(pairs)
+        job.layer.name: job for job in Jobs(replay, replay, batches, channels, torch.Generator(), 40_000).make(pairs)
     }
     blocks = []
     for block in net.blocks:
         block.register_forward_hook(lambda _m, _i, output: blocks.append(output))
     net(x)
-    ends = [jobs[f"blocks.{i}.mlp.fc2"].wanted.std() for i in range(len(blocks))]
+    spread = {name: torch.cat(list(job.wanted.values())).std() for name, job in jobs.items()}
+    ends = [spread[f"blocks.{i}.mlp.fc2"] for i in range(len(blocks))]
     assert blocks[1].std() / blocks[0].std() > 1.2
     torch.testing.assert_close(ends[1] / ends[0], blocks[1].std() / blocks[0].std(), rtol=1e-4, atol=0)
-    alone = jobs["blocks.0.mlp.fc1"].wanted
-    torch.testing.assert_close(alone.std(), torch.tensor(1.0))
+    torch.testing.assert_close(spread["blocks.0.mlp.fc1"], torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(("source", "centred"), [(Plain, True), (lambda: Plain(norm=False), False)])
