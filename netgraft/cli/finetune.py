@@ -32,6 +32,11 @@ class DtnhScope(StrEnum):
     PER_TENSOR = "per-tensor"
 
 
+class AmpDtype(StrEnum):
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
 class Grouping(StrEnum):
     CATEGORY = "category"
 
@@ -212,7 +217,10 @@ def finetune(
     ] = BatchNorm.TRAIN,
     model_ema: Annotated[bool, _option("Judge and write the moving average of the weights.", "--model-ema")] = False,
     model_ema_decay: Annotated[float, _option("Its decay.", metavar="NUMBER", min=0, max=1)] = 0.9998,
-    amp: Annotated[bool, _option("Mixed precision, bfloat16.", "--amp")] = False,
+    amp: Annotated[bool, _option("Mixed precision.", "--amp")] = False,
+    amp_dtype: Annotated[
+        AmpDtype, _option("Its type; with float16 losses are scaled, and a step that overflows is skipped.")
+    ] = AmpDtype.BFLOAT16,
     channels_last: Annotated[bool, _option("Memory format of the networks.", "--channels-last")] = False,
     compile_source: Annotated[bool, _option("torch.compile the source.", "--compile-source")] = False,
     seed: Annotated[int, _option("Seed of everything else.", metavar="NUMBER", min=0)] = 0,
@@ -283,6 +291,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
+    given["amp_dtype"] = AmpDtype(given["amp_dtype"]).value
     return TrainingSettings(**given)
 
 

@@ -12,6 +12,7 @@ from netgraft.errors import UnknownName, UsageError
 
 Bn = Literal["train", "eval", "sync"]
 DtnhScope = Literal["all", "shared", "per-tensor"]
+AmpDtype = Literal["bfloat16", "float16"]
 
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
@@ -86,6 +87,7 @@ class TrainingSettings:
     model_ema: bool = False
     model_ema_decay: float = 0.9998
     amp: bool = False
+    amp_dtype: AmpDtype = "bfloat16"  # float16 scales the losses
     channels_last: bool = False
     compile_source: bool = False
     seed: int = 0
@@ -129,6 +131,11 @@ class TrainingSettings:
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
             raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
+        if self.amp_dtype not in (kinds := get_args(AmpDtype)):
+            raise UnknownName("--amp-dtype", self.amp_dtype, kinds)
+        if self.amp_dtype != "bfloat16" and not self.amp:
+            where = f"--amp-dtype {self.amp_dtype}"
+            raise UsageError("Without mixed precision its type says nothing.", where=where, hint="Add --amp.")
 
     def _check_milestones(self) -> None:
         if (self.milestones is not None) != (self.sched == "multistep"):

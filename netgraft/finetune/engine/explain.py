@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.loop import Training
 from netgraft.finetune.engine.parts import lambda_of
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.protocol import Prepares
 from netgraft.finetune.settings import TrainingSettings
 

@@ -21,6 +21,7 @@ from netgraft.finetune.engine.batch_norm import synchronise
 from netgraft.finetune.engine.freezing import Freezing
 from netgraft.finetune.engine.judge import Judge
 from netgraft.finetune.engine.loader import Loader
+from netgraft.finetune.engine.loss_scale import LossScale
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.rates import factors_of
@@ -132,7 +133,8 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         seed=settings.seed,
         smoothing=settings.smoothing,
         loader=loader,
-        precision=torch.bfloat16 if settings.amp else None,
+        precision=getattr(torch, settings.amp_dtype) if settings.amp else None,
+        loss_scale=LossScale(processes.device) if settings.amp and settings.amp_dtype == "float16" else None,
         channels_last=settings.channels_last,
         net=net,
         pairs=pairs,
