@@ -37,6 +37,13 @@ class AmpDtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class CropMode(StrEnum):
+    RRC = "rrc"
+    RKRC = "rkrc"
+    RKRR = "rkrr"
+    RC = "rc"
+
+
 class Grouping(StrEnum):
     CATEGORY = "category"
 
@@ -201,6 +208,16 @@ def finetune(
     aug: Annotated[
         bool | None, _option("Augment by timm's transforms; by default all but netgraft's own data.", "--aug/--no-aug")
     ] = None,
+    train_crop_mode: Annotated[
+        CropMode,
+        _option(
+            "Crops of --aug, by timm's names: rrc of random area, rkrc and rkrr rescaled at times and cropped in the "
+            "middle or anywhere; and rc: resized, cropped anywhere."
+        ),
+    ] = CropMode.RRC,
+    crop_pct: Annotated[
+        float, _option("Of rc: edge of the crop by that of the resized image.", metavar="SHARE", max=1)
+    ] = 0.875,
     scale: Annotated[tuple[float, float], _option("Area of random crops.", metavar="LOW HIGH")] = (0.08, 1.0),
     ratio: Annotated[tuple[float, float], _option("Aspect of random crops.", metavar="LOW HIGH")] = (0.75, 4 / 3),
     hflip: Annotated[float, _option("Probability of mirroring.", metavar="NUMBER", min=0, max=1)] = 0.5,
@@ -291,6 +308,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
+    given["train_crop_mode"] = CropMode(given["train_crop_mode"]).value
     given["amp_dtype"] = AmpDtype(given["amp_dtype"]).value
     return TrainingSettings(**given)
 

@@ -13,6 +13,7 @@ from netgraft.errors import UnknownName, UsageError
 Bn = Literal["train", "eval", "sync"]
 DtnhScope = Literal["all", "shared", "per-tensor"]
 AmpDtype = Literal["bfloat16", "float16"]
+CropMode = Literal["rrc", "rkrc", "rkrr", "rc"]
 
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
@@ -75,6 +76,8 @@ class TrainingSettings:
     lr_refitted: float = 1.0
     lr_fresh: float = 1.0
     aug: bool | None = None  # None: unless the data are netgraft's own
+    train_crop_mode: CropMode = "rrc"
+    crop_pct: float = 0.875  # of crop mode "rc": edge of the crop by that of the image
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
@@ -131,6 +134,13 @@ class TrainingSettings:
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
             raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
+        if self.train_crop_mode not in (modes := get_args(CropMode)):
+            raise UnknownName("--train-crop-mode", self.train_crop_mode, modes)
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError("--crop-pct is a share, more than 0 and at most 1.", where=str(self.crop_pct))
+        if self.crop_pct != 0.875 and self.train_crop_mode != "rc":
+            where = f"--crop-pct {self.crop_pct} --train-crop-mode {self.train_crop_mode}"
+            raise UsageError("Only the crop mode rc has such a share.", where=where, hint="Add --train-crop-mode rc.")
         if self.amp_dtype not in (kinds := get_args(AmpDtype)):
             raise UnknownName("--amp-dtype", self.amp_dtype, kinds)
         if self.amp_dtype != "bfloat16" and not self.amp:

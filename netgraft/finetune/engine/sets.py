@@ -77,6 +77,8 @@ def make_loader(
                 settings.color_jitter,
                 settings.aa,
                 settings.reprob,
+                settings.train_crop_mode,
+                settings.crop_pct,
             )
         return Views(pictures, size, normalisation, augmentation, settings.seed, settings.views)
 
