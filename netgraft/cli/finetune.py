@@ -14,7 +14,7 @@ import typer
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
-from netgraft.cli.options import OutputFormat, parse_args, parse_milestones, parse_size
+from netgraft.cli.options import OutputFormat, parse_args, parse_lambdas, parse_milestones, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.needs import FOLDER, check_needs
 from netgraft.finetune.settings import TrainingSettings, read_config
@@ -71,6 +71,9 @@ def _use_config(context: typer.Context, file: Path | None) -> Path | None:
     for name in ("input_size", "source_input_size", "mean", "std", "milestones"):
         if document.get(name) is not None:
             document[name] = ",".join(map(str, document[name]))
+    lambdas = document.pop("lambdas", None)
+    if lambdas is not None:
+        document["lam"] = ",".join(map(str, lambdas))
     context.default_map = {name: _text(value) for name, value in document.items() if value is not None}
     return file
 
@@ -116,8 +119,17 @@ def finetune(
         DtnhScope, _option("Which weights dtnh compares gradients of: all as one, shared ones, tensor by tensor.")
     ] = DtnhScope.ALL,
     lam: Annotated[
-        float, _option("Factor of everything but the task's loss.", "--lambda", metavar="NUMBER", min=0)
-    ] = 1.0,
+        str,
+        _option(
+            "Factor of everything but the task's loss; several to choose from: 0.01,0.1,1.",
+            "--lambda",
+            metavar="NUMBER[,NUMBER...]",
+        ),
+    ] = "1.0",
+    folds: Annotated[
+        int | None,
+        _option("Choose lambda by cross-validation on so many parts of the training images.", metavar="NUMBER", min=2),
+    ] = None,
     lam_decay: Annotated[
         float, _option("Factor of lambda with every epoch.", "--lambda-decay", metavar="NUMBER", min=0, max=1)
     ] = 1.0,
@@ -306,6 +318,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
     given["milestones"] = parse_milestones(given["milestones"])
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
+    given["lam"], given["lambdas"] = parse_lambdas(given["lam"])
     given["bn"] = BatchNorm(given["bn"]).value
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
     given["train_crop_mode"] = CropMode(given["train_crop_mode"]).value

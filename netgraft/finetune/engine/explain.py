@@ -111,6 +111,9 @@ def _remarks(
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
+    if settings.lambdas is not None and settings.folds is not None:
+        trainings, count = len(settings.lambdas) * settings.folds, settings.folds
+        found.append(f"before it cross-validation trains {trainings} times, on {count - 1}/{count} of the images")
     if (size := training.accumulation.size) > 1:
         found.append(f"{size} such batches make one step of the optimizer")
     if after:

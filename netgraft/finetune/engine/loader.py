@@ -67,10 +67,11 @@ class Augmentation:
         return transform
 
     def _resize_and_crop(self, size: Sequence[int]) -> list[Any]:
-        from timm.data.transforms import RandomCropOrPad, ResizeKeepRatio
+        from timm.data import transforms
 
+        untyped: Any = transforms
         large = [math.floor(edge / self.crop_pct) for edge in size]
-        return [ResizeKeepRatio(large, interpolation="bilinear"), RandomCropOrPad(list(size))]
+        return [untyped.ResizeKeepRatio(large, interpolation="bilinear"), untyped.RandomCropOrPad(list(size))]
 
 
 class Views:

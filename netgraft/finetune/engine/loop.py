@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netgraft.errors import NetgraftError
+from netgraft.data.folds import Fold
 from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.before_training import before_first_batch
+from netgraft.finetune.engine.cross_validation import Choice, cross_validated
+from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.freezing import freeze_names, without
 from netgraft.finetune.engine.gradients import Gradients, scaled
@@ -41,10 +43,6 @@ from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.momentum import begin_momentum
 
 
-class Diverged(NetgraftError):
-    """A loss that is not finite."""
-
-
 @dataclass
 class Result:
     """What came of a training."""
@@ -55,6 +53,7 @@ class Result:
     chosen_on: str  # "validation" or "test": the images by which it is the best
     resumed: bool = False
     first: bool = True  # whether this is the process that reports
+    choice: Choice | None = None  # of lambda, by cross-validation
 
 
 def finetune(
@@ -67,15 +66,29 @@ def finetune(
     """
     watch = watch or Quiet()
     folder = Folder(Path(settings.out))
+    if settings.lambdas is not None:
+        return cross_validated(settings, _train, resume=resume, force=force, watch=watch)
     going_on = folder.check(settings, resume=resume, force=force)
-    prepared = prepare(settings, watch.say)
+    return _train(settings, folder, watch, lambda: folder.create(settings), going_on=going_on)
+
+
+def _train(
+    settings: TrainingSettings,
+    folder: Folder,
+    watch: Watch,
+    begin: Callable[[], None],
+    *,
+    going_on: bool,
+    fold: Fold | None = None,
+) -> Result:
+    prepared = prepare(settings, watch.say if fold is None else lambda _: None, fold)
     training = Training(prepared, folder, watch)
     if going_on:
         training.load()
     else:
         prepared.processes.wait()  # all have looked at the folder
         if prepared.processes.first:
-            folder.create(settings)
+            begin()
     prepared.processes.wait()
     return training.all()
 
@@ -303,7 +316,7 @@ class Training:
     def _leave(self) -> None:
         """The state is saved: say how to go on, and let the signal do what it would have done."""
         if self.processes.first:
-            self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.path / 'config.json'} --resume auto")
+            self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.again} --resume auto")
         self.signals.pass_on()
 
     def _make_ema(self) -> Any:
