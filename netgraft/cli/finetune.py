@@ -14,7 +14,7 @@ import typer
 from netgraft import plugins
 from netgraft.cli.app import Format, command, write_json, write_lines
 from netgraft.cli.memory import keep_freed_memory
-from netgraft.cli.options import OutputFormat, parse_args, parse_milestones, parse_size
+from netgraft.cli.options import OutputFormat, parse_args, parse_lambdas, parse_milestones, parse_size
 from netgraft.errors import UsageError
 from netgraft.finetune.needs import FOLDER, check_needs
 from netgraft.finetune.settings import TrainingSettings, read_config
@@ -30,6 +30,18 @@ class DtnhScope(StrEnum):
     ALL = "all"
     SHARED = "shared"
     PER_TENSOR = "per-tensor"
+
+
+class AmpDtype(StrEnum):
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class CropMode(StrEnum):
+    RRC = "rrc"
+    RKRC = "rkrc"
+    RKRR = "rkrr"
+    RC = "rc"
 
 
 class Grouping(StrEnum):
@@ -59,6 +71,9 @@ def _use_config(context: typer.Context, file: Path | None) -> Path | None:
     for name in ("input_size", "source_input_size", "mean", "std", "milestones"):
         if document.get(name) is not None:
             document[name] = ",".join(map(str, document[name]))
+    lambdas = document.pop("lambdas", None)
+    if lambdas is not None:
+        document["lam"] = ",".join(map(str, lambdas))
     context.default_map = {name: _text(value) for name, value in document.items() if value is not None}
     return file
 
@@ -104,8 +119,17 @@ def finetune(
         DtnhScope, _option("Which weights dtnh compares gradients of: all as one, shared ones, tensor by tensor.")
     ] = DtnhScope.ALL,
     lam: Annotated[
-        float, _option("Factor of everything but the task's loss.", "--lambda", metavar="NUMBER", min=0)
-    ] = 1.0,
+        str,
+        _option(
+            "Factor of everything but the task's loss; several to choose from: 0.01,0.1,1.",
+            "--lambda",
+            metavar="NUMBER[,NUMBER...]",
+        ),
+    ] = "1.0",
+    folds: Annotated[
+        int | None,
+        _option("Choose lambda by cross-validation on so many parts of the training images.", metavar="NUMBER", min=2),
+    ] = None,
     lam_decay: Annotated[
         float, _option("Factor of lambda with every epoch.", "--lambda-decay", metavar="NUMBER", min=0, max=1)
     ] = 1.0,
@@ -196,6 +220,16 @@ def finetune(
     aug: Annotated[
         bool | None, _option("Augment by timm's transforms; by default all but netgraft's own data.", "--aug/--no-aug")
     ] = None,
+    train_crop_mode: Annotated[
+        CropMode,
+        _option(
+            "Crops of --aug, by timm's names: rrc of random area, rkrc and rkrr rescaled at times and cropped in the "
+            "middle or anywhere; and rc: resized, cropped anywhere."
+        ),
+    ] = CropMode.RRC,
+    crop_pct: Annotated[
+        float, _option("Of rc: edge of the crop by that of the resized image.", metavar="SHARE", max=1)
+    ] = 0.875,
     scale: Annotated[tuple[float, float], _option("Area of random crops.", metavar="LOW HIGH")] = (0.08, 1.0),
     ratio: Annotated[tuple[float, float], _option("Aspect of random crops.", metavar="LOW HIGH")] = (0.75, 4 / 3),
     hflip: Annotated[float, _option("Probability of mirroring.", metavar="NUMBER", min=0, max=1)] = 0.5,
@@ -212,7 +246,10 @@ def finetune(
     ] = BatchNorm.TRAIN,
     model_ema: Annotated[bool, _option("Judge and write the moving average of the weights.", "--model-ema")] = False,
     model_ema_decay: Annotated[float, _option("Its decay.", metavar="NUMBER", min=0, max=1)] = 0.9998,
-    amp: Annotated[bool, _option("Mixed precision, bfloat16.", "--amp")] = False,
+    amp: Annotated[bool, _option("Mixed precision.", "--amp")] = False,
+    amp_dtype: Annotated[
+        AmpDtype, _option("Its type; with float16 losses are scaled, and a step that overflows is skipped.")
+    ] = AmpDtype.BFLOAT16,
     channels_last: Annotated[bool, _option("Memory format of the networks.", "--channels-last")] = False,
     compile_source: Annotated[bool, _option("torch.compile the source.", "--compile-source")] = False,
     seed: Annotated[int, _option("Seed of everything else.", metavar="NUMBER", min=0)] = 0,
@@ -281,8 +318,11 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
             given[name] = parse_statistics(given[name], f"--{name}") if given[name] is not None else None
     given["milestones"] = parse_milestones(given["milestones"])
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
+    given["lam"], given["lambdas"] = parse_lambdas(given["lam"])
     given["bn"] = BatchNorm(given["bn"]).value
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
+    given["train_crop_mode"] = CropMode(given["train_crop_mode"]).value
+    given["amp_dtype"] = AmpDtype(given["amp_dtype"]).value
     return TrainingSettings(**given)
 
 

@@ -147,6 +147,16 @@ def parse_milestones(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(what, where=f"--milestones {text}", hint="--milestones 30,60") from error
 
 
+def parse_lambdas(text: str) -> tuple[float, tuple[float, ...] | None]:
+    """One lambda, or several to choose from, beside 1.0 where they stand in its place. Raises UsageError."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        what = "Lambda is a number, or several with commas between them."
+        raise UsageError(what, where=f"--lambda {text}", hint="--lambda 0.01,0.1,1 --folds 5") from error
+    return (found[0], None) if len(found) == 1 else (1.0, found)
+
+
 def parse_maps(given: list[str] | None, file: Path | None) -> tuple[tuple[str, str], ...]:
     """(source layer, target layer) of ``--map`` and ``--map-file``, in this order, each pair once.
 

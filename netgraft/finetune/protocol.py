@@ -64,6 +64,8 @@ The rules, each of which is a test over every method:
    there are is drawn by ``run.random`` (for each image) or ``run.generator`` (for all).
 7. *Gradients that a method takes itself* must be the same on all processes: ``run.grad``, ``run.reduce`` average over
    processes; ``run.gather`` concatenates the batches of all processes with gradients (for kernels between samples).
+   With float16 the losses of updates and of ``run.grad`` are scaled for the pass backwards, and gradients are what they
+   were without; a bare ``torch.autograd.grad`` through a network loses what is below 6e-8.
 8. Logits and tapped features are float32 outside autocast, whatever precision the networks run in.
 
 For several steps per batch that do not last, ``saved = run.snapshot("target")`` ... ``run.restore(saved)`` brings back

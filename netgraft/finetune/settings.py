@@ -12,6 +12,8 @@ from netgraft.errors import UnknownName, UsageError
 
 Bn = Literal["train", "eval", "sync"]
 DtnhScope = Literal["all", "shared", "per-tensor"]
+AmpDtype = Literal["bfloat16", "float16"]
+CropMode = Literal["rrc", "rkrc", "rkrr", "rc"]
 
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
@@ -33,6 +35,8 @@ class TrainingSettings:
     combine: str | None = None  # None: the method's own rule
     dtnh_scope: DtnhScope = "all"  # which parameters the rule dtnh compares gradients of
     lam: float = 1.0  # factor of all regularisers
+    lambdas: tuple[float, ...] | None = None  # values of lam to choose from, by cross-validation
+    folds: int | None = None  # of cross-validation
     lam_decay: float = 1.0  # lambda is lam * lam_decay^epoch
     init: str | None = None
     source: str | None = None
@@ -74,6 +78,8 @@ class TrainingSettings:
     lr_refitted: float = 1.0
     lr_fresh: float = 1.0
     aug: bool | None = None  # None: unless the data are netgraft's own
+    train_crop_mode: CropMode = "rrc"
+    crop_pct: float = 0.875  # of crop mode "rc": edge of the crop by that of the image
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
@@ -86,6 +92,7 @@ class TrainingSettings:
     model_ema: bool = False
     model_ema_decay: float = 0.9998
     amp: bool = False
+    amp_dtype: AmpDtype = "bfloat16"  # float16 scales the losses
     channels_last: bool = False
     compile_source: bool = False
     seed: int = 0
@@ -98,7 +105,7 @@ class TrainingSettings:
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio", "milestones"):
+        for name in ("input_size", "source_input_size", "mean", "std", "scale", "ratio", "milestones", "lambdas"):
             if isinstance(value := getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(value))
         least_values = {
@@ -125,10 +132,23 @@ class TrainingSettings:
             hint = "Type --freeze 3 for the first three layers, or --freeze transferred."
             raise UsageError("What is to be frozen cannot be understood.", where=f"--freeze {self.freeze}", hint=hint)
         self._check_milestones()
+        self._check_folds()
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
             raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
+        if self.train_crop_mode not in (modes := get_args(CropMode)):
+            raise UnknownName("--train-crop-mode", self.train_crop_mode, modes)
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError("--crop-pct is a share, more than 0 and at most 1.", where=str(self.crop_pct))
+        if self.crop_pct != 0.875 and self.train_crop_mode != "rc":
+            where = f"--crop-pct {self.crop_pct} --train-crop-mode {self.train_crop_mode}"
+            raise UsageError("Only the crop mode rc has such a share.", where=where, hint="Add --train-crop-mode rc.")
+        if self.amp_dtype not in (kinds := get_args(AmpDtype)):
+            raise UnknownName("--amp-dtype", self.amp_dtype, kinds)
+        if self.amp_dtype != "bfloat16" and not self.amp:
+            where = f"--amp-dtype {self.amp_dtype}"
+            raise UsageError("Without mixed precision its type says nothing.", where=where, hint="Add --amp.")
 
     def _check_milestones(self) -> None:
         if (self.milestones is not None) != (self.sched == "multistep"):
@@ -145,6 +165,21 @@ class TrainingSettings:
                 what, where=f"--milestones {','.join(map(str, given))}", hint="Add --epochs, or leave it out."
             )
 
+    def _check_folds(self) -> None:
+        lambdas = self.lambdas or ()
+        if (self.lambdas is None) != (self.folds is None):
+            where = "no --folds" if self.folds is None else f"--folds {self.folds} and one lambda"
+            hint = "Type --lambda 0.01,0.1,1 --folds 5 to choose between them on the training images."
+            raise UsageError("Cross-validation needs several lambdas and a number of folds.", where=where, hint=hint)
+        if self.lambdas is not None and (len(set(lambdas)) < max(2, len(lambdas)) or not all(v >= 0 for v in lambdas)):
+            where = f"--lambda {','.join(map(str, lambdas))}"
+            raise UsageError("The lambdas to choose from are different numbers, 0 or more.", where=where)
+        if self.folds is not None and self.folds < 2:
+            raise UsageError("--folds is at least 2.", where=str(self.folds))
+        if self.folds is not None and self.val_split is not None:
+            hint = "Leave out --val-split: lambda is chosen on the folds, and the last training is on all images."
+            raise UsageError("--val-split and --folds do not go together.", hint=hint)
+
     def document(self) -> dict[str, Any]:
         """As JSON, in the order of the fields."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -157,7 +192,7 @@ class TrainingSettings:
 
 def option(name: str) -> str:
     """The field's name on the command line, without dashes in front."""
-    return {"lam": "lambda", "lam_decay": "lambda-decay"}.get(name, name.replace("_", "-"))
+    return {"lam": "lambda", "lambdas": "lambda", "lam_decay": "lambda-decay"}.get(name, name.replace("_", "-"))
 
 
 def read_config(path: Path) -> dict[str, Any]:

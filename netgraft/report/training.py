@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from netgraft.report.text import safe, size_text, table
 
 if TYPE_CHECKING:
+    from netgraft.finetune.engine.cross_validation import Choice
     from netgraft.finetune.engine.explain import Cost
     from netgraft.finetune.engine.loop import Result
     from netgraft.finetune.engine.meters import Meters
@@ -116,7 +117,8 @@ def result_lines(result: Result) -> list[str]:
         )
         for name, r in (("best", result.best), ("last", result.history[-1]))
     ]
-    lines = table(("weights", "epoch", "accuracy", "test loss", "training loss"), rows)
+    lines = [] if result.choice is None else [*choice_lines(result.choice), ""]
+    lines += table(("weights", "epoch", "accuracy", "test loss", "training loss"), rows)
     if result.chosen_on == "test":
         lines.append("best was chosen on these test images: its accuracy is too high, report that of last")
     else:
@@ -128,11 +130,29 @@ def result_lines(result: Result) -> list[str]:
 def result_document(result: Result) -> dict[str, Any]:
     return {
         "out": str(result.folder),
+        **({} if result.choice is None else {"lambda": choice_document(result.choice)}),
         "best_chosen_on": result.chosen_on,
         "best": result.best,
         "last": result.history[-1],
         "epochs": result.history,
     }
+
+
+def choice_lines(choice: Choice) -> list[str]:
+    """The accuracies of all lambdas on the folds, and which is the best."""
+
+    def percent(value: float | None) -> str:
+        return "diverged" if value is None else f"{value:.2f} %"
+
+    heading = ("lambda", "mean", *(f"fold {number + 1}" for number in range(choice.folds)))
+    rows = [(f"{lam:g}", *map(percent, (choice.mean(lam), *choice.of(lam)))) for lam in choice.lambdas]
+    best = f"lambda {choice.best:g} was chosen by these accuracies on training images that were held out in turn"
+    return [*table(heading, rows), best]
+
+
+def choice_document(choice: Choice) -> dict[str, Any]:
+    tried = [{"lambda": lam, "mean": choice.mean(lam), "folds": choice.of(lam)} for lam in choice.lambdas]
+    return {"chosen": choice.best, "tried": tried}
 
 
 def method_notes(method: Description) -> list[str]:

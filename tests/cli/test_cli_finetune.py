@@ -81,6 +81,9 @@ TYPED = {
     "lr_fresh": 2.0,
     "val_interval": 2,
     "views": 3,
+    "train_crop_mode": "rc",
+    "crop_pct": 0.8,
+    "amp_dtype": "float16",
 }
 """Options of numbers and names, none of them at its default."""
 
@@ -89,10 +92,10 @@ def test_what_is_typed_reaches_the_training(checkout, monkeypatch):  # noqa: ARG
     seen = []
     monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))
     options = [word for name, value in TYPED.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    succeed("finetune", *ONE, *options)
+    succeed("finetune", *ONE, "--amp", *options)
     succeed("finetune", *ONE)
     given, default = (asdict(chosen) for chosen in seen)
-    assert {name: value for name, value in given.items() if value != default[name]} == TYPED
+    assert {name: value for name, value in given.items() if value != default[name]} == TYPED | {"amp": True}
     plain = TrainingSettings(target=ONE[0], data="netgraft:digits", out="run", input_size=(1, 16, 16))
     assert seen[1] == replace(plain, samples_per_class=5, epochs=1, device="cpu")
 
@@ -106,6 +109,19 @@ def test_milestones_choose_their_schedule(checkout, monkeypatch):
     succeed("finetune", "-c", "c.json")
     assert seen[0] == seen[1]
     assert (seen[0].sched, seen[0].milestones, seen[0].decay_rate) == ("multistep", (3, 6), 0.2)
+
+
+def test_lambdas_to_choose_from(checkout, monkeypatch):
+    """From the command line and from a config.json alike; one of them is a lambda."""
+    seen = []
+    monkeypatch.setattr(engine, "finetune", lambda chosen, **_: seen.append(chosen) or SimpleNamespace(first=False))
+    succeed("finetune", *SMALL, "--out", "run", "--lambda", "0.01,0.1,1", "--folds", "4")
+    (checkout / "c.json").write_text(json.dumps(seen[0].document()))
+    succeed("finetune", "-c", "c.json")
+    succeed("finetune", *SMALL, "--out", "run", "--lambda", "0.3")
+    assert seen[0] == seen[1]
+    assert (seen[0].lam, seen[0].lambdas, seen[0].folds) == (1.0, (0.01, 0.1, 1.0), 4)
+    assert (seen[2].lam, seen[2].lambdas, seen[2].folds) == (0.3, None, None)
 
 
 def test_explain_trains_nothing(checkout):
@@ -128,6 +144,10 @@ def test_explain_trains_nothing(checkout):
         ((*ONE, "--mean", "0.5"), "--std"),
         ((*ONE, "--resume", "yes"), "--resume"),
         ((*ONE, "--milestones", "3;6"), "--milestones 30,60"),
+        ((*ONE, "--lambda", "0.1;1"), "--lambda 0.01,0.1,1"),
+        ((*ONE, "--lambda", "0.1,1"), "--folds 5"),
+        ((*ONE, "--lambda", "-1"), "--lambda is at least 0"),
+        ((*ONE, "--amp-dtype", "float16"), "Add --amp"),
         ((*ONE, "--milestones", "3", "--sched", "cosine"), "--sched multistep"),
         (("-c", "nowhere.json"), "nowhere.json"),
         ((*ONE, "--init", "nowhere.safetensors"), "nowhere.safetensors"),

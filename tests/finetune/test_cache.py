@@ -53,7 +53,7 @@ def trained(folder, out, **more):
     return running.run.target_module.state_dict(), len(calls)
 
 
-@pytest.mark.parametrize("more", [{}, {"aug": True, "views": 2, "scale": (0.8, 1.0)}], ids=["plain", "two views"])
+@pytest.mark.parametrize("more", [{}, {"aug": True, "views": 2, "train_crop_mode": "rc"}], ids=["plain", "two views"])
 def test_same_numbers_and_fewer_passes(folder, more):
     epochs = 4
     without, passes = trained(folder, "without", epochs=epochs, **more)
@@ -76,6 +76,7 @@ def test_same_numbers_and_fewer_passes(folder, more):
         {"pairs": "stem:stem"},
         {"random_source": True, "source_weights": None},
         {"aug": True, "views": 2},
+        {"train_crop_mode": "rc", "aug": True, "views": 2},
         {"amp": True},
     ],
     ids=lambda change: next(iter(change)),

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.loop import Training
 from netgraft.finetune.engine.parts import lambda_of
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.protocol import Prepares
 from netgraft.finetune.settings import TrainingSettings
 
@@ -110,6 +111,9 @@ def _remarks(
     run, found = training.run, []
     if ahead:
         found.append(f"before the first step the method works once: {ahead:.2f} F for the first batch that it looks at")
+    if settings.lambdas is not None and settings.folds is not None:
+        trainings, count = len(settings.lambdas) * settings.folds, settings.folds
+        found.append(f"before it cross-validation trains {trainings} times, on {count - 1}/{count} of the images")
     if (size := training.accumulation.size) > 1:
         found.append(f"{size} such batches make one step of the optimizer")
     if after:

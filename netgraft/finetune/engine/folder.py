@@ -1,5 +1,6 @@
 """The folder of a training: ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``best`` and ``last.safetensors``,
-``state.pt`` to go on from, ``tensorboard/`` where TensorBoard is installed. Files are replaced whole or not at all.
+``state.pt`` to go on from, ``tensorboard/`` where TensorBoard is installed,
+``cross_validation.csv`` with --folds. Files are replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,16 @@ from netgraft.files.checkpoint import write_checkpoint
 from netgraft.finetune.settings import TrainingSettings, option
 
 CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
-WRITTEN = (CONFIG, STATE, BEST, LAST, "metrics.jsonl", "metrics.csv")
+TABLE, FOLDS = "cross_validation.csv", "cross_validation"
+WRITTEN = (CONFIG, STATE, BEST, LAST, TABLE, "metrics.jsonl", "metrics.csv")
 
 
 class Folder:
     """Where a training writes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, again: Path | None = None) -> None:
+        """``again`` is the configuration that the training goes on with; its own where there is none."""
+        self.path, self.again = path, again or path / CONFIG
 
     @property
     def state(self) -> Path:
@@ -50,10 +54,11 @@ class Folder:
             raise OutputError("There is a training in this folder.", where=str(path), hint=hint)
         if not self.state.exists():
             return False
-        self._check_same(settings)
+        self.check_same(settings)
         return True
 
-    def _check_same(self, settings: TrainingSettings) -> None:
+    def check_same(self, settings: TrainingSettings) -> None:
+        """Raise UsageError unless the training began with these settings."""
         try:
             before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -63,7 +68,7 @@ class Folder:
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
             where = "; ".join(f"--{option(name)}: {before.get(name)!r} then, {now[name]!r} now" for name in changed)
-            again = f"netgraft finetune -c {shlex.quote(str(self.path / CONFIG))} --resume auto"
+            again = f"netgraft finetune -c {shlex.quote(str(self.again))} --resume auto"
             hint = f"Type {again}, or choose another --out."
             raise UsageError("A training goes on with the settings that it began with.", where=where, hint=hint)
 
@@ -73,6 +78,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / FOLDS, ignore_errors=True)
             self._write(CONFIG, json.dumps(settings.document(), indent=2) + "\n")
         except OSError as error:
             raise OutputError("The folder cannot be written.", where=f"{self.path}: {error}") from error

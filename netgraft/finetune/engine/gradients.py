@@ -15,6 +15,7 @@ from torch import Tensor
 
 from netgraft.finetune.combine import Rule, Vector
 from netgraft.finetune.engine.accumulation import Accumulation
+from netgraft.finetune.engine.loss_scale import LossScale
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.protocol import TARGET, TASK, Penalty, Update
 
@@ -25,17 +26,23 @@ class Performed(NamedTuple):
     values: Mapping[str, Tensor]  # of losses and penalties, without lambda
     telemetry: Mapping[str, Tensor]
     stop: Tensor | None  # above 0 if a process was told to stop; None where there is one process
+    stepping: bool = True  # False where a scaled gradient is not finite: no part steps
 
 
 class Gradients:
     """Writes ``.grad``; optimizers are somebody else's."""
 
     def __init__(
-        self, processes: Processes, rule: Rule, clip: float | None = None, accumulation: Accumulation | None = None
+        self,
+        processes: Processes,
+        rule: Rule,
+        clip: float | None = None,
+        accumulation: Accumulation | None = None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         """``clip`` is the largest norm of a direction, applied after the rule."""
         self.processes, self.rule, self.clip = processes, rule, clip
-        self.accumulation = accumulation or Accumulation()
+        self.accumulation, self.loss_scale = accumulation or Accumulation(), loss_scale
 
     def __call__(
         self, update: Update, parameters: Sequence[Tensor], *, weight: float = 1.0, stop: bool = False
@@ -43,13 +50,16 @@ class Gradients:
         """Set ``.grad`` of the parameters to the combined direction, and to None where no loss reaches.
 
         ``weight`` is this process's share of the samples times the number of processes: 1 where shares are equal.
-        None, with no ``.grad`` set, where further batches of the step are to come.
+        None, with no ``.grad`` set, where further batches of the step are to come. None is set either where a scaled
+        gradient is not finite: the step is to be skipped.
         """
         self.accumulation.enter(update)
-        call = _Call(update, list(parameters), self.processes, self.accumulation, weight, stop)
+        call = _Call(update, list(parameters), self.processes, self.accumulation, self.loss_scale, weight, stop)
         direction, telemetry = self.rule((*update.losses, *update.penalties), call.grads)
         if not self.accumulation.last:
             return None
+        if self.loss_scale is not None and not self.loss_scale.accepts():
+            return Performed(call.values, {}, call.stopped, stepping=False)
         if self.clip is not None:
             reached = [piece for piece in direction.pieces if piece is not None]
             torch._foreach_mul_(reached, (self.clip / ((direction @ direction).sqrt() + 1e-6)).clamp(max=1.0))
@@ -67,10 +77,12 @@ class _Call:
         parameters: list[Tensor],
         processes: Processes,
         accumulation: Accumulation,
+        loss_scale: LossScale | None,
         weight: float,
         stop: bool,
     ) -> None:
         self.update, self.parameters, self.processes, self.sums = update, parameters, processes, accumulation
+        self.loss_scale = loss_scale
         self.weight = weight / accumulation.size
         self.values = accumulation.values(
             {name: loss.detach().float() * self.weight for name, loss in update.losses.items()}
@@ -90,6 +102,8 @@ class _Call:
             return tuple(found)
         if self.processes.world > 1:
             self._average(found)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_([piece for vector in found for piece in vector.pieces if piece is not None])
         return tuple(self._add_penalties(vector, group) for vector, group in zip(found, groups, strict=True))
 
     def _loss(self, group: Sequence[str]) -> Tensor | None:
@@ -102,6 +116,7 @@ class _Call:
     def _gradient(self, loss: Tensor | None, *, keep: bool) -> Vector:
         if loss is None:
             return Vector([None] * len(self.parameters))
+        loss = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         found = torch.autograd.grad(loss, self.parameters, retain_graph=keep, allow_unused=True)
         pieces = [None if g is None else laid_out(g, p) for g, p in zip(found, self.parameters, strict=True)]
         return Vector(_apart(pieces))

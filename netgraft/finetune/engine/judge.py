@@ -23,7 +23,7 @@ WARNING = (
 class Judge:
     """Measures every epoch on the test images (``eval_``) and on those held out for validation (``val_``)."""
 
-    test: Pixels
+    test: Pixels | None  # None where they must not be looked at: there is validation then
     validation: Pixels | None = None
 
     @property

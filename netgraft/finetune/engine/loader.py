@@ -7,6 +7,7 @@ an image is augmented depends on (seed, view, image) alone, whichever process or
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,18 @@ from torch.utils.data import DataLoader, Dataset
 from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import UsageError
 from netgraft.finetune.protocol import Batch
+from netgraft.finetune.settings import CropMode
 from netgraft.models.normalisation import Normalisation
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The options of timm's ``create_transform``, under its names."""
+    """The options of timm's ``create_transform``, under its names, and one crop mode more: ``rc``.
+
+    ``rrc``: a crop of random area and aspect, resized. ``rkrc``, ``rkrr``: with probability 1/2 each a random scale and
+    aspect, then a crop in the middle or anywhere. ``rc``: resized until the image covers the size / ``crop_pct``, as
+    timm does for tests, then a crop of the size anywhere: Resize(256) and RandomCrop(224) of papers with 0.875.
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -34,14 +41,17 @@ class Augmentation:
     color_jitter: float = 0.4
     aa: str | None = None
     reprob: float = 0.0
+    train_crop_mode: CropMode = "rrc"
+    crop_pct: float = 0.875  # of rc
 
     def transform(self, size: Sequence[int], normalisation: Normalisation) -> Any:
         from timm.data import create_transform
 
         mean, std = normalisation.tensors(size[0])
-        return create_transform(
+        transform = create_transform(
             (size[0], size[1], size[2]),
             is_training=True,
+            train_crop_mode=None if self.train_crop_mode == "rc" else self.train_crop_mode,
             scale=self.scale,
             ratio=self.ratio,
             hflip=self.hflip,
@@ -52,6 +62,16 @@ class Augmentation:
             mean=tuple(mean.flatten().tolist()),
             std=tuple(std.flatten().tolist()),
         )
+        if self.train_crop_mode == "rc":
+            transform.transforms[:1] = self._resize_and_crop(size[1:])
+        return transform
+
+    def _resize_and_crop(self, size: Sequence[int]) -> list[Any]:
+        from timm.data import transforms
+
+        untyped: Any = transforms
+        large = [math.floor(edge / self.crop_pct) for edge in size]
+        return [untyped.ResizeKeepRatio(large, interpolation="bilinear"), untyped.RandomCropOrPad(list(size))]
 
 
 class Views:
@@ -68,6 +88,7 @@ class Views:
     ) -> None:
         self.pixels = Pixels(pictures, size, normalisation)
         self.pictures, self.size, self.seed, self.views = pictures, tuple(size), seed, views
+        self.augmentation = augmentation
         self.transform = augmentation.transform(size, normalisation) if augmentation else None
 
     def __len__(self) -> int:
@@ -80,7 +101,9 @@ class Views:
     def key(self) -> dict[str, Any]:
         """What the images depend on, for the key of a cache."""
         normalisation = [self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()]
-        drawn = None if self.transform is None else [repr(self.transform), self.seed, self.views]
+        drawn = None
+        if self.transform is not None:  # its text rounds numbers, that of the options does not
+            drawn = [repr(self.transform), repr(self.augmentation), self.seed, self.views]
         return {"images": self.pictures.record(), "normalisation": normalisation, "transform": drawn}
 
     def images(self, ids: Sequence[int], view: int) -> Tensor:  # [n, C, H, W]

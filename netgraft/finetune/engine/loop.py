@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from netgraft.errors import NetgraftError
+from netgraft.data.folds import Fold
 from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.before_training import before_first_batch
+from netgraft.finetune.engine.cross_validation import Choice, cross_validated
+from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.freezing import freeze_names, without
 from netgraft.finetune.engine.gradients import Gradients, scaled
 from netgraft.finetune.engine.loader import to_device
+from netgraft.finetune.engine.loss_scale import SMALLEST
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import (
     check_parts,
@@ -34,31 +37,10 @@ from netgraft.finetune.engine.rates import rate_of, scale_rates
 from netgraft.finetune.engine.record import open_tensorboard, provenance_of
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
+from netgraft.finetune.engine.watch import Quiet, Watch
 from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.momentum import begin_momentum
-
-
-class Diverged(NetgraftError):
-    """A loss that is not finite."""
-
-
-class Watch(Protocol):
-    """Who looks on: told of every batch and epoch."""
-
-    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None: ...
-    def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None: ...
-    def epoch(self, record: Mapping[str, Any]) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-class Quiet:
-    """Nobody looks on."""
-
-    def begin(self, prepared: PreparedTraining, step: int, batches: int) -> None: ...
-    def batch(self, epoch: int, step: int, images: int, meters: Meters) -> None: ...
-    def epoch(self, record: Mapping[str, Any]) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 @dataclass
@@ -71,6 +53,7 @@ class Result:
     chosen_on: str  # "validation" or "test": the images by which it is the best
     resumed: bool = False
     first: bool = True  # whether this is the process that reports
+    choice: Choice | None = None  # of lambda, by cross-validation
 
 
 def finetune(
@@ -83,15 +66,29 @@ def finetune(
     """
     watch = watch or Quiet()
     folder = Folder(Path(settings.out))
+    if settings.lambdas is not None:
+        return cross_validated(settings, _train, resume=resume, force=force, watch=watch)
     going_on = folder.check(settings, resume=resume, force=force)
-    prepared = prepare(settings, watch.say)
+    return _train(settings, folder, watch, lambda: folder.create(settings), going_on=going_on)
+
+
+def _train(
+    settings: TrainingSettings,
+    folder: Folder,
+    watch: Watch,
+    begin: Callable[[], None],
+    *,
+    going_on: bool,
+    fold: Fold | None = None,
+) -> Result:
+    prepared = prepare(settings, watch.say if fold is None else lambda _: None, fold)
     training = Training(prepared, folder, watch)
     if going_on:
         training.load()
     else:
         prepared.processes.wait()  # all have looked at the folder
         if prepared.processes.first:
-            folder.create(settings)
+            begin()
     prepared.processes.wait()
     return training.all()
 
@@ -144,7 +141,8 @@ class Training:
         if self.ema is not None:
             self.modules["(ema)"] = self.ema
         self.accumulation = Accumulation(p.loader.group)
-        self.gradients = Gradients(self.processes, p.rule, self.settings.clip_grad, self.accumulation)
+        clip, self.loss_scale = self.settings.clip_grad, self.run.loss_scale
+        self.gradients = Gradients(self.processes, p.rule, clip, self.accumulation, self.loss_scale)
         self.signals = Signals()
         self.told: Tensor | None = None  # what the last collective said of the signals of all processes
         self.last_saved = ""
@@ -220,7 +218,7 @@ class Training:
         performed = self.gradients(update_scaled, parameters, weight=self.weight, stop=self.signals.asked)
         if performed is None:
             return
-        for name in update.parts:
+        for name in update.parts if performed.stepping else ():
             if name in self.run.optimizers:
                 self.run.optimizers[name].step()
         for parameter in parameters:
@@ -230,6 +228,8 @@ class Training:
         self.told = performed.stop
         if self.run.device.type == "cpu":  # elsewhere looking would wait for the device: it is done now and then
             self._check_finite(performed.values)
+        if self.loss_scale is not None:
+            self._note_scale(self.loss_scale.value, performed.stepping)
 
     def _end_batch(self, done: int, images: int) -> None:
         self.accumulation.end()
@@ -305,10 +305,18 @@ class Training:
             hint = f"{good}A smaller --lr, --clip-grad 1 or a smaller --lambda may help."
             raise Diverged("A loss is not finite.", where=where, hint=hint)
 
+    def _note_scale(self, scale: float, stepping: bool) -> None:
+        self.run.meters.add("loss_scale", scale)
+        self.run.meters.add("skipped", float(not stepping))
+        if scale < SMALLEST:
+            what = "A gradient is not finite, however small the factor of the losses."
+            hint = "--amp-dtype bfloat16 has a larger range; a smaller --lr or --lambda may help."
+            raise Diverged(what, where=f"epoch {self.run.epoch}, step {self.run.step}", hint=hint)
+
     def _leave(self) -> None:
         """The state is saved: say how to go on, and let the signal do what it would have done."""
         if self.processes.first:
-            self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.path / 'config.json'} --resume auto")
+            self.watch.say(f"Saved. Go on with: netgraft finetune -c {self.folder.again} --resume auto")
         self.signals.pass_on()
 
     def _make_ema(self) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft import plugins
+from netgraft.data.folds import Fold
 from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
@@ -21,6 +22,7 @@ from netgraft.finetune.engine.batch_norm import synchronise
 from netgraft.finetune.engine.freezing import Freezing
 from netgraft.finetune.engine.judge import Judge
 from netgraft.finetune.engine.loader import Loader
+from netgraft.finetune.engine.loss_scale import LossScale
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.rates import factors_of
@@ -58,8 +60,14 @@ class PreparedTraining:
     record: dict[str, Any] = field(default_factory=dict)  # for provenance: init, source, data, normalisation, pairs
 
 
-def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> PreparedTraining:
-    """Load, open and check all of it. Raises a NetgraftError for anything that is wrong, with nothing written."""
+def prepare(
+    settings: TrainingSettings, progress: Progress = lambda _: None, fold: Fold | None = None
+) -> PreparedTraining:
+    """Load, open and check all of it.
+
+    With ``fold`` that is validation, and test images are not opened. Raises a NetgraftError for anything that is wrong,
+    with nothing written.
+    """
     described = plugins.describe(FOLDER, settings.method)
     check_needs(settings, described)
     needs = frozenset(needs_of(described))
@@ -83,12 +91,15 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     normalisation = find_normalisation(settings, model, source)
     if normalisation.remark:
         progress(normalisation.remark)
-    sets = open_sets(settings)
+    sets = open_sets(settings, fold)
     train = sets.train
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
-    held_out = None if sets.validation is None else Pixels(sets.validation, model.input_size, normalisation)
-    judge = Judge(Pixels(sets.test, model.input_size, normalisation), held_out)
+    test, held_out = (
+        None if pictures is None else Pixels(pictures, model.input_size, normalisation)
+        for pictures in (sets.test, sets.validation)
+    )
+    judge = Judge(test, held_out)
     if judge.warning:
         progress(judge.warning)
 
@@ -132,7 +143,8 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         seed=settings.seed,
         smoothing=settings.smoothing,
         loader=loader,
-        precision=torch.bfloat16 if settings.amp else None,
+        precision=getattr(torch, settings.amp_dtype) if settings.amp else None,
+        loss_scale=LossScale(processes.device) if settings.amp and settings.amp_dtype == "float16" else None,
         channels_last=settings.channels_last,
         net=net,
         pairs=pairs,

@@ -18,6 +18,7 @@ from netgraft.architecture.graph import LayerGraph
 from netgraft.errors import UnknownName, UsageError
 from netgraft.finetune.engine.cache import FeatureCache
 from netgraft.finetune.engine.loader import Loader, to_device
+from netgraft.finetune.engine.loss_scale import LossScale, scaled_gradients
 from netgraft.finetune.engine.meters import Meters
 from netgraft.finetune.engine.parts import eval_mode
 from netgraft.finetune.engine.processes import Processes
@@ -53,6 +54,7 @@ class LiveRun:
     loader: Loader | None = None
     most: int | None = None  # batches of a pass over every image; None: all. For counting what one costs
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
+    loss_scale: LossScale | None = None  # with float16
     channels_last: bool = False
     net: SourceNet | None = None
     pairs: tuple[FeaturePair, ...] = ()
@@ -255,6 +257,8 @@ class LiveRun:
     # ------------------------------------------------------------------------------------------------- collectives
 
     def grad(self, loss: Tensor, wrt: Sequence[Tensor], *, keep: bool = False) -> tuple[Tensor, ...]:
+        if self.loss_scale is not None:
+            return scaled_gradients(loss, wrt, self.reduce, self.loss_scale.value)
         found = torch.autograd.grad(loss, list(wrt), retain_graph=keep, allow_unused=True)
         return self.reduce([torch.zeros_like(w) if g is None else g for w, g in zip(wrt, found, strict=True)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from netgraft.data.folds import Fold, without_fold
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import LabelledPictures, few, hold_out
 from netgraft.errors import UsageError
@@ -21,7 +22,7 @@ class ImageSets(NamedTuple):
 
     train: LabelledPictures
     validation: LabelledPictures | None  # training images that are held out, by which ``best`` is chosen
-    test: LabelledPictures
+    test: LabelledPictures | None  # None where a fold is held out: they are not looked at
     others: dict[str, LabelledPictures]  # beside every batch: "source", "unlabelled", where they are given
 
     def record(self) -> dict[str, Any]:
@@ -30,22 +31,25 @@ class ImageSets(NamedTuple):
         return {use: pictures.record() for use, pictures in {**own, **self.others}.items() if pictures is not None}
 
 
-def open_sets(settings: TrainingSettings) -> ImageSets:
+def open_sets(settings: TrainingSettings, fold: Fold | None = None) -> ImageSets:
     """All images by name. Those for validation are held out of the few that are drawn: they are labelled too.
 
-    Raises what ``open_data``, ``few`` and ``hold_out`` raise.
+    With ``fold`` it is held out for validation. Raises what ``open_data``, ``few``, ``hold_out`` and ``without_fold``
+    raise.
     """
     root = Path(settings.data_dir) if settings.data_dir else None
 
     def opened(name: str, split: Any = "train") -> LabelledPictures:
         return open_data(name, split=split, root=root, download=settings.download)
 
-    train, test = opened(settings.data), opened(settings.data, "test")
+    train, test = opened(settings.data), opened(settings.data, "test") if fold is None else None
     if settings.samples_per_class is not None:
         train = few(train, settings.samples_per_class, settings.draw_seed)
     validation = None
     if settings.val_split is not None:
         train, validation = hold_out(train, settings.val_split, settings.draw_seed)
+    if fold is not None:
+        train, validation = without_fold(train, fold, settings.draw_seed)
     others = {}
     if settings.source_data is not None:
         others["source"] = opened(settings.source_data)
@@ -77,6 +81,8 @@ def make_loader(
                 settings.color_jitter,
                 settings.aa,
                 settings.reprob,
+                settings.train_crop_mode,
+                settings.crop_pct,
             )
         return Views(pictures, size, normalisation, augmentation, settings.seed, settings.views)
 

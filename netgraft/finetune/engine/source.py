@@ -101,7 +101,7 @@ def make_cache(
         "name": source.get("name"),
         "arguments": {name: repr(value) for name, value in settings.source_arg.items()},
         "layers": list(layers),
-        "precision": "bfloat16" if settings.amp else "float32",
+        "precision": settings.amp_dtype if settings.amp else "float32",
         "size": [list(loader.target.size), list(settings.source_input_size or ())],
         "data": {name: views.key() for name, views in sets.items()},
     }

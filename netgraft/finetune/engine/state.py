@@ -1,8 +1,9 @@
 """Everything that a training is in the middle of, so that a resumed one ends in the same bytes.
 
-A state is taken between two batches. Parts (parameters and buffers), optimizers, random numbers and the sums of the
-epoch's metrics are saved; batches are a function of (seed, epoch, number) and the learning rate of the step, so their
-position is two numbers. Buffers (BatchNorm's statistics) and random states are those of each process.
+A state is taken between two batches. Parts (parameters and buffers), optimizers, random numbers, the factor of the
+losses (float16) and the sums of the epoch's metrics are saved; batches are a function of (seed, epoch, number) and the
+learning rate of the step, so their position is two numbers. Buffers (BatchNorm's statistics) and random states are
+those of each process.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def save_state(
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()},
         "meters": run.meters.state(),
+        "loss_scale": None if run.loss_scale is None else run.loss_scale.state_dict(),
         "processes": everyone,
         "rest": dict(rest),
     }
@@ -79,6 +81,8 @@ def load_state(folder: Folder, run: LiveRun, modules: Mapping[str, nn.Module]) -
             buffer.copy_(saved)
     for name, optimizer in run.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
+    if run.loss_scale is not None:
+        run.loss_scale.load_state_dict(state["loss_scale"])
     run.epoch, run.step, run.meters = state["epoch"], state["step"], Meters(state["meters"])
     of_device = (mine["device_rng"],) if mine["device_rng"] is not None and run.device.type == "cuda" else ()
     run.numbers.state = (mine["rng"], *(of_device or run.numbers.state[1:]))
