@@ -89,7 +89,12 @@ def finetune(
         ),
     ] = None,
     data: Annotated[
-        str | None, _option("Labelled images: a folder, netgraft:digits, torch/cifar10...", metavar="DIR|NAME")
+        str | None,
+        _option(
+            "Labelled images: a folder for each class, or labels.csv (file,labels: 1.jpg,cat;dog) beside images of several "
+            "classes each; netgraft:digits, torch/cifar10...",
+            metavar="DIR|NAME",
+        ),
     ] = None,
     out: Annotated[str | None, _option("The folder to write.", "-o", "--out", metavar="DIR")] = None,
     method: Annotated[str, _option("How to train (netgraft methods).", metavar="NAME")] = "plain",

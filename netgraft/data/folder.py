@@ -21,9 +21,9 @@ def open_folder(name: str, path: Path, split: Split) -> LabelledPictures:
     Class names are the training folders', sorted. Raises UsageError for folders that are not so, or empty.
     """
     path = _below(path)
-    training = _first(path, TRAIN)
+    training = first_folder(path, TRAIN)
     classes = _classes(training or path)
-    testing = _first(path, TEST) if training else None
+    testing = first_folder(path, TEST) if training else None
     if testing is None:
         return part(_gather(name, training or path, classes, split), TEST_SHARE)
     if split == "train":
@@ -44,7 +44,8 @@ def _below(path: Path) -> Path:
     return path
 
 
-def _first(path: Path, names: tuple[str, ...]) -> Path | None:
+def first_folder(path: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these folders that there is."""
     return next((path / name for name in names if (path / name).is_dir()), None)
 
 

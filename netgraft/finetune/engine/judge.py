@@ -37,7 +37,7 @@ class Judge:
         return WARNING if self.validation is None else ""
 
     def measure(self, module: nn.Module, run: LiveRun, processes: Processes, batch_size: int) -> dict[str, float]:
-        """Top-1 and top-5 accuracy in percent and the loss, by name; every process must call it."""
+        """What ``evaluate`` finds, by name; every process must call it."""
         sets = {"val": self.validation, "eval": self.test}
         found: dict[str, float] = {}
         with run.numbers.drawing():
@@ -47,7 +47,12 @@ class Judge:
                     found |= {f"{prefix}_{name}": value for name, value in measured.items()}
         return found
 
+    @property
+    def measure_name(self) -> str:
+        """The measure by which ``best`` is chosen: top-1 accuracy, or mAP where images have several classes."""
+        return "map" if self.test.pictures.multilabel else "top1"
+
     def better(self, record: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
         """Whether a measured epoch is more accurate than the best one before it, which may be none."""
-        name = "eval_top1" if self.validation is None else "val_top1"
+        name = f"{'eval' if self.validation is None else 'val'}_{self.measure_name}"
         return name in record and (not best or record[name] > best[name])

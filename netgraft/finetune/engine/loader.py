@@ -181,9 +181,7 @@ class Loader(Dataset[Batch]):
         return self._batch(views, ids, views.view(places[0][0]), name)
 
     def _batch(self, views: Views, ids: Tensor, view: int, data: str, **beside: Batch) -> Batch:
-        labels = torch.tensor([views.pictures.labels[i] for i in ids.tolist()], dtype=torch.int64)
-        if data == "unlabelled":
-            labels.fill_(-1)
+        labels = torch.full((len(ids),), -1) if data == "unlabelled" else views.pixels.labels[ids]
         return Batch(views.images(ids.tolist(), view), labels, ids, view, data, **beside)
 
     def _slice(self, whole: int) -> tuple[int, int]:

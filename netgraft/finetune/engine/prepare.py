@@ -26,6 +26,7 @@ from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.rates import factors_of
 from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
+from netgraft.finetune.engine.several import check_labels
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
 from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
 from netgraft.finetune.protocol import FeaturePair, Method, Need
@@ -85,6 +86,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         progress(normalisation.remark)
     sets = open_sets(settings)
     train = sets.train
+    check_labels(settings, train)
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
     held_out = None if sets.validation is None else Pixels(sets.validation, model.input_size, normalisation)
@@ -126,6 +128,7 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         module,
         processes,
         classes=len(train.classes),
+        multilabel=train.multilabel,
         source_classes=source_classes,
         epochs=settings.epochs,
         steps=settings.epochs * len(loader),

@@ -24,7 +24,7 @@ from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part
 from netgraft.finetune.toolbox.random_numbers import RunNumbers
 from netgraft.finetune.toolbox.taps import Taps
-from netgraft.finetune.toolbox.terms import cross_entropy
+from netgraft.finetune.toolbox.terms import binary_cross_entropy, cross_entropy
 
 
 @dataclass
@@ -49,6 +49,7 @@ class LiveRun:
     steps: int
     seed: int = 0
     source_classes: int = 0
+    multilabel: bool = False
     smoothing: float = 0.0
     loader: Loader | None = None
     most: int | None = None  # batches of a pass over every image; None: all. For counting what one costs
@@ -232,6 +233,8 @@ class LiveRun:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        if batch.y.dim() == 2:
+            return binary_cross_entropy(seen.logits, batch.y, weights)
         return cross_entropy(seen.logits, batch.y, self.smoothing, weights)
 
     @property

@@ -37,8 +37,8 @@ def open_sets(settings: TrainingSettings) -> ImageSets:
     """
     root = Path(settings.data_dir) if settings.data_dir else None
 
-    def opened(name: str, split: Any = "train") -> LabelledPictures:
-        return open_data(name, split=split, root=root, download=settings.download)
+    def opened(name: str, split: Any = "train", multilabel: bool = True) -> LabelledPictures:
+        return open_data(name, split=split, root=root, download=settings.download, multilabel=multilabel)
 
     train, test = opened(settings.data), opened(settings.data, "test")
     if settings.samples_per_class is not None:
@@ -48,7 +48,7 @@ def open_sets(settings: TrainingSettings) -> ImageSets:
         train, validation = hold_out(train, settings.val_split, settings.draw_seed)
     others = {}
     if settings.source_data is not None:
-        others["source"] = opened(settings.source_data)
+        others["source"] = opened(settings.source_data, multilabel=False)
     if settings.unlabelled is not None:
         others["unlabelled"] = opened(settings.unlabelled)
     return ImageSets(train, validation, test, others)
