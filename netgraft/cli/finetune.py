@@ -91,8 +91,8 @@ def finetune(
     data: Annotated[
         str | None,
         _option(
-            "Labelled images: a folder for each class, or labels.csv (file,labels: 1.jpg,cat;dog) beside images of several "
-            "classes each; netgraft:digits, torch/cifar10...",
+            "Labelled images: a folder for each class, or labels.csv (file,labels: 1.jpg,cat;dog) beside images of "
+            "several classes each; netgraft:digits, torch/cifar10...",
             metavar="DIR|NAME",
         ),
     ] = None,
@@ -172,6 +172,14 @@ def finetune(
     decay_rate: Annotated[float, _option("Factor of such a decay.", "--decay-rate", "--gamma", metavar="NUMBER")] = 0.1,
     milestones: Annotated[
         str | None, _option("The rate decays after so many epochs: 30,60 (--sched multistep).", metavar="EPOCHS")
+    ] = None,
+    triplet: Annotated[
+        float, _option("Weight of the batch-hard triplet loss beside the cross-entropy.", metavar="NUMBER", min=0)
+    ] = 0.0,
+    triplet_margin: Annotated[str, _option("Its margin, or soft.", metavar="NUMBER|soft")] = "0.3",
+    class_images: Annotated[
+        int | None,
+        _option("Batches of random classes with so many images of each; 4 with --triplet.", metavar="NUMBER", min=2),
     ] = None,
     smoothing: Annotated[float, _option("Label smoothing.", metavar="NUMBER", min=0, max=1)] = 0.0,
     clip_grad: Annotated[float | None, _option("Largest norm of a step's direction.", metavar="NUMBER")] = None,

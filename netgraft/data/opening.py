@@ -3,8 +3,8 @@
 ``DIR``, a folder with one folder of images per class, or with ``train`` and ``val`` (or ``test``) that have them;
 or a folder of images with ``labels.csv``, where an image may have several classes (``labels_csv``); or the folders of
 MNIST-M and Office-31 as they come; ``netgraft:digits`` and ``netgraft:digits-hard``, real handwritten digits that
-scikit-learn ships; ``netgraft:digits-m``, the same in front of photographs; ``netgraft:glyphs``, letters drawn from this
-computer's fonts; ``torch/cifar10`` and others under timm's names. Nothing is downloaded unless that is asked for.
+scikit-learn ships; ``netgraft:digits-m``, the same in front of photographs; ``netgraft:glyphs``, letters drawn from
+this computer's fonts; ``torch/cifar10`` and others under timm's names. Nothing is downloaded unless that is asked for.
 scikit-learn, Pillow, torchvision and timm are imported where a name needs them.
 """
 

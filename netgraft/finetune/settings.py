@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,11 @@ DtnhScope = Literal["all", "shared", "per-tensor"]
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
 
+
+SOFT = "soft"
+"""The value of ``--triplet-margin`` for log(1 + exp(x)) in place of a margin."""
+IMAGES_OF_A_CLASS = 4
+"""``--class-images`` of the triplet loss."""
 
 TRANSFERRED = "transferred"
 """The value of ``--freeze`` for all that came from a source."""
@@ -66,6 +72,9 @@ class TrainingSettings:
     decay_epochs: float = 10.0
     decay_rate: float = 0.1
     milestones: tuple[int, ...] | None = None  # epochs after which the rate decays, of sched "multistep"
+    triplet: float = 0.0  # weight of the triplet loss beside the cross-entropy
+    triplet_margin: str = "0.3"  # a number, or "soft"
+    class_images: int | None = None  # a batch has so many images of each of its classes
     smoothing: float = 0.0
     clip_grad: float | None = None
     freeze: str | None = None  # so many first layers of the chain, "3", or "transferred"
@@ -111,7 +120,9 @@ class TrainingSettings:
             "lam_decay": 0,
             "seed": 0,
         }
-        least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh"), 0)
+        least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh", "triplet"), 0)
+        if self.class_images is not None:
+            least_values["class_images"] = 2
         if self.unfreeze_every is not None:
             least_values["unfreeze_every"] = 1
         for name, least in least_values.items():
@@ -125,6 +136,10 @@ class TrainingSettings:
             hint = "Type --freeze 3 for the first three layers, or --freeze transferred."
             raise UsageError("What is to be frozen cannot be understood.", where=f"--freeze {self.freeze}", hint=hint)
         self._check_milestones()
+        if self.triplet_margin != SOFT and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", self.triplet_margin):
+            raise UsageError(
+                "The margin is no number.", where=f"--triplet-margin {self.triplet_margin}", hint="0.3, soft"
+            )
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
@@ -144,6 +159,16 @@ class TrainingSettings:
             raise UsageError(
                 what, where=f"--milestones {','.join(map(str, given))}", hint="Add --epochs, or leave it out."
             )
+
+    @property
+    def images_of_a_class(self) -> int:
+        """How many images of each of its classes a batch has; 0 where it is drawn without a look at classes."""
+        return self.class_images or (IMAGES_OF_A_CLASS if self.triplet else 0)
+
+    @property
+    def margin(self) -> float | None:
+        """That of the triplet loss; None for a soft one."""
+        return None if self.triplet_margin == SOFT else float(self.triplet_margin)
 
     def document(self) -> dict[str, Any]:
         """As JSON, in the order of the fields."""

@@ -31,7 +31,9 @@ from netgraft.finetune.engine.source import build_source, load_source, make_cach
 from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
 from netgraft.finetune.protocol import FeaturePair, Method, Need
 from netgraft.finetune.settings import TrainingSettings
+from netgraft.finetune.toolbox.domains import head_of
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
+from netgraft.finetune.toolbox.triplet import TripletLoss
 from netgraft.models.model import Model, load_model
 from netgraft.models.running import forward, load_state
 from netgraft.models.side import own_weights
@@ -144,6 +146,9 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         find_transferred=lambda: came(name for name, _ in module.named_parameters(remove_duplicate=False)),
         find_source_heads=lambda: tuple(layer.name for layer in trace(source).heads()) if source is not None else (),
     )
+
+    if settings.triplet:
+        run.triplet = TripletLoss(settings.triplet, settings.margin, head_of(run))
 
     def came(names: Iterable[str]) -> frozenset[str]:
         return _transferred(ledger, names, run.heads, model.weights is not None)

@@ -25,6 +25,7 @@ from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part
 from netgraft.finetune.toolbox.random_numbers import RunNumbers
 from netgraft.finetune.toolbox.taps import Taps
 from netgraft.finetune.toolbox.terms import binary_cross_entropy, cross_entropy
+from netgraft.finetune.toolbox.triplet import TripletLoss
 
 
 @dataclass
@@ -52,6 +53,7 @@ class LiveRun:
     multilabel: bool = False
     smoothing: float = 0.0
     loader: Loader | None = None
+    triplet: TripletLoss | None = None  # a part of the task's loss
     most: int | None = None  # batches of a pass over every image; None: all. For counting what one costs
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
     channels_last: bool = False
@@ -174,10 +176,13 @@ class LiveRun:
                 given[name] = given.get(name, buffer).clone()
         images = self._images(x)
         drawing = self.numbers.drawing() if (stats if draw is None else draw) else nullcontext()
-        with self.autocast(), nullcontext() if train else eval_mode(module), drawing:
+        hearing = self.triplet.hearing(module) if self.triplet else nullcontext({})
+        with self.autocast(), nullcontext() if train else eval_mode(module), drawing, hearing as heard:
             if given:
-                return self._target_taps(lambda: functional_call(module, given, (images,)), last=until)
-            return self._target_taps(lambda: module(images), last=until)
+                seen = self._target_taps(lambda: functional_call(module, given, (images,)), last=until)
+            else:
+                seen = self._target_taps(lambda: module(images), last=until)
+        return Outputs(seen.logits, {**seen.at, **heard}) if heard else seen
 
     def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:
         net = self._source_net()
@@ -235,7 +240,8 @@ class LiveRun:
     def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
         if batch.y.dim() == 2:
             return binary_cross_entropy(seen.logits, batch.y, weights)
-        return cross_entropy(seen.logits, batch.y, self.smoothing, weights)
+        loss = cross_entropy(seen.logits, batch.y, self.smoothing, weights)
+        return loss if self.triplet is None else loss + self.triplet.loss(self, seen, batch)
 
     @property
     def sizes(self) -> Mapping[str, int]:

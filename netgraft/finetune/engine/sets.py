@@ -91,6 +91,7 @@ def make_loader(
         settings.workers,
         {name: views(pictures) for name, pictures in others.items()},
         settings.accumulate,
+        settings.images_of_a_class,
     )
 
 

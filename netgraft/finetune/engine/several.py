@@ -8,15 +8,20 @@ from netgraft.finetune.settings import TrainingSettings
 
 
 def check_labels(settings: TrainingSettings, train: LabelledPictures) -> None:
-    """Raise UsageError for options that need one class for each image, where an image may have several.
+    """Raise UsageError for options that the labels do not allow: most where an image may have several classes.
 
     Methods refuse by themselves: ``toolbox.labels``.
     """
+    if settings.triplet and settings.source_data is not None:
+        what = "The triplet loss does not go with images of two domains."
+        raise UsageError(what, where="--triplet, --source-data", hint="Leave out --triplet.")
     if not train.multilabel:
         return
     given = {
         "--source-data": settings.source_data is not None,
         "--smoothing": settings.smoothing != 0,
+        "--triplet": settings.triplet != 0,
+        "--class-images": settings.class_images is not None,
     }
     if wrong := [option for option, here in given.items() if here]:
         what = f"{wrong[0]} needs one class for each image, and these have several."
