@@ -32,6 +32,11 @@ class DtnhScope(StrEnum):
     PER_TENSOR = "per-tensor"
 
 
+class Distance(StrEnum):
+    EUCLIDEAN = "euclidean"
+    COSINE = "cosine"
+
+
 class Grouping(StrEnum):
     CATEGORY = "category"
 
@@ -152,6 +157,13 @@ def finetune(
     std: Annotated[str | None, _option("Standard deviation, given like --mean.", metavar="NUMBERS")] = None,
     epochs: Annotated[int, _option("Passes over the training images.", metavar="NUMBER", min=1)] = 10,
     val_interval: Annotated[int, _option("Epochs between two evaluations.", metavar="NUMBER", min=1)] = 1,
+    retrieval: Annotated[
+        Distance | None,
+        _option(
+            "Measure CMC and mAP by the features too: each test image is searched for among the rest, or those of "
+            "DIR/query in DIR/gallery (always, where the data have these)."
+        ),
+    ] = None,
     batch_size: Annotated[
         int, _option("Images of a step and process.", "-b", "--batch-size", metavar="NUMBER", min=1)
     ] = 64,
@@ -295,6 +307,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     given["milestones"] = parse_milestones(given["milestones"])
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["bn"] = BatchNorm(given["bn"]).value
+    given["retrieval"] = Distance(given["retrieval"]).value if given["retrieval"] is not None else None
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
     return TrainingSettings(**given)
 

@@ -37,6 +37,7 @@ class LabelledPictures:
     read: Callable[[str, int], Image]  # the picture of that item, plain; an edge of so many pixels is enough, 0: all
     drawn: dict[str, float] = field(default_factory=dict)  # how few were drawn, what was held out, and the seeds
     several: tuple[tuple[int, ...], ...] | None = None  # each picture's classes, of any number; ``labels`` are then -1
+    cameras: tuple[int, ...] | None = None  # which camera took each picture, where that is known
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +55,11 @@ class LabelledPictures:
         """Some of the pictures, in that order."""
         indices = list(indices)
         some = replace(self, labels=tuple(self.labels[i] for i in indices), items=tuple(self.items[i] for i in indices))
-        return some if self.several is None else replace(some, several=tuple(self.several[i] for i in indices))
+        if self.several is not None:
+            some = replace(some, several=tuple(self.several[i] for i in indices))
+        if self.cameras is not None:
+            some = replace(some, cameras=tuple(self.cameras[i] for i in indices))
+        return some
 
     def target(self) -> Tensor:
         """What a network learns of the pictures: ``[N]`` int64, or ``[N, classes]`` float32 of 0 and 1 (several)."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from netgraft.errors import UnknownName, UsageError
 
 Bn = Literal["train", "eval", "sync"]
+Distance = Literal["euclidean", "cosine"]
 DtnhScope = Literal["all", "shared", "per-tensor"]
 
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
@@ -60,6 +61,7 @@ class TrainingSettings:
     epochs: int = 10
     val_split: float | None = None  # share of the training images by which ``best`` is chosen
     val_interval: int = 1  # epochs between two evaluations; there is always one after the last
+    retrieval: Distance | None = None  # test images are searched for by their features too
     batch_size: int = 64  # of one process
     accumulate: int = 1  # batches whose gradients make one step
     opt: str = "sgd"
@@ -142,6 +144,8 @@ class TrainingSettings:
             )
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+        if self.retrieval not in (None, *get_args(Distance)):
+            raise UnknownName("--retrieval", str(self.retrieval), get_args(Distance))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
             raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
 

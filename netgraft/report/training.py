@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from netgraft.plugins import Description
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
-TITLES = {"eval_top1": "accuracy", "eval_top5": "top-5", "eval_top10": "top-10", "eval_map": "mAP"}
+TITLES = {"eval_top1": "accuracy", "eval_top5": "top-5", "eval_top10": "top-10"}
+TITLES |= {"eval_cmc1": "rank-1", "eval_cmc5": "rank-5", "eval_cmc10": "rank-10", "eval_map": "mAP"}
 """How measures are called, in their order; top-5 is left out where there is no top-10."""
 
 
@@ -121,7 +122,7 @@ def result_lines(result: Result) -> list[str]:
             name,
             str(r["epoch"] + 1),
             *(f"{r[measure]:.2f} %" for measure in shown),
-            f"{r['eval_loss']:.4f}",
+            f"{r['eval_loss']:.4f}" if "eval_loss" in r else "-",
             f"{r.get('train_task', 0.0):.4f}",
         )
         for name, r in (("best", result.best), ("last", last))

@@ -81,6 +81,10 @@ TYPED = {
     "lr_fresh": 2.0,
     "val_interval": 2,
     "views": 3,
+    "triplet": 0.5,
+    "triplet_margin": "soft",
+    "class_images": 5,
+    "retrieval": "cosine",
 }
 """Options of numbers and names, none of them at its default."""
 

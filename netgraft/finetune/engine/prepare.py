@@ -24,6 +24,7 @@ from netgraft.finetune.engine.loader import Loader
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.rates import factors_of
+from netgraft.finetune.engine.retrieve import make_search
 from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
 from netgraft.finetune.engine.several import check_labels
@@ -92,7 +93,11 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
     held_out = None if sets.validation is None else Pixels(sets.validation, model.input_size, normalisation)
-    judge = Judge(Pixels(sets.test, model.input_size, normalisation), held_out)
+    test = None if sets.test is None else Pixels(sets.test, model.input_size, normalisation)
+    search = make_search(settings, sets.search, test, model.input_size, normalisation)
+    judge = Judge(test, held_out, search)
+    if search is not None:
+        progress(search.remark)
     if judge.warning:
         progress(judge.warning)
 
@@ -147,6 +152,8 @@ def prepare(settings: TrainingSettings, progress: Progress = lambda _: None) -> 
         find_source_heads=lambda: tuple(layer.name for layer in trace(source).heads()) if source is not None else (),
     )
 
+    if search is not None:
+        head_of(run)  # traced now, before the training's random numbers
     if settings.triplet:
         run.triplet = TripletLoss(settings.triplet, settings.margin, head_of(run))
 

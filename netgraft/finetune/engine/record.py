@@ -14,7 +14,7 @@ from netgraft.finetune.settings import TrainingSettings
 ALWAYS = ("target", "method", "set", "lam", "lam_decay", "epochs", "batch_size", "opt", "lr", "seed")
 IF_GIVEN = (
     *("accumulate", "milestones", "freeze", "unfreeze_every", "lr_exact", "lr_refitted", "lr_fresh"),
-    *("dtnh_scope", "triplet", "triplet_margin", "class_images"),
+    *("dtnh_scope", "triplet", "triplet_margin", "class_images", "retrieval"),
 )
 """Settings that are told where they differ from their defaults."""
 

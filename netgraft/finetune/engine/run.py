@@ -176,7 +176,9 @@ class LiveRun:
                 given[name] = given.get(name, buffer).clone()
         images = self._images(x)
         drawing = self.numbers.drawing() if (stats if draw is None else draw) else nullcontext()
-        hearing = self.triplet.hearing(module) if self.triplet else nullcontext({})
+        hearing: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+        if self.triplet is not None:
+            hearing = self.triplet.hearing(module)
         with self.autocast(), nullcontext() if train else eval_mode(module), drawing, hearing as heard:
             if given:
                 seen = self._target_taps(lambda: functional_call(module, given, (images,)), last=until)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import LabelledPictures, few, hold_out
+from netgraft.data.search import has_tests, open_search
 from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
@@ -21,12 +22,14 @@ class ImageSets(NamedTuple):
 
     train: LabelledPictures
     validation: LabelledPictures | None  # training images that are held out, by which ``best`` is chosen
-    test: LabelledPictures
+    test: LabelledPictures | None  # None where there are only queries and a gallery
+    search: tuple[LabelledPictures, LabelledPictures] | None  # queries and gallery, where the data have them
     others: dict[str, LabelledPictures]  # beside every batch: "source", "unlabelled", where they are given
 
     def record(self) -> dict[str, Any]:
         """Which images these are, as JSON, by their use."""
         own = {"train": self.train, "validation": self.validation, "test": self.test}
+        own |= dict(zip(("query", "gallery"), self.search or (), strict=False))
         return {use: pictures.record() for use, pictures in {**own, **self.others}.items() if pictures is not None}
 
 
@@ -40,7 +43,9 @@ def open_sets(settings: TrainingSettings) -> ImageSets:
     def opened(name: str, split: Any = "train", multilabel: bool = True) -> LabelledPictures:
         return open_data(name, split=split, root=root, download=settings.download, multilabel=multilabel)
 
-    train, test = opened(settings.data), opened(settings.data, "test")
+    search = open_search(settings.data)
+    train = opened(settings.data)
+    test = None if search is not None and not has_tests(settings.data) else opened(settings.data, "test")
     if settings.samples_per_class is not None:
         train = few(train, settings.samples_per_class, settings.draw_seed)
     validation = None
@@ -51,7 +56,7 @@ def open_sets(settings: TrainingSettings) -> ImageSets:
         others["source"] = opened(settings.source_data, multilabel=False)
     if settings.unlabelled is not None:
         others["unlabelled"] = opened(settings.unlabelled)
-    return ImageSets(train, validation, test, others)
+    return ImageSets(train, validation, test, search, others)
 
 
 def make_loader(

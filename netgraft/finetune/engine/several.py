@@ -22,6 +22,7 @@ def check_labels(settings: TrainingSettings, train: LabelledPictures) -> None:
         "--smoothing": settings.smoothing != 0,
         "--triplet": settings.triplet != 0,
         "--class-images": settings.class_images is not None,
+        "--retrieval": settings.retrieval is not None,
     }
     if wrong := [option for option, here in given.items() if here]:
         what = f"{wrong[0]} needs one class for each image, and these have several."
