@@ -44,6 +44,11 @@ class CropMode(StrEnum):
     RC = "rc"
 
 
+class Distance(StrEnum):
+    EUCLIDEAN = "euclidean"
+    COSINE = "cosine"
+
+
 class Grouping(StrEnum):
     CATEGORY = "category"
 
@@ -104,7 +109,12 @@ def finetune(
         ),
     ] = None,
     data: Annotated[
-        str | None, _option("Labelled images: a folder, netgraft:digits, torch/cifar10...", metavar="DIR|NAME")
+        str | None,
+        _option(
+            "Labelled images: a folder for each class, or labels.csv (file,labels: 1.jpg,cat;dog) beside images of "
+            "several classes each; netgraft:digits, torch/cifar10...",
+            metavar="DIR|NAME",
+        ),
     ] = None,
     out: Annotated[str | None, _option("The folder to write.", "-o", "--out", metavar="DIR")] = None,
     method: Annotated[str, _option("How to train (netgraft methods).", metavar="NAME")] = "plain",
@@ -171,6 +181,13 @@ def finetune(
     std: Annotated[str | None, _option("Standard deviation, given like --mean.", metavar="NUMBERS")] = None,
     epochs: Annotated[int, _option("Passes over the training images.", metavar="NUMBER", min=1)] = 10,
     val_interval: Annotated[int, _option("Epochs between two evaluations.", metavar="NUMBER", min=1)] = 1,
+    retrieval: Annotated[
+        Distance | None,
+        _option(
+            "Measure CMC and mAP by the features too: each test image is searched for among the rest, or those of "
+            "DIR/query in DIR/gallery (always, where the data have these)."
+        ),
+    ] = None,
     batch_size: Annotated[
         int, _option("Images of a step and process.", "-b", "--batch-size", metavar="NUMBER", min=1)
     ] = 64,
@@ -191,6 +208,14 @@ def finetune(
     decay_rate: Annotated[float, _option("Factor of such a decay.", "--decay-rate", "--gamma", metavar="NUMBER")] = 0.1,
     milestones: Annotated[
         str | None, _option("The rate decays after so many epochs: 30,60 (--sched multistep).", metavar="EPOCHS")
+    ] = None,
+    triplet: Annotated[
+        float, _option("Weight of the batch-hard triplet loss beside the cross-entropy.", metavar="NUMBER", min=0)
+    ] = 0.0,
+    triplet_margin: Annotated[str, _option("Its margin, or soft.", metavar="NUMBER|soft")] = "0.3",
+    class_images: Annotated[
+        int | None,
+        _option("Batches of random classes with so many images of each; 4 with --triplet.", metavar="NUMBER", min=2),
     ] = None,
     smoothing: Annotated[float, _option("Label smoothing.", metavar="NUMBER", min=0, max=1)] = 0.0,
     clip_grad: Annotated[float | None, _option("Largest norm of a step's direction.", metavar="NUMBER")] = None,
@@ -320,6 +345,7 @@ def _settings(given: dict[str, Any]) -> TrainingSettings:
     given["sched"] = given["sched"] or ("cosine" if given["milestones"] is None else "multistep")
     given["lam"], given["lambdas"] = parse_lambdas(given["lam"])
     given["bn"] = BatchNorm(given["bn"]).value
+    given["retrieval"] = Distance(given["retrieval"]).value if given["retrieval"] is not None else None
     given["dtnh_scope"] = DtnhScope(given["dtnh_scope"]).value
     given["train_crop_mode"] = CropMode(given["train_crop_mode"]).value
     given["amp_dtype"] = AmpDtype(given["amp_dtype"]).value

@@ -11,6 +11,7 @@ from netgraft.errors import UsageError
 
 TRAIN = ("train", "training")
 TEST = ("val", "valid", "validation", "test")  # in this order: a test folder often has no labels
+QUERY, GALLERY = "query", "gallery"
 TEST_SHARE = 0.25
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: the class of every file in val/images
 
@@ -21,19 +22,29 @@ def open_folder(name: str, path: Path, split: Split) -> LabelledPictures:
     Class names are the training folders', sorted. Raises UsageError for folders that are not so, or empty.
     """
     path = _below(path)
-    training = _first(path, TRAIN)
+    training = first_folder(path, TRAIN)
     classes = _classes(training or path)
-    testing = _first(path, TEST) if training else None
+    testing = first_folder(path, TEST) if training else None
+    if testing is None and training is not None and has_search(path):
+        if split == "test":
+            what = "The images for tests are queries and a gallery, whose classes are not those of the training."
+            raise UsageError(what, where=str(path), hint="netgraft finetune --data reads them.")
+        return gather(name, training, classes, split)
     if testing is None:
-        return part(_gather(name, training or path, classes, split), TEST_SHARE)
+        return part(gather(name, training or path, classes, split), TEST_SHARE)
     if split == "train":
-        return _gather(name, training or path, classes, split)
+        return gather(name, training or path, classes, split)
     if (testing / ANNOTATIONS).is_file():
         return _annotated(name, testing, classes, split)
     if unknown := sorted(set(_classes(testing, 1)) - set(classes)):
         where = f"{testing / unknown[0]}"
         raise UsageError(f"The class {unknown[0]!r} has no folder to train with.", where=where)
-    return _gather(name, testing, tuple(c for c in classes if (testing / c).is_dir()), split, classes)
+    return gather(name, testing, tuple(c for c in classes if (testing / c).is_dir()), split, classes)
+
+
+def has_search(path: Path) -> bool:
+    """Whether a folder has images to search for, and images to search among (``search``)."""
+    return all((path / each).is_dir() for each in (QUERY, GALLERY))
 
 
 def _below(path: Path) -> Path:
@@ -44,7 +55,8 @@ def _below(path: Path) -> Path:
     return path
 
 
-def _first(path: Path, names: tuple[str, ...]) -> Path | None:
+def first_folder(path: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these folders that there is."""
     return next((path / name for name in names if (path / name).is_dir()), None)
 
 
@@ -58,7 +70,7 @@ def _classes(path: Path, least: int = 2) -> tuple[str, ...]:
     return found
 
 
-def _gather(
+def gather(
     name: str, path: Path, present: tuple[str, ...], split: Split, classes: tuple[str, ...] | None = None
 ) -> LabelledPictures:
     """The images in the class folders ``present``; ``classes`` are all classes."""

@@ -21,8 +21,12 @@ def without_fold(pictures: LabelledPictures, fold: Fold, seed: int) -> tuple[Lab
     """What is left to train with, and the fold; both in their old order.
 
     Every picture is in one fold, and the pictures of a class are in all of them alike, by scikit-learn's
-    StratifiedKFold, shuffled with ``seed``. Raises UsageError for a class with fewer pictures than there are folds.
+    StratifiedKFold, shuffled with ``seed``. Raises UsageError for a class with fewer pictures than there are folds, and
+    for pictures that have several classes each.
     """
+    if pictures.multilabel:
+        what = "Folds are dealt class by class; these images have several classes each."
+        raise UsageError(what, where=pictures.name, hint="Type one --lambda, and --val-split 0.1 to choose best by.")
     for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
         if len(members) < fold.of:
             what = f"The class {pictures.classes[label]!r} has {len(members)} images, too few for {fold.of} folds."

@@ -1,10 +1,11 @@
 """Labelled images for scoring and fine-tuning, by the name that the user typed.
 
 ``DIR``, a folder with one folder of images per class, or with ``train`` and ``val`` (or ``test``) that have them;
-or the folders of MNIST-M and Office-31 as they come; ``netgraft:digits`` and ``netgraft:digits-hard``, real handwritten
-digits that scikit-learn ships; ``netgraft:digits-m``, the same in front of photographs; ``netgraft:glyphs``, letters
-drawn from this computer's fonts; ``torch/cifar10`` and others under timm's names. Nothing is downloaded unless that is
-asked for. scikit-learn, Pillow, torchvision and timm are imported where a name needs them.
+or a folder of images with ``labels.csv``, where an image may have several classes (``labels_csv``); or the folders of
+MNIST-M and Office-31 as they come; ``netgraft:digits`` and ``netgraft:digits-hard``, real handwritten digits that
+scikit-learn ships; ``netgraft:digits-m``, the same in front of photographs; ``netgraft:glyphs``, letters drawn from
+this computer's fonts; ``torch/cifar10`` and others under timm's names. Nothing is downloaded unless that is asked for.
+scikit-learn, Pillow, torchvision and timm are imported where a name needs them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from netgraft.data import blended, digits, folder, glyphs, listed, named
+from netgraft.data import blended, digits, folder, glyphs, labels_csv, listed, named
 from netgraft.data.pictures import LabelledPictures, Pixels, Split, few
 from netgraft.errors import UnknownName, UsageError
 from netgraft.models.normalisation import Normalisation
@@ -59,12 +60,13 @@ def load_data(
 
 
 def open_data(
-    name: str, *, split: Split = "train", root: Path | None = None, download: bool = False
+    name: str, *, split: Split = "train", root: Path | None = None, download: bool = False, multilabel: bool = False
 ) -> LabelledPictures:
     """The images of a split, not yet decoded. What has no split of its own is split once and for all, by a fixed seed.
 
     ``root`` is where data sets with a name lie, ``data`` by default; only with ``download`` are they fetched. Raises
-    UnknownName for a name that does not exist, and UsageError for data that are missing or broken, naming the file.
+    UnknownName for a name that does not exist, and UsageError for data that are missing or broken, naming the file, and
+    for images with several classes each unless the caller takes them (``multilabel``).
     """
     path = Path(name).expanduser()
     if name.startswith(PREFIX):
@@ -79,6 +81,11 @@ def open_data(
     if path.is_dir():
         if listed.is_listed(path):
             return listed.open_listed(name, path, split)
+        if labels_csv.has_table(path):
+            if not multilabel:
+                hint = "Take data with one class for each image: a folder for each class."
+                raise UsageError("Images with several classes each cannot be used here.", where=name, hint=hint)
+            return labels_csv.open_table(name, path, split)
         return folder.open_folder(name, path, split)
     if path.exists():
         raise UsageError("The data are a file, not a folder.", where=name, hint=f"Type the folder: {path.parent}")

@@ -36,22 +36,46 @@ class LabelledPictures:
     items: tuple[str, ...]  # what each picture is called: its file, or its number in the data set
     read: Callable[[str, int], Image]  # the picture of that item, plain; an edge of so many pixels is enough, 0: all
     drawn: dict[str, float] = field(default_factory=dict)  # how few were drawn, what was held out, and the seeds
+    several: tuple[tuple[int, ...], ...] | None = None  # each picture's classes, of any number; ``labels`` are then -1
+    cameras: tuple[int, ...] | None = None  # which camera took each picture, where that is known
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        return self.read(self.items[index], 0), self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Image, int | tuple[int, ...]]:
+        label = self.labels[index] if self.several is None else self.several[index]
+        return self.read(self.items[index], 0), label
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several classes, or none."""
+        return self.several is not None
 
     def take(self, indices: Iterable[int]) -> LabelledPictures:
         """Some of the pictures, in that order."""
         indices = list(indices)
-        return replace(self, labels=tuple(self.labels[i] for i in indices), items=tuple(self.items[i] for i in indices))
+        some = replace(self, labels=tuple(self.labels[i] for i in indices), items=tuple(self.items[i] for i in indices))
+        if self.several is not None:
+            some = replace(some, several=tuple(self.several[i] for i in indices))
+        if self.cameras is not None:
+            some = replace(some, cameras=tuple(self.cameras[i] for i in indices))
+        return some
+
+    def target(self) -> Tensor:
+        """What a network learns of the pictures: ``[N]`` int64, or ``[N, classes]`` float32 of 0 and 1 (several)."""
+        if self.several is None:
+            return torch.tensor(self.labels, dtype=torch.int64)
+        target = torch.zeros(len(self), len(self.classes))
+        for row, labels in zip(target, self.several, strict=True):
+            row[list(labels)] = 1
+        return target
 
     def record(self) -> dict[str, Any]:
         """Which pictures these are, as JSON: ``sha256`` is that of their names and labels, in order."""
+        each = self.several if self.several is not None else [(label,) for label in self.labels]
         listed = "\n".join(
-            f"{item}\t{self.classes[label]}" for item, label in zip(self.items, self.labels, strict=True)
+            f"{item}\t{';'.join(self.classes[label] for label in labels)}"
+            for item, labels in zip(self.items, each, strict=True)
         )
         digest = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
         counts = {"images": len(self), "classes": len(self.classes)}
@@ -61,10 +85,13 @@ class LabelledPictures:
 def few(pictures: LabelledPictures, count: int, seed: int) -> LabelledPictures:
     """``count`` pictures of each class, drawn with ``seed``, in their old order; fewer are always a part of more.
 
-    Raises UsageError for a class that has not so many.
+    Raises UsageError for a class that has not so many, and for pictures with several classes each.
     """
     if count < 1:
         raise UsageError("At least one image per class is needed.", where=f"samples per class: {count}")
+    if pictures.multilabel:
+        what = "Images with several classes each cannot be drawn class by class."
+        raise UsageError(what, where=pictures.name, hint="Leave out --samples-per-class.")
     chosen: list[int] = []
     for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
         if len(members) < count:
@@ -81,7 +108,7 @@ def few(pictures: LabelledPictures, count: int, seed: int) -> LabelledPictures:
 def part(pictures: LabelledPictures, share: float) -> LabelledPictures:
     """The training or the test part of undivided data: of each class a ``share``, at least one, is for tests.
 
-    Raises UsageError for a class with a single picture.
+    Where pictures have several classes it is a share of all. Raises UsageError for a class with a single picture.
     """
     testing = _share_of_each_class(pictures, share, SPLIT_SEED, "tests")
     return pictures.take(i for i in range(len(pictures)) if (i in testing) == (pictures.split == "test"))
@@ -90,7 +117,8 @@ def part(pictures: LabelledPictures, share: float) -> LabelledPictures:
 def hold_out(pictures: LabelledPictures, share: float, seed: int) -> tuple[LabelledPictures, LabelledPictures]:
     """What is left to train with, and a ``share`` of each class, at least one picture, drawn with ``seed``.
 
-    Both are in their old order. Raises UsageError for a class with a single picture.
+    Both are in their old order. Where pictures have several classes it is a share of all. Raises UsageError for a
+    class with a single picture.
     """
     held = _share_of_each_class(pictures, share, seed, "validation")
     drawn = {**pictures.drawn, "held_out": share, "held_out_seed": seed}
@@ -101,9 +129,13 @@ def hold_out(pictures: LabelledPictures, share: float, seed: int) -> tuple[Label
 def _share_of_each_class(pictures: LabelledPictures, share: float, seed: int, use: str) -> set[int]:
     """Indices: of each class a share, at least one and never all."""
     found: set[int] = set()
-    for label, members in enumerate(by_class(pictures.labels, len(pictures.classes))):
+    groups = by_class(pictures.labels, len(pictures.classes))
+    if pictures.multilabel:
+        groups = [list(range(len(pictures)))]
+    for label, members in enumerate(groups):
         if len(members) < 2:
-            what = f"The class {pictures.classes[label]!r} has one image; training and {use} need one each."
+            whose = "The data have" if pictures.multilabel else f"The class {pictures.classes[label]!r} has"
+            what = f"{whose} one image; training and {use} need one each."
             raise UsageError(what, where=pictures.name)
         order = np.random.default_rng([seed, label]).permutation(len(members))
         count = min(max(1, round(share * len(members))), len(members) - 1)
@@ -131,7 +163,7 @@ class Pixels:
             raise UsageError(f"There are no images to {pictures.split} with.", where=pictures.name)
         self.pictures = pictures
         self.size = tuple(size)
-        self.labels = torch.tensor(pictures.labels, dtype=torch.int64)
+        self.labels = pictures.target()
         self.mean, self.std = normalisation.tensors(size[0])
         self._kept: Tensor | None = None  # uint8 [N, C, H, W]
         self._keeps = len(pictures) * math.prod(size) <= MEMORY

@@ -169,7 +169,7 @@ class Batch:
     """Images of one process, on its device, as networks read them."""
 
     x: Tensor  # [B, C, H, W] float32, normalised
-    y: Tensor  # [B] int64; -1 where the data have no labels
+    y: Tensor  # [B] int64, -1 where the data have no labels; of several classes each [B, classes] float32 of 0 and 1
     ids: Tensor  # [B] int64 on the CPU: number of the image in its data set
     view: int = 0  # which random view of the images this is; 0 always, where they are not augmented
     data: str = "target"  # "target", "source", "unlabelled"
@@ -194,6 +194,7 @@ class Run(Protocol):
     steps: int  # batches of the whole training
     seed: int
     classes: int
+    multilabel: bool  # whether an image may have several classes; methods that cannot say so: toolbox.labels
     source_classes: int  # how many numbers the source puts out; 0 without a source
     pairs: tuple[FeaturePair, ...]  # empty without a source
     target_module: nn.Module
@@ -269,7 +270,8 @@ class Run(Protocol):
     def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The empirical loss: cross-entropy with the run's label smoothing, a scalar.
 
-        The mean over images; of each image's loss times its weight, where there are ``weights`` ``[B]``.
+        The mean over images; of each image's loss times its weight, where there are ``weights`` ``[B]``. Where images
+        have several classes each it is the binary cross-entropy, a mean over classes too.
         """
 
     def every_image(self, data: str) -> Iterator[Batch]:

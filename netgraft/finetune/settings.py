@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 from netgraft.errors import UnknownName, UsageError
 
 Bn = Literal["train", "eval", "sync"]
+Distance = Literal["euclidean", "cosine"]
 DtnhScope = Literal["all", "shared", "per-tensor"]
 AmpDtype = Literal["bfloat16", "float16"]
 CropMode = Literal["rrc", "rkrc", "rkrr", "rc"]
@@ -18,6 +20,11 @@ CropMode = Literal["rrc", "rkrc", "rkrr", "rc"]
 FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
 
+
+SOFT = "soft"
+"""The value of ``--triplet-margin`` for log(1 + exp(x)) in place of a margin."""
+IMAGES_OF_A_CLASS = 4
+"""``--class-images`` of the triplet loss."""
 
 TRANSFERRED = "transferred"
 """The value of ``--freeze`` for all that came from a source."""
@@ -58,6 +65,7 @@ class TrainingSettings:
     epochs: int = 10
     val_split: float | None = None  # share of the training images by which ``best`` is chosen
     val_interval: int = 1  # epochs between two evaluations; there is always one after the last
+    retrieval: Distance | None = None  # test images are searched for by their features too
     batch_size: int = 64  # of one process
     accumulate: int = 1  # batches whose gradients make one step
     opt: str = "sgd"
@@ -70,6 +78,9 @@ class TrainingSettings:
     decay_epochs: float = 10.0
     decay_rate: float = 0.1
     milestones: tuple[int, ...] | None = None  # epochs after which the rate decays, of sched "multistep"
+    triplet: float = 0.0  # weight of the triplet loss beside the cross-entropy
+    triplet_margin: str = "0.3"  # a number, or "soft"
+    class_images: int | None = None  # a batch has so many images of each of its classes
     smoothing: float = 0.0
     clip_grad: float | None = None
     freeze: str | None = None  # so many first layers of the chain, "3", or "transferred"
@@ -118,7 +129,9 @@ class TrainingSettings:
             "lam_decay": 0,
             "seed": 0,
         }
-        least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh"), 0)
+        least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh", "triplet"), 0)
+        if self.class_images is not None:
+            least_values["class_images"] = 2
         if self.unfreeze_every is not None:
             least_values["unfreeze_every"] = 1
         for name, least in least_values.items():
@@ -133,8 +146,14 @@ class TrainingSettings:
             raise UsageError("What is to be frozen cannot be understood.", where=f"--freeze {self.freeze}", hint=hint)
         self._check_milestones()
         self._check_folds()
+        if self.triplet_margin != SOFT and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", self.triplet_margin):
+            raise UsageError(
+                "The margin is no number.", where=f"--triplet-margin {self.triplet_margin}", hint="0.3, soft"
+            )
         if self.bn not in ("train", "eval", "sync"):
             raise UnknownName("--bn", self.bn, ("train", "eval", "sync"))
+        if self.retrieval not in (None, *get_args(Distance)):
+            raise UnknownName("--retrieval", str(self.retrieval), get_args(Distance))
         if self.dtnh_scope not in (scopes := get_args(DtnhScope)):
             raise UnknownName("--dtnh-scope", self.dtnh_scope, scopes)
         if self.train_crop_mode not in (modes := get_args(CropMode)):
@@ -179,6 +198,16 @@ class TrainingSettings:
         if self.folds is not None and self.val_split is not None:
             hint = "Leave out --val-split: lambda is chosen on the folds, and the last training is on all images."
             raise UsageError("--val-split and --folds do not go together.", hint=hint)
+
+    @property
+    def images_of_a_class(self) -> int:
+        """How many images of each of its classes a batch has; 0 where it is drawn without a look at classes."""
+        return self.class_images or (IMAGES_OF_A_CLASS if self.triplet else 0)
+
+    @property
+    def margin(self) -> float | None:
+        """That of the triplet loss; None for a soft one."""
+        return None if self.triplet_margin == SOFT else float(self.triplet_margin)
 
     def document(self) -> dict[str, Any]:
         """As JSON, in the order of the fields."""

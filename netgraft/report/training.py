@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from netgraft.plugins import Description
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
+TITLES = {"eval_top1": "accuracy", "eval_top5": "top-5", "eval_top10": "top-10"}
+TITLES |= {"eval_cmc1": "rank-1", "eval_cmc5": "rank-5", "eval_cmc10": "rank-10", "eval_map": "mAP"}
+"""How measures are called, in their order; top-5 is left out where there is no top-10."""
 
 
 class Lines:
@@ -100,29 +103,41 @@ def watching() -> Iterator[Lines]:
 def epoch_text(record: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{n[6:]} {v:.4g}" for n, v in record.items() if n.startswith("train_"))
     speed = f"{record['images_per_second']:,.0f} images/s"
-    held_out = f"; validation {record['val_top1']:.2f} %" if "val_top1" in record else ""
-    accuracy = f"; accuracy {record['eval_top1']:.2f} %" if "eval_top1" in record else ""
-    return f"epoch {record['epoch'] + 1}: {losses}{held_out}{accuracy}; {speed}"
+    held_out, tested = chief(record, "val"), chief(record, "eval")
+    validation = f"; validation {record[held_out]:.2f} %" if held_out else ""
+    accuracy = f"; {TITLES[tested]} {record[tested]:.2f} %" if tested else ""
+    return f"epoch {record['epoch'] + 1}: {losses}{validation}{accuracy}; {speed}"
+
+
+def chief(record: Mapping[str, Any], images: str) -> str:
+    """The name of the measure by which epochs are compared; empty where the epoch was not measured."""
+    return next((name for each in ("map", "top1") if (name := f"{images}_{each}") in record), "")
 
 
 def result_lines(result: Result) -> list[str]:
     """The best and the last epoch, and where the weights are."""
+    last = result.history[-1]
+    shown = [name for name in TITLES if name in last and (name != "eval_top5" or "eval_top10" in last)]
     rows = [
         (
             name,
             str(r["epoch"] + 1),
-            f"{r['eval_top1']:.2f} %",
-            f"{r['eval_loss']:.4f}",
+            *(f"{r[measure]:.2f} %" for measure in shown),
+            f"{r['eval_loss']:.4f}" if "eval_loss" in r else "-",
             f"{r.get('train_task', 0.0):.4f}",
         )
-        for name, r in (("best", result.best), ("last", result.history[-1]))
+        for name, r in (("best", result.best), ("last", last))
     ]
     lines = [] if result.choice is None else [*choice_lines(result.choice), ""]
-    lines += table(("weights", "epoch", "accuracy", "test loss", "training loss"), rows)
+    titles = "weights", "epoch", *(TITLES[measure] for measure in shown), "test loss", "training loss"
+    lines += table(titles, rows)
     if result.chosen_on == "test":
-        lines.append("best was chosen on these test images: its accuracy is too high, report that of last")
+        what = TITLES[chief(last, "eval")]
+        lines.append(f"best was chosen on these test images: its {what} is too high, report that of last")
     else:
-        lines.append(f"best was chosen on validation images: {result.best['val_top1']:.2f} % of them")
+        measure = chief(last, "val")
+        value, mean = result.best[measure], "" if measure == "val_top1" else "mAP "
+        lines.append(f"best was chosen on validation images: {mean}{value:.2f} %{'' if mean else ' of them'}")
     files = ", ".join(str(result.folder / f"{name}.safetensors") for name in ("best", "last"))
     return [*lines, "", safe(f"wrote {files}")]
 

@@ -84,6 +84,10 @@ TYPED = {
     "train_crop_mode": "rc",
     "crop_pct": 0.8,
     "amp_dtype": "float16",
+    "triplet": 0.5,
+    "triplet_margin": "soft",
+    "class_images": 5,
+    "retrieval": "cosine",
 }
 """Options of numbers and names, none of them at its default."""
 

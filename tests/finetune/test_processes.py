@@ -44,6 +44,15 @@ def test_every_method(name, two):
     assert moved > 1e-3  # it did train
 
 
+def test_hardest_images_are_those_of_all_processes(two):
+    """The triplet loss looks across processes; each anchor's distances are to the images of both."""
+    given = SAME | {"source_data": None, "unlabelled": None, "bn": "eval", "lr": 0.005}
+    apart, history, moved = compare(two, **given, method="plain", triplet=1.0)
+    assert apart <= 1e-6
+    assert history[-1]["train_triplet"] > 0
+    assert moved > 1e-3
+
+
 @pytest.fixture(scope="module")
 def conflict(two):
     """A rule that is not linear, with each kind of statistics: distance and history."""

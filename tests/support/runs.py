@@ -124,12 +124,13 @@ def same(one, other):
     return all(torch.equal(one[key], other[key]) for key in one)
 
 
-def written_net(folder, tensors):
-    """The network of ``net.py`` with these tensors."""
+def written_net(folder, tensors, **arguments):
+    """The network of ``net.py`` with these tensors, or random ones."""
     names = {}
     exec((folder / "net.py").read_text(), names)
-    net = names["Net"]()
-    net.load_state_dict(tensors)
+    net = names["Net"](**arguments)
+    if tensors is not None:
+        net.load_state_dict(tensors)
     return net
 
 

@@ -1,7 +1,8 @@
 """Batches of images, each a function of (seed, epoch, number): nothing to save, nothing to skip when resuming.
 
-An epoch is a seeded permutation of the images, cut into batches for all processes, of which each takes its slice. How
-an image is augmented depends on (seed, view, image) alone, whichever process or worker does it.
+An epoch is a seeded permutation of the images, cut into batches for all processes, of which each takes its slice; with
+``class_images`` every batch is drawn by itself (``class_batches``). How an image is augmented depends on (seed, view,
+image) alone, whichever process or worker does it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import UsageError
+from netgraft.finetune.engine.class_batches import ClassBatches
 from netgraft.finetune.protocol import Batch
 from netgraft.finetune.settings import CropMode
 from netgraft.models.normalisation import Normalisation
@@ -139,9 +141,13 @@ class Loader(Dataset[Batch]):
     workers: int = 0
     others: Mapping[str, Views] = field(default_factory=dict)  # "source", "unlabelled": beside every batch
     accumulate: int = 1  # batches of a step
+    class_images: int = 0  # of each class that a batch has; 0: classes are not looked at
 
     def __post_init__(self) -> None:
         whole = min(self.batch_size * self.world, len(self.target))
+        if self.class_images:
+            whole = self.batch_size * self.world
+            self.draw = ClassBatches(self.target.pictures, whole, self.class_images, self.seed)
         self.batches = max(1, len(self.target) // whole)
         self.whole = whole  # images of all processes in a batch; what is left of an epoch is dropped
         self.group = min(self.accumulate, self.batches)  # batches of a step, as many as there are
@@ -187,9 +193,11 @@ class Loader(Dataset[Batch]):
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, number = place
-        order = _order(len(self.target), self.seed, "target", epoch)
         low, high = self._slice(self.whole)
-        ids = order[number * self.whole :][low:high]
+        if self.class_images:
+            ids = self.draw(epoch, number)[low:high]
+        else:
+            ids = _order(len(self.target), self.seed, "target", epoch)[number * self.whole :][low:high]
         beside = {name: self._beside(name, epoch, number) for name in self.others}
         return self._batch(self.target, ids, self.target.view(epoch), "target", **beside)
 
@@ -204,9 +212,7 @@ class Loader(Dataset[Batch]):
         return self._batch(views, ids, views.view(places[0][0]), name)
 
     def _batch(self, views: Views, ids: Tensor, view: int, data: str, **beside: Batch) -> Batch:
-        labels = torch.tensor([views.pictures.labels[i] for i in ids.tolist()], dtype=torch.int64)
-        if data == "unlabelled":
-            labels.fill_(-1)
+        labels = torch.full((len(ids),), -1) if data == "unlabelled" else views.pixels.labels[ids]
         return Batch(views.images(ids.tolist(), view), labels, ids, view, data, **beside)
 
     def _slice(self, whole: int) -> tuple[int, int]:

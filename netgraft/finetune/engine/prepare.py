@@ -26,13 +26,17 @@ from netgraft.finetune.engine.loss_scale import LossScale
 from netgraft.finetune.engine.places import places
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.rates import factors_of
+from netgraft.finetune.engine.retrieve import make_search
 from netgraft.finetune.engine.run import LiveRun, SourceNet
 from netgraft.finetune.engine.sets import find_normalisation, make_loader, open_sets
+from netgraft.finetune.engine.several import check_labels
 from netgraft.finetune.engine.source import build_source, load_source, make_cache
 from netgraft.finetune.needs import FOLDER, check_needs, needs_of, rule_of
 from netgraft.finetune.protocol import FeaturePair, Method, Need
 from netgraft.finetune.settings import TrainingSettings
+from netgraft.finetune.toolbox.domains import head_of
 from netgraft.finetune.toolbox.taps import first_tensor, shapes, submodule
+from netgraft.finetune.toolbox.triplet import TripletLoss
 from netgraft.models.model import Model, load_model
 from netgraft.models.running import forward, load_state
 from netgraft.models.side import own_weights
@@ -93,13 +97,17 @@ def prepare(
         progress(normalisation.remark)
     sets = open_sets(settings, fold)
     train = sets.train
+    check_labels(settings, train)
     processes = Processes(settings.device)
     loader = make_loader(settings, model.input_size, normalisation, train, sets.others, processes)
     test, held_out = (
         None if pictures is None else Pixels(pictures, model.input_size, normalisation)
         for pictures in (sets.test, sets.validation)
     )
-    judge = Judge(test, held_out)
+    search = make_search(settings, sets.search, test, model.input_size, normalisation)
+    judge = Judge(test, held_out, search)
+    if search is not None:
+        progress(search.remark)
     if judge.warning:
         progress(judge.warning)
 
@@ -137,6 +145,7 @@ def prepare(
         module,
         processes,
         classes=len(train.classes),
+        multilabel=train.multilabel,
         source_classes=source_classes,
         epochs=settings.epochs,
         steps=settings.epochs * len(loader),
@@ -153,6 +162,11 @@ def prepare(
         find_transferred=lambda: came(name for name, _ in module.named_parameters(remove_duplicate=False)),
         find_source_heads=lambda: tuple(layer.name for layer in trace(source).heads()) if source is not None else (),
     )
+
+    if search is not None:
+        head_of(run)  # traced now, before the training's random numbers
+    if settings.triplet:
+        run.triplet = TripletLoss(settings.triplet, settings.margin, head_of(run))
 
     def came(names: Iterable[str]) -> frozenset[str]:
         return _transferred(ledger, names, run.heads, model.weights is not None)

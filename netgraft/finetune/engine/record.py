@@ -15,6 +15,7 @@ ALWAYS = ("target", "method", "set", "lam", "lam_decay", "epochs", "batch_size",
 IF_GIVEN = (
     *("accumulate", "milestones", "freeze", "unfreeze_every", "lr_exact", "lr_refitted", "lr_fresh"),
     *("dtnh_scope", "amp", "amp_dtype", "train_crop_mode", "crop_pct", "lambdas", "folds"),
+    *("dtnh_scope", "triplet", "triplet_margin", "class_images", "retrieval"),
 )
 """Settings that are told where they differ from their defaults."""
 

@@ -25,7 +25,8 @@ from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part
 from netgraft.finetune.toolbox.random_numbers import RunNumbers
 from netgraft.finetune.toolbox.taps import Taps
-from netgraft.finetune.toolbox.terms import cross_entropy
+from netgraft.finetune.toolbox.terms import binary_cross_entropy, cross_entropy
+from netgraft.finetune.toolbox.triplet import TripletLoss
 
 
 @dataclass
@@ -50,8 +51,10 @@ class LiveRun:
     steps: int
     seed: int = 0
     source_classes: int = 0
+    multilabel: bool = False
     smoothing: float = 0.0
     loader: Loader | None = None
+    triplet: TripletLoss | None = None  # a part of the task's loss
     most: int | None = None  # batches of a pass over every image; None: all. For counting what one costs
     precision: torch.dtype | None = None  # of autocast; None: as the weights are
     loss_scale: LossScale | None = None  # with float16
@@ -175,10 +178,15 @@ class LiveRun:
                 given[name] = given.get(name, buffer).clone()
         images = self._images(x)
         drawing = self.numbers.drawing() if (stats if draw is None else draw) else nullcontext()
-        with self.autocast(), nullcontext() if train else eval_mode(module), drawing:
+        hearing: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+        if self.triplet is not None:
+            hearing = self.triplet.hearing(module)
+        with self.autocast(), nullcontext() if train else eval_mode(module), drawing, hearing as heard:
             if given:
-                return self._target_taps(lambda: functional_call(module, given, (images,)), last=until)
-            return self._target_taps(lambda: module(images), last=until)
+                seen = self._target_taps(lambda: functional_call(module, given, (images,)), last=until)
+            else:
+                seen = self._target_taps(lambda: module(images), last=until)
+        return Outputs(seen.logits, {**seen.at, **heard}) if heard else seen
 
     def source(self, x: Batch | Tensor, *, logits: bool = True, params: Mapping[str, Tensor] | None = None) -> Outputs:
         net = self._source_net()
@@ -234,7 +242,10 @@ class LiveRun:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def task(self, seen: Outputs, batch: Batch, weights: Tensor | None = None) -> Tensor:
-        return cross_entropy(seen.logits, batch.y, self.smoothing, weights)
+        if batch.y.dim() == 2:
+            return binary_cross_entropy(seen.logits, batch.y, weights)
+        loss = cross_entropy(seen.logits, batch.y, self.smoothing, weights)
+        return loss if self.triplet is None else loss + self.triplet.loss(self, seen, batch)
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from netgraft.data.folds import Fold, without_fold
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import LabelledPictures, few, hold_out
+from netgraft.data.search import has_tests, open_search
 from netgraft.errors import UsageError
 from netgraft.evidence.recorded import choose_normalisation
 from netgraft.finetune.engine.loader import Augmentation, Loader, Views
@@ -22,12 +23,14 @@ class ImageSets(NamedTuple):
 
     train: LabelledPictures
     validation: LabelledPictures | None  # training images that are held out, by which ``best`` is chosen
-    test: LabelledPictures | None  # None where a fold is held out: they are not looked at
+    test: LabelledPictures | None  # None in a fold, or where there are only queries and a gallery
+    search: tuple[LabelledPictures, LabelledPictures] | None  # queries and gallery, where the data have them
     others: dict[str, LabelledPictures]  # beside every batch: "source", "unlabelled", where they are given
 
     def record(self) -> dict[str, Any]:
         """Which images these are, as JSON, by their use."""
         own = {"train": self.train, "validation": self.validation, "test": self.test}
+        own |= dict(zip(("query", "gallery"), self.search or (), strict=False))
         return {use: pictures.record() for use, pictures in {**own, **self.others}.items() if pictures is not None}
 
 
@@ -39,10 +42,13 @@ def open_sets(settings: TrainingSettings, fold: Fold | None = None) -> ImageSets
     """
     root = Path(settings.data_dir) if settings.data_dir else None
 
-    def opened(name: str, split: Any = "train") -> LabelledPictures:
-        return open_data(name, split=split, root=root, download=settings.download)
+    def opened(name: str, split: Any = "train", multilabel: bool = True) -> LabelledPictures:
+        return open_data(name, split=split, root=root, download=settings.download, multilabel=multilabel)
 
-    train, test = opened(settings.data), opened(settings.data, "test") if fold is None else None
+    train = opened(settings.data)
+    search = open_search(settings.data) if fold is None else None
+    looked_at = fold is None and (search is None or has_tests(settings.data))
+    test = opened(settings.data, "test") if looked_at else None
     if settings.samples_per_class is not None:
         train = few(train, settings.samples_per_class, settings.draw_seed)
     validation = None
@@ -52,10 +58,10 @@ def open_sets(settings: TrainingSettings, fold: Fold | None = None) -> ImageSets
         train, validation = without_fold(train, fold, settings.draw_seed)
     others = {}
     if settings.source_data is not None:
-        others["source"] = opened(settings.source_data)
+        others["source"] = opened(settings.source_data, multilabel=False)
     if settings.unlabelled is not None:
         others["unlabelled"] = opened(settings.unlabelled)
-    return ImageSets(train, validation, test, others)
+    return ImageSets(train, validation, test, search, others)
 
 
 def make_loader(
@@ -97,6 +103,7 @@ def make_loader(
         settings.workers,
         {name: views(pictures) for name, pictures in others.items()},
         settings.accumulate,
+        settings.images_of_a_class,
     )
 
 

@@ -15,6 +15,7 @@ from netgraft.finetune.protocol import Batch, Need, Outputs, Part, Penalty, Run,
 from netgraft.finetune.toolbox.allocation import AllocationMemory, AllocationRule
 from netgraft.finetune.toolbox.domains import check_labels
 from netgraft.finetune.toolbox.generalized_fisher import flat, random_direction
+from netgraft.finetune.toolbox.labels import check_one_class
 from netgraft.finetune.toolbox.momentum import begin_momentum
 from netgraft.finetune.toolbox.shared_decoder import DECODER, SOURCE_ADAPTER, TARGET_ADAPTER, SharedDecoder
 from netgraft.finetune.toolbox.shared_decoder import decoder_modules as build_decoder
@@ -104,6 +105,8 @@ class CoupledEndToEnd:
         return AllocationRule(self.config == "cetl", self.threshold, self.probability, self.cap)
 
     def parts(self, run: Run) -> Mapping[str, Part]:
+        if self.soft_targets or self.bound:
+            check_one_class(run, "Soft targets and the bound are of a softmax", "Leave out soft_targets and bound.")
         built = build_decoder(run, self.decoder_width)
         found = {"target": Part(run.target_module)}
         found |= {name: Part(m, lr=self.decoder_lr, opt="adam", weight_decay=0.0) for name, m in built.items()}

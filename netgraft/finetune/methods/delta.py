@@ -27,6 +27,7 @@ from netgraft.finetune.toolbox.channel_attention import (
     source_head,
     train_probe,
 )
+from netgraft.finetune.toolbox.labels import check_one_class
 from netgraft.finetune.toolbox.stages import check_same_classes
 from netgraft.finetune.toolbox.terms import l2_penalty, match_size, scratch
 
@@ -74,6 +75,10 @@ class Delta:
     def parts(self, run: Run) -> Mapping[str, Part]:
         pairs = pairs_of(run)
         check_places(pairs)
+        if self.attention != "uniform":
+            check_one_class(
+                run, "The attention is that of a classifier's cross-entropy", "Add --set attention=uniform."
+            )
         if self.attention != "uniform" and self.probe_epochs:
             source_head(run)
         elif self.attention != "uniform":

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import check_places, features, pairs_of
+from netgraft.finetune.toolbox.labels import check_one_class
 from netgraft.finetune.toolbox.momentum import begin_momentum
 from netgraft.finetune.toolbox.regressor import Regressor
 from netgraft.finetune.toolbox.stages import check_stage
@@ -51,6 +52,7 @@ class FitNet:
             raise ValueError("temperature is above 0.")
 
     def parts(self, run: Run) -> Mapping[str, Part]:
+        check_one_class(run, "The source's answers are a softmax", "Type --method fm --set hint_epochs=5 --set kd=0.")
         check_stage(run, "hint_epochs", self._hint_epochs(run))
         pair = _middle(run)
         check_places([pair])

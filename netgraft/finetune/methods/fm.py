@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netgraft.finetune.methods.kd import soft_divergence
 from netgraft.finetune.protocol import Batch, FeaturePair, Need, Outputs, Part, Run, Update
 from netgraft.finetune.toolbox.adapters import adapter, check_places, features, pairs_of, width
+from netgraft.finetune.toolbox.labels import check_one_class
 from netgraft.finetune.toolbox.momentum import begin_momentum
 from netgraft.finetune.toolbox.stages import check_same_classes, check_stage
 from netgraft.finetune.toolbox.terms import match_size, squared_distance
@@ -56,6 +57,7 @@ class FeatureMatching:
         if self.hint_epochs:
             check_stage(run, "hint_epochs", self.hint_epochs)
             if self.kd:
+                check_one_class(run, "The source's predictions are a softmax", "Add --set kd=0.")
                 check_same_classes(run, "Add --set kd=0: the second stage is then J alone.")
         pairs = _compared(pairs_of(run), self.match)
         check_places(pairs)

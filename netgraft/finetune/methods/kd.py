@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft.finetune.protocol import Batch, Need, Part, Run, Update
+from netgraft.finetune.toolbox.labels import check_one_class
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class KnowledgeDistillation:
             raise ValueError("temperature is above 0.")
 
     def parts(self, run: Run) -> Mapping[str, Part]:
+        check_one_class(run, "The source's predictions are a softmax")
         return {"target": Part(run.target_module)}
 
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:  # noqa: ARG002

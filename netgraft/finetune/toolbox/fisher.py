@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from netgraft.finetune.protocol import Batch, Part, Run
 from netgraft.finetune.toolbox.domains import check_labels
+from netgraft.finetune.toolbox.labels import check_one_class
 
 Fisher = Literal["true", "expected", "empirical"]
 
@@ -39,6 +40,7 @@ class WithFisher(ABC):
         """The weights whose Fisher information is needed, by name."""
 
     def parts(self, run: Run) -> Mapping[str, Part]:
+        check_one_class(run, "The Fisher information is that of a softmax")
         zeros = [nn.Parameter(torch.zeros_like(weight), requires_grad=False) for weight in self.held(run).values()]
         return {"target": Part(run.target_module), "fisher": Part(nn.ParameterList(zeros))}
 

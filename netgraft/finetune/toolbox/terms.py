@@ -24,6 +24,17 @@ def cross_entropy(
     return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
 
+def binary_cross_entropy(
+    logits: Tensor,  # [B, K]
+    labels: Tensor,  # [B, K] of 0 and 1
+    weights: Tensor | None = None,  # [B]
+) -> Tensor:
+    """J where an image may have several classes: ``BCEWithLogitsLoss``, the mean over images and classes."""
+    if weights is None:
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return (weights * F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)).mean()
+
+
 def soft_cross_entropy(logits: Tensor, source: Tensor, temperature: float) -> Tensor:  # [B, K], [B, K]
     """H(softmax(source / T), softmax(logits / T)), a mean over samples; without a factor T^2."""
     return F.cross_entropy(logits / temperature, F.softmax(source / temperature, dim=1))
