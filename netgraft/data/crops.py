@@ -1,7 +1,7 @@
 """Many images out of few pictures: random crops, turned, sheared, mirrored and recoloured, half of them with CutMix.
 
 The recipe is that of Asano and Saeed, "Extrapolating from a single image to a thousand classes using distillation"
-(arXiv:2112.00725), whose student learns ImageNet's classes from a teacher's answers to crops of a single photograph. Two
+(arXiv:2112.00725), whose student learns ImageNet's classes from a teacher's answers to crops of one photograph. Two
 things differ. Only half of the crops are taken from a random square half as wide as the picture, as all are there:
 pictures of a folder are of something, and that is to be seen whole too. And crops are enlarged further before they are
 turned (``_ROOM``), so that no corner is black.

@@ -141,7 +141,8 @@ def test_blended_images_lie_between():
     assert (ordered - torch.linspace(0, 1, 2000)).abs().max() < 0.05  # uniform (Kolmogorov and Smirnov)
 
 
-def test_what_images_are_is_told_by_their_name(photo, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("photo")
+def test_what_images_are_is_told_by_their_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ImageSource.of("photo.jpg") == ImageSource("photo.jpg", folder=True)
     assert ImageSource.of(str(tmp_path)).folder
@@ -169,7 +170,8 @@ def test_how_images_were_made_is_told(photo, tmp_path):
     assert ImageSource.of(str(tmp_path)).made_by(5).startswith("3 of 5 images are random crops of 2 pictures:")
 
 
-def test_a_transfer_from_one_picture_says_so_in_its_ledger(photo, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("photo")
+def test_a_transfer_from_one_picture_says_so_in_its_ledger(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_net(tmp_path)
     command = ("transfer", "netgraft:resnet20-glyphs", "./net.py", "--recipe", "refit", "--images", "photo.jpg")
