@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Generator, Tensor
+
+from netgraft.models.running import one_thread
+
+Mixing = Literal["none", "cutmix", "mixup", "both"]
+
+_BATCH = 64  # images that are mixed at a time
+
+
+def mix_latter_half(images: Tensor, mixing: Mixing, seed: int) -> None:
+    """Mix every image of the latter half with a random one of the former, in place; the former half stays as it is.
+
+    "both": alternately by cutmix and by mixup.
+    """
+    half = len(images) // 2
+    if mixing == "none" or not half:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    kinds = {"cutmix": (cutmix,), "mixup": (mixup,), "both": (cutmix, mixup)}[mixing]
+    with one_thread():
+        for places in torch.arange(half, len(images)).split(_BATCH):
+            partners = torch.randint(half, (len(places),), generator=generator)
+            for k, kind in enumerate(kinds):
+                some, others = places[k :: len(kinds)], partners[k :: len(kinds)]
+                images[some] = kind(images[some], images[others], generator)
 
 
 def cutmix(
