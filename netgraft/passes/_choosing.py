@@ -87,7 +87,8 @@ def departures(stage: Stage, images: Tensor) -> Tensor:
             f"No batch norm of {stage.source.model.name} sees the images one by one.",
             hint="Leave choose=statistics out.",
         )
-    return (torch.cat(found, 1) / len(found) ** 0.5).cpu()
+    together: Tensor = torch.cat(found, 1) / len(found) ** 0.5
+    return together.cpu()
 
 
 def _greedily(seen: Tensor, wanted: int, total: Tensor) -> tuple[list[int], Tensor]:
