@@ -56,8 +56,9 @@ Skip = Annotated[
 Images = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|DIR",
-        help="Images to refit and distil on: a generator (netgraft generators), or your own, unlabelled.",
+        metavar="NAME|DIR|FILE",
+        help="Images to refit and distil on: a generator (netgraft generators), or your own, unlabelled; few pictures, "
+        "even one, are cropped to many.",
     ),
 ]
 KeepHead = Annotated[

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netgraft import plugins
+from netgraft.data.decode import SUFFIXES
 from netgraft.data.synthetic import GENERATORS, make_images
-from netgraft.data.unlabelled import Part, held_out_files, load_folder
+from netgraft.data.unlabelled import Part, cropped, held_out_files, load_folder
 from netgraft.models.normalisation import Normalisation
 
 HELD_OUT = ("mosaic", "leaves")
@@ -23,17 +24,19 @@ APART = 101
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images come from: a generator by name, or a folder of unlabelled ones."""
+    """Where images come from: a generator by name, or unlabelled ones of the user's."""
 
-    name: str = "mix"  # a generator's name, or a folder's path with ``folder``
+    name: str = "mix"  # a generator's name, or the path of a folder or a single picture with ``folder``
     options: Mapping[str, object] = field(default_factory=dict)
     folder: bool = False
     part: Part = "shown"  # of a folder: what networks are fitted on, or what is held out from that
 
     @classmethod
     def of(cls, text: str) -> ImageSource:
-        """A folder where there is one of this name, else a generator."""
-        return cls(text, folder=Path(text).expanduser().is_dir())
+        """A folder or a picture where there is one of this name, else a generator; a file of Python is one, too."""
+        path = Path(text).expanduser()
+        file = bool(path.suffix) and path.suffix != ".py" and path.is_file()
+        return cls(text, folder=path.is_dir() or file or path.suffix.lower() in SUFFIXES)
 
     def draw(self, count: int, size: tuple[int, int, int], seed: int, first: int = 0) -> Tensor:
         """``[count, *size]`` float32 in [0, 1], on the CPU, the same for the same arguments.
@@ -43,6 +46,10 @@ class ImageSource:
         if self.folder:
             return load_folder(self.name, count, size, seed, self.part, first)
         return make_images(self.name, count, size, seed + APART * first, self.options)
+
+    def made_by(self, count: int) -> str:
+        """How ``draw`` gets so many images out of fewer pictures, in a line; nothing where it does not."""
+        return cropped(self.name, count, self.part) if self.folder else ""
 
     def held_out(self) -> ImageSource:
         """Images of another kind than these: another generator, or the part of the folder that ``draw`` leaves out.

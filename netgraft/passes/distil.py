@@ -15,9 +15,11 @@ from netgraft.architecture.cost import distil_images
 from netgraft.architecture.graph import Layer, LayerGraph
 from netgraft.channels.index_map import NEW
 from netgraft.channels.layout import axes_of
+from netgraft.data.mixing import Mixing
 from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import batch_norms, recalibrating
 from netgraft.models.running import find_submodule
+from netgraft.passes._drawing import Choice, choice_lines, draw
 from netgraft.passes.protocol import Stage
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.plan import DISTILLED, Pairing
@@ -50,6 +52,18 @@ class Distil:
     spare: Literal["nothing", "copied"] = field(
         default="nothing", metadata={"help": "copied: what was copied as it is stays so, statistics included"}
     )
+    mixing: Mixing = field(
+        default="none",
+        metadata={
+            "help": "mix half of the images with the others before the source is asked: a rectangle of another one "
+            "(cutmix), a blend (mixup), or each in turn (both)"
+        },
+    )
+    choose: Choice = field(
+        default="any",
+        metadata={"help": "statistics: of more images take those nearest to what the source's batch norms remember"},
+    )
+    candidates: int = field(default=3, metadata={"help": "images to choose from for each that is taken (choose)"})
     also: tuple[str, ...] = field(default=(), metadata={"help": "layers that are trained even so"})
     cut: int | None = field(
         default=None,
@@ -63,6 +77,8 @@ class Distil:
             raise ValueError("steps, images, lr and temperature must be positive")
         if self.cut is not None and self.cut < 1:
             raise ValueError("cut must be 1 or more")
+        if self.candidates < 2:
+            raise ValueError("candidates must be 2 or more: of one there is no choice")
         if self.batch < 2:
             raise ValueError("batch must be 2 or more: one image has no variance")
 
@@ -94,7 +110,15 @@ class Distil:
         """Train the stage's target; steps, loss, and how often it agrees with the source on images it has not seen."""
         count = max(distil_images(stage.source.image_size, self.images), self.batch)
         held_out = min(HELD_OUT, count)
-        drawn = stage.images(count + held_out, seed=1)
+        drawn, chosen = draw(
+            stage,
+            count,
+            held_out,
+            mixing=self.mixing,
+            choose=self.choose,
+            candidates=self.candidates,
+            batch=self.batch,
+        )
         stage.progress(f"asking {stage.source.model.name} about {count} images")
         answers = _answers(stage, drawn, self.batch)
         learner = _Learner(stage, answers.shape[1], self.head)
@@ -114,6 +138,7 @@ class Distil:
             "loss": {"first": round(losses[0], 4), "last": round(losses[-1], 4)},
             "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
             "head": learner.what,
+            **chosen,
         }
 
     @staticmethod
@@ -126,6 +151,7 @@ class Distil:
             f"distil: {report['steps']} steps{cut} on {report['images']} images; agrees with the source on "
             f"{after:.0f} % of {agreement['images']} others ({before:.0f} % before)"
         )
+        yield from choice_lines(report)
 
     def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> tuple[list[float], int | None]:
         """Losses on the way, and the step at which the end began, if that was before its time."""

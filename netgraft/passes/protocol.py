@@ -77,6 +77,7 @@ class Stage:
     norms: Callable[[str, int], Any] | None = None  # of the source's weights, as ``importance.channel_norms`` gives
     progress: Callable[[str], None] = lambda _: None
     prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
+    crops: str = ""  # how the images drawn last were made out of fewer pictures, for the ledger
     settled: frozenset[str] = frozenset()  # layers of the target that give what the source does: to be left as they are
     deadline: float | None = None  # in terms of time.monotonic: from then on a pass comes to an end, and says where
 
@@ -87,6 +88,7 @@ class Stage:
 
     def images(self, count: int, seed: int, first: int = 0) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU, behind the ``first`` ones."""
+        self.crops = self.pictures.made_by(first + count)
         return self.pictures.draw(count, self.source.image_size, self.seed + seed, first)
 
     def shown(self, images: Tensor, network: LiveModel) -> Tensor:

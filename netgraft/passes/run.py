@@ -67,7 +67,10 @@ def run_passes(
     with torch.random.fork_rng(devices=[]), _deterministic():
         for each in plan.passes:
             torch.manual_seed(seed)
-            reports.append({"name": each.name} | plugins.create("passes", each.name, each.options)(stage))
+            stage.crops = ""
+            report = plugins.create("passes", each.name, each.options)(stage)
+            crops = {"pictures": stage.crops} if stage.crops else {}
+            reports.append({"name": each.name} | report | crops)
     state = stage.target.module.state_dict()
     return {
         key: state[key].detach().to("cpu", tensor.dtype).contiguous() for key, tensor in target.tensors.items()

@@ -53,7 +53,7 @@ class Auto(LayerOptions):
 
     budget: float = field(default=5.0, metadata={"help": "minutes that a transfer may take, as estimated"})
     generator: str = field(
-        default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
+        default="mix", metadata={"help": "where images come from: a generator, or unlabelled ones (folder or picture)"}
     )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
     translate: bool = field(

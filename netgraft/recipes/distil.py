@@ -41,6 +41,13 @@ class RefitAndDistil(GraftAndRefit):
         default=2.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
     )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
+    mixing: Literal["none", "cutmix", "mixup", "both"] = field(
+        default="none", metadata={"help": "mix half of the images with the others before the source is asked"}
+    )
+    choose: Literal["any", "statistics"] = field(
+        default="any",
+        metadata={"help": "statistics: of more images take those nearest to what the source's batch norms remember"},
+    )
     start: Literal["auto", "refit", "graft", "scratch"] = field(
         default="auto",
         metadata={
@@ -56,7 +63,7 @@ class RefitAndDistil(GraftAndRefit):
             first = self.refitting(source, target)
         elif self.start != "scratch":
             first = (("repair", {}),) if self.repair else ()
-        return (*first, learning(target, self), scaled(self.gain))
+        return (*first, learning(target, self, mixing=self.mixing, choose=self.choose), scaled(self.gain))
 
     def plan(self, task: Task) -> Draft:
         """As ``graft``; nothing moves where the start is scratch."""

@@ -20,7 +20,7 @@ class FitSeam(AlmostEqual):
     """
 
     generator: str = field(
-        default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
+        default="mix", metadata={"help": "where images come from: a generator, or unlabelled ones (folder or picture)"}
     )
     steps: int | None = field(default=None, metadata={"help": "gradient steps; none: as many as distil takes"})
     images: int = field(default=8192, metadata={"help": "synthetic images that the source is asked about"})

@@ -141,7 +141,7 @@ class RunsPasses(Protocol):
 
 @runtime_checkable
 class ShowsImages(Protocol):
-    """Says which images its passes are shown, if the user does not: a generator, or a folder."""
+    """Says which images its passes are shown, if the user does not: a generator, a folder or a picture."""
 
     @property
     def generator(self) -> str: ...

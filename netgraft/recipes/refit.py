@@ -23,7 +23,7 @@ class GraftAndRefit(Graft):
     """
 
     generator: str = field(
-        default="mix", metadata={"help": "where images come from: a generator, or a folder of unlabelled images"}
+        default="mix", metadata={"help": "where images come from: a generator, or unlabelled ones (folder or picture)"}
     )
     refit_images: int = field(
         default=2048, metadata={"help": "synthetic images for the refit; fewer where activations are large"}

@@ -256,6 +256,9 @@ def _passes(plan: Plan) -> Iterator[str]:
         yield safe(f"then {each.name}: {len(each.keys)} tensors{f' ({options})' if options else ''}")
 
 
+_OF_ALL_PASSES = ("name", "pictures")  # of a report, whatever the pass
+
+
 def pass_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
     """What the passes of a written checkpoint reported; nothing for a file without any."""
     if not (reports := provenance.get("passes", ())):
@@ -267,8 +270,10 @@ def pass_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(each, ReportsLines):
             yield from _set(each.lines(report))
         else:
-            facts = ", ".join(f"{key} {_brief(value)}" for key, value in report.items() if key != "name")
+            facts = ", ".join(f"{key} {_brief(value)}" for key, value in report.items() if key not in _OF_ALL_PASSES)
             yield safe(f"{report['name']}: {facts}")
+        if "pictures" in report:
+            yield safe(f"{report['name']}: {report['pictures']}")
 
 
 def _set(lines: Iterable[str | tuple[str, ...]]) -> Iterator[str]:

@@ -8,10 +8,11 @@ import torch
 
 from netgraft import plugins
 from netgraft.data.generators import _draw
+from netgraft.data.generators._programs import fold, standard
 from netgraft.data.synthetic import GENERATORS, make_images
 from netgraft.errors import UnknownName, UsageError
 
-NAMES = ["blobs", "leaves", "mix", "mosaic", "noise", "pink", "strokes"]
+NAMES = ["blobs", "leaves", "mix", "mosaic", "noise", "pink", "shaders", "strokes"]
 SIZES = [(1, 8, 8), (3, 8, 8), (1, 17, 30), (3, 32, 32), (5, 16, 16), (2, 64, 9), (3, 130, 200), (1, 384, 384)]
 
 
@@ -214,6 +215,43 @@ def test_strokes_are_longer_than_wide_and_half_of_them_straight():
     assert 0.45 < (spread[:, 0] < 1.6).float().mean() < 0.8  # straight, or nearly
 
 
+def looks_of_each(images):
+    """Of each image how rough it is, and how much of it is plain, far from the median, or at the ends of its range."""
+    measures = (neighbour_correlation, flat_share, ink_share, extreme_share, evenness)
+    return torch.tensor([[measure(image[None]) for measure in measures] for image in images])
+
+
+def test_programs_differ_from_one_another_more_than_the_images_of_any_other_generator():
+    """By the volume that images take up in the space of their looks, with nothing added to them."""
+    volume = {}
+    for name in [name for name in NAMES if name != "mix"]:
+        looks = looks_of_each(clean(name, 150, (1, 48, 48)))
+        volume[name] = float(torch.logdet(torch.cov(looks.T) + 1e-4 * torch.eye(looks.shape[1])))
+    assert max(volume, key=volume.get) == "shaders", volume
+    assert len({tuple(row) for row in looks_of_each(clean("shaders", 40, (1, 48, 48))).round(decimals=3).tolist()}) > 35
+
+
+def test_an_expression_that_comes_out_constant_is_replaced():
+    plain = torch.arange(12.0).reshape(3, 4)
+    assert standard(torch.full((3, 4), 7.0), plain) is plain
+    found = standard(plain * 5 + 2, plain)
+    assert (float(found.mean()), float(found.std(correction=0))) == pytest.approx((0, 1), abs=1e-6)
+    assert float(standard(torch.eye(100), plain).max()) == 4  # nothing is further off
+
+
+def test_a_triangle_wave_is_folded():
+    values = torch.linspace(-9, 9, 361)
+    expected = torch.asin(torch.sin(values.double() * math.pi / 2)) * 2 / math.pi
+    assert torch.allclose(fold(values).double(), expected, atol=1e-5)
+
+
+def test_programs_may_be_simpler():
+    size = (1, 64, 64)
+    plain = make_images("shaders", 24, size, 1, {"shading": 0, "noise": 0, "warps": 0, "depth": 0})
+    assert not torch.isclose(plain, clean("shaders", 24, size)).all((1, 2, 3)).any()
+    assert neighbour_correlation(plain) > neighbour_correlation(clean("shaders", 24, size))
+
+
 def test_generators_differ_from_one_another():
     looks = {}
     for name in NAMES:
@@ -327,6 +365,8 @@ def test_a_users_generator_that_returns_something_else_is_refused(tmp_path, resu
         ("mosaic", {"waves": 0.1}),
         ("mosaic", {"bend": -0.1}),
         ("pink", {"contrast": 1.5}),
+        ("shaders", {"depth": 7}),
+        ("shaders", {"warps": -1}),
         ("noise", {"shading": -1}),
         ("pink", {"colour": 1}),
     ],

@@ -288,7 +288,7 @@ def test_a_part_of_a_folder_is_never_shown(tmp_path):
     source = ImageSource.of(folder)
     held = source.held_out()
     assert (held.folder, held.most(640), held.most(10)) == (True, 64, 10)
-    shown = set().union(*(levels(source.draw(300, (1, 8, 8), seed)) for seed in range(3)))
+    shown = set().union(*(levels(source.draw(192, (1, 8, 8), seed)) for seed in range(3)))
     kept_back = levels(held.draw(64, (1, 8, 8), 0))
     assert (len(shown), len(kept_back), shown & kept_back) == (192, 64, set())
     few = folder_of(tmp_path / "few", 255)

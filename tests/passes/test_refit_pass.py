@@ -73,8 +73,8 @@ def test_smaller_images_where_the_user_says_so():
     size = (3, 64, 64)
     work = grafted(taught(Straight, size), lambda: Straight(((12, 5), (16, 3))), size=size)
     seen = set()
-    for network in (work.source, work.target):
-        network.module.register_forward_pre_hook(lambda _m, given: seen.add(tuple(given[0].shape[1:])))
+    for each in (work.source, work.target):
+        each.module.register_forward_pre_hook(lambda _m, given: seen.add(tuple(given[0].shape[1:])))
     report = Refit(**SMALL, side=40)(work)
     assert seen == {(3, 40, 40)}
     assert report["layers"]
