@@ -44,10 +44,10 @@ class Rows(Protocol):
 
 def gathered(pieces: Iterable[tuple[Tensor, Tensor]], *, intercept: bool) -> Rows:
     """(x, y) by batch as a regression needs them: as sums, or where x is too wide for these as few rows."""
-    found: Moments | FewRows | None = None
+    found: SecondMoments | FewRows | None = None
     for x, y in pieces:
         if found is None:
-            found = (Moments if x.shape[1] <= MOST_FEATURES else FewRows)(intercept)
+            found = (SecondMoments if x.shape[1] <= MOST_FEATURES else FewRows)(intercept)
         found.add(x, y)
     if found is None:
         raise ValueError("a regression needs rows")
@@ -109,7 +109,7 @@ def with_spread(solution: Fit, rows: Rows, most: float = 4.0) -> Fit:
 
 
 @dataclass
-class Moments:
+class SecondMoments:
     """Sums of x x', x y' and y^2 in double precision.
 
     They are about the means of the first batch, for what is left of two large numbers is noise: where activations vary
