@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from netgraft.architecture.graph import Shape
 from netgraft.errors import PlanError
 from netgraft.operators._checks import computable, positive
 
@@ -38,6 +39,10 @@ class Dct:
         positive(self.size)
         if self.keep not in ("constant", "energy"):
             raise ValueError(f"keep is constant or energy: {self.keep}")
+
+    def in_words(self, before: Shape, after: Shape) -> str:  # noqa: ARG002
+        """As the shapes stand beside it, only what is done to them."""
+        return "low frequencies" if self.keep == "constant" else "low frequencies, sum of squares"
 
     def __call__(self, weight: Tensor) -> Tensor:
         shape = tuple(weight.shape)

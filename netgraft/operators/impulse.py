@@ -22,15 +22,16 @@ class Impulse:
     """Set some rows to queries or keys by which each token of a grid reads the token one tap away.
 
     With X [n, d] sinusoidal positions behind a norm, H [n, n] the impulse (1 where token j is token i plus the tap),
-    C the centring over keys, and r rows, the queries Q and keys K [r, d] minimise
+    each of its rows less its mean, and r rows, the queries Q and keys K [r, d] minimise
 
-        || X Q^T K (C X)^T - H C ||_F,    rank r,
+        || X Q^T K X^T - H ||_F,    rank r,
 
-    in closed form: with X = A D B^T and C X = E F G^T on the directions that count, and U S V^T the best rank-r
-    approximation of A^T H E, Q^T = B D^-1 U S^(1/2) R and K^T = G F^-1 V S^(1/2) R. R has random orthonormal rows, so
-    that no row of Q and K is zero, and cancels. A number for each token i that is the same for all j does nothing in a
-    softmax, hence C. Last, both are scaled so that the logit of the tap is on average ``sharpness`` above the mean of
-    all logits of its token. After Zheng et al. (arXiv:2404.01139), who fit Q and K through the softmax by Adam.
+    in closed form: with X = A D B^T on the directions that count, and U S V^T the best rank-r approximation of
+    A^T H A, Q^T = B D^-1 U S^(1/2) R and K^T = B D^-1 V S^(1/2) R. R has random orthonormal rows, so that no row of Q
+    and K is zero, and cancels. A softmax does not see a row's mean; without one a token in front of the grid, whose
+    key is zero, draws no more than an average token. Last, both are scaled so that the logit of the tap is on average
+    ``sharpness`` above the mean of all logits of its token. After Zheng et al. (arXiv:2404.01139), who fit Q and K
+    through the softmax by Adam.
     """
 
     fate: ClassVar[str] = "set"
@@ -82,16 +83,15 @@ def _both(
 ) -> tuple[Tensor, Tensor]:
     """[width, rank] each: queries and keys, transposed."""
     tokens = normed(sinusoids(side, width, temperature), centred)
-    wanted = shift(side, tap)
-    read, to_queries = _directions(tokens)
-    seen, to_keys = _directions(tokens - tokens.mean(0))
-    left, right = factors(read.T @ wanted @ seen, rank)
+    impulse = shift(side, tap)
+    read, made_of = _directions(tokens)
+    left, right = factors(read.T @ (impulse - impulse.mean(1, keepdim=True)) @ read, rank)
     generator = torch.Generator().manual_seed(seed)
     turn = torch.linalg.qr(torch.randn(rank, left.shape[1], generator=generator, dtype=torch.float64))[0].T
-    queries, keys = to_queries @ left @ turn, to_keys @ right @ turn
+    queries, keys = made_of @ left @ turn, made_of @ right @ turn
     logits = tokens @ queries @ keys.T @ tokens.T
-    inside = wanted.sum(1) > 0
-    above = ((logits * wanted).sum(1) - logits.mean(1))[inside].mean()
+    inside = impulse.sum(1) > 0
+    above = ((logits * impulse).sum(1) - logits.mean(1))[inside].mean()
     root = (sharpness / (scale * above)).sqrt()
     return queries * root, keys * root
 

@@ -77,9 +77,9 @@ class Rewriting:
     def clear_bias(self, name: str, rows: Iterable[int], why: str) -> None:
         """No bias for these outputs of a layer."""
         bias = self.graph.layers[name].tensors.get("bias")
-        for start, count in index_map.runs(sorted(set(rows))) if bias is not None else ():
-            options = {"dim": 0, "start": start, "count": count, "factor": 0.0}
-            self.set_table(bias.key if bias else "", Step("scale-part", options), why)
+        if bias is not None:
+            runs = [list(run) for run in index_map.runs(sorted(set(rows)))]
+            self.set_table(bias.key, Step("fill", {"value": 0.0, "rows": runs}), why)
 
     def set_table(self, key: str, step: Step, why: str) -> None:
         """A step on a tensor by its key."""

@@ -34,9 +34,9 @@ class Structured:
       sinusoidal positions products are sums of a function of the columns and one of the rows, so that the tap's row and
       column of the grid get half of its logit each; the softmax does the rest.
     - A rotation spreads what was fitted over all channels of a head, so that none begins at zero.
-    - Tokens in front of the grid (the paper's networks have none) get zeros as positions, and are not aimed at.
+    - Tokens in front of the grid (the paper's networks have none) get zeros as positions; no head aims at them.
     - Biases of queries and keys become zero.
-    - Only learned positions on a square grid of at least 3 x 3 tokens, added to a stream that is then only added to and
+    - Only learned positions on a square grid of at least 3 x 3 tokens and 24 channels, added to a stream that is then only added to and
       normalised: what moves or scales tokens otherwise (windows, rotary positions) is left.
     """
 
@@ -56,8 +56,8 @@ class Structured:
         known, left = known_attentions(target)
         streams = find_token_streams(target)
         if not any(known_attentions(target, stream.attentions)[0] for stream in streams):
-            lacking = ["no learned positions on a square grid, in a stream that is only added to and normalised"]
-            raise refuse("structured", [*left.values(), *(lacking if known else ())])
+            lacking = "no learned positions on a grid of 3 x 3 tokens or more, in a plain stream of 24 channels or more"
+            raise refuse("structured", [*left.values(), *([lacking] if known else [])])
         return Pairing((), left)
 
     def plan(self, task: Task) -> Draft:

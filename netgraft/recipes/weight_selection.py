@@ -8,7 +8,6 @@ from typing import Literal
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
 from netgraft.plan import Move, Pairing, Step, moves_to
-from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import copy_all, same_backbone
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
@@ -41,10 +40,11 @@ class WeightSelection(LayerOptions):
     seed: int = field(default=0, metadata={"help": "draws the random ones"})
 
     def pair(self, source: LayerGraph, target: LayerGraph) -> Pairing:
-        """All layers one to one where the backbones are the same, else what the matcher says, with norms."""
+        """All layers one to one where the backbones are the same, else what the matcher says."""
         if (same := self._same(source, target)) is not None:
             return same
-        return with_norms(plugins.create("matchers", self.matcher, {})(source, target), source, target)
+        pairing: Pairing = plugins.create("matchers", self.matcher, {})(source, target)
+        return pairing
 
     def plan(self, task: Task) -> Draft:
         """Copies of one and the same backbone, else of every tensor of a pair what fits."""
