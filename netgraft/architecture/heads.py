@@ -58,7 +58,9 @@ def find_head_rows(graph: LayerGraph, attention: Attention) -> HeadRows | str:
         return "what lies between queries, keys and values is not plain, or heads share keys"
     projection, columns = _projection(graph, attention, len(values))
     return HeadRows(
-        *(_cut(rows, attention.heads) for rows in (queries, keys, values)),
+        queries=_cut(queries, attention.heads),
+        keys=_cut(keys, attention.heads),
+        values=_cut(values, attention.heads),
         scale=between * one * other,
         projection=projection,
         columns=_cut(columns, attention.heads),

@@ -88,7 +88,7 @@ class Front(LayerOptions):
             places = _tables.resize(task.source, task.target, source_layer, target_layer, partner, slot).steps
         cut: tuple[Step, ...] = ()
         if before != after:
-            options = {"size": list(after), "keep": self.keep}
+            options: dict[str, object] = {"size": list(after), "keep": self.keep}
             options |= {"floor": True} if slot is target_layer.tensors.get("running_var") else {}
             cut = (Step("dct", options),)
         return (*laid.before, *places, *cut, *laid.after)

@@ -36,8 +36,8 @@ class Structured:
     - A rotation spreads what was fitted over all channels of a head, so that none begins at zero.
     - Tokens in front of the grid (the paper's networks have none) get zeros as positions; no head aims at them.
     - Biases of queries and keys become zero.
-    - Only learned positions on a square grid of at least 3 x 3 tokens and 24 channels, added to a stream that is then only added to and
-      normalised: what moves or scales tokens otherwise (windows, rotary positions) is left.
+    - Only learned positions on a square grid of at least 3 x 3 tokens and 24 channels, added to a stream that is then
+      only added to and normalised: what moves or scales tokens otherwise (windows, rotary positions) is left.
     """
 
     size: int = field(default=3, metadata={"help": "side of the filters that taps are drawn from, odd"})
