@@ -30,17 +30,10 @@ def queries_of(graph: LayerGraph, product: str) -> Queries | None:
 
     Followed back through reshapes, numbers, and the choice of one of q, k, v; None where something else lies between.
     """
-    node = graph.by_id[product]
-    if node.op == "scaled_dot_product_attention":
-        first = graph.by_id[str(node.facts["args"][0]).removeprefix("%")]
-        given = node.facts.get("scale")
-        scale = 1 / sqrt(first.shape[-1]) if given is None else given
-    elif node.op in PRODUCTS and len(node.inputs) == 2:
-        first, scale = graph.by_id[node.inputs[0]], _until_softmax(graph, node)
-    else:
+    scale = logit_scale(graph, product)
+    if scale is None:
         return None
-    if not isinstance(scale, float):
-        return None
+    first = graph.by_id[graph.by_id[product].inputs[0]]
     part, parts, current = 0, 1, first
     split: Node | None = None  # the last reshape seen: the one that the layer's output goes through
     while current.op != "layer":
@@ -61,7 +54,7 @@ def queries_of(graph: LayerGraph, product: str) -> Queries | None:
             continue
         if len(current.inputs) != 1:
             return None
-        if (number := _number(current)) is not None:
+        if (number := factor(current)) is not None:
             scale *= number
         elif current.op not in PASSES:
             return None
@@ -77,20 +70,30 @@ def queries_of(graph: LayerGraph, product: str) -> Queries | None:
     return Queries(layer.name, part * rows, rows, scale)
 
 
-def _until_softmax(graph: LayerGraph, product: Node) -> float | None:
-    """What the products are multiplied by on their way to the softmax; None if they do not plainly go there."""
+def logit_scale(graph: LayerGraph, product: str) -> float | None:
+    """What the products of queries and keys are multiplied by on their way to the softmax.
+
+    None if they do not plainly go there.
+    """
+    node = graph.by_id[product]
+    if node.op == "scaled_dot_product_attention":
+        given = node.facts.get("scale")
+        given = 1 / sqrt(graph.by_id[node.inputs[0]].shape[-1]) if given is None else given
+        return given if isinstance(given, float) else None
+    if node.op not in PRODUCTS or len(node.inputs) != 2:
+        return None
     scale = 1.0
     masked = False
-    for node in _onwards(graph, product):
-        if node.op in SOFTMAX:
+    for step in _onwards(graph, node):
+        if step.op in SOFTMAX:
             return scale
-        if (number := _number(node)) is not None:
+        if (number := factor(step)) is not None:
             if masked:
                 return None
             scale *= number
-        elif node.op in MASKS:
+        elif step.op in MASKS:
             masked = True
-        elif node.op not in PASSES:
+        elif step.op not in PASSES:
             return None
     return None
 
@@ -102,7 +105,7 @@ def _onwards(graph: LayerGraph, node: Node) -> Iterator[Node]:
         yield node
 
 
-def _number(node: Node) -> float | None:
+def factor(node: Node) -> float | None:
     """The number that a node multiplies its one operand by."""
     args = node.facts.get("args", ())
     if node.op not in ("mul", "div") or len(node.inputs) != 1 or len(args) != 2:

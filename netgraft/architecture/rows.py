@@ -142,6 +142,18 @@ def readers(graph: LayerGraph, call: Node) -> list[Reader]:
     return found
 
 
+def onwards(graph: LayerGraph, start: Node) -> tuple[Node, View]:
+    """Where the output of a node is first read by anything but a single view of it, and what is read there."""
+    node, view = start, View.whole(start.shape)
+    while len(graph.readers[node.id]) == 1:
+        reader = graph.by_id[graph.readers[node.id][0]]
+        after = _viewed(reader, view) if reader.layer is None else None
+        if after is None:
+            return reader, view
+        node, view = reader, after
+    return node, view
+
+
 def rows_of(view: View, shape: Shape, layer: Layer) -> tuple[int, ...]:
     """The rows of the weight that a view of the layer's output has, in the order of the view's axes."""
     axis = layer.out_axis % len(shape)

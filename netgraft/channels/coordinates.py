@@ -8,8 +8,9 @@ are enough for x^2 + y^2, x, y, 1, 0 and a mark on the class token. Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netgraft.architecture.attention import Attention, attentions
 from netgraft.architecture.endings import find_endings
@@ -41,6 +42,7 @@ class TokenStream:
     writers: tuple[Layer, ...]  # kernels whose outputs are added to the stream, or begin it
     attentions: tuple[Attention, ...]  # those whose queries, keys and values read it
     hidden: tuple[Layer, ...]  # other layers that read it, with an activation behind them
+    norm: str  # "layer_norm" or "rms_norm": how it is normalised
 
     @property
     def codes(self) -> range:
@@ -61,6 +63,15 @@ class TokenStream:
         return tuple(dict.fromkeys(key for slot in (*parameters, *slots) for key in slot.keys))
 
 
+class PositionTable(NamedTuple):
+    """A position embedding [.., tokens, channels] of tokens on a square grid."""
+
+    key: str
+    run: Var  # of channels that it lies in
+    side: int  # of the grid, in tokens
+    extra: int  # tokens in front of the grid that it covers
+
+
 def find_token_streams(graph: LayerGraph) -> list[TokenStream]:
     """The streams of ``graph`` that can hold coordinates, with at least one attention that can read them.
 
@@ -73,21 +84,29 @@ def find_token_streams(graph: LayerGraph) -> list[TokenStream]:
     if not attending:
         return found
     groups, usable = find_groups(graph), usable_layers(graph)
-    for node in graph.nodes:
-        position = _position(graph, groups, node)
-        if position is None:
+    for table in position_tables(graph, groups):
+        run = table.run
+        if table.side < LEAST_SIDE or run.size < LEAST_WIDTH:
             continue
-        key, run = position
-        grid = grid_of(node.shape[-2])
-        if grid is None or grid[0] < LEAST_SIDE or any(each.positions == key for each in found):
+        norm = stretch(graph, groups, run, scaled=True)
+        if norm is None:
             continue
-        if run.size < LEAST_WIDTH or stretch(graph, groups, run, scaled=True) is None:
-            continue
-        seen = tuple(each for each in attending if _reads(graph, groups, usable, run, each, grid[0]))
-        stream = _stream(graph, groups, usable, run, key, grid, seen) if seen else None
+        seen = tuple(each for each in attending if _reads(graph, groups, usable, run, each, table.side))
+        stream = _stream(graph, groups, usable, table, norm, seen) if seen else None
         if stream is not None and all(layer.name in usable for layer in stream.writers):
             found.append(stream)
     return found
+
+
+def position_tables(graph: LayerGraph, groups: Groups) -> Iterator[PositionTable]:
+    """The learned tables that are added to tokens which are a square grid, perhaps behind a few others."""
+    seen = set()
+    for node in graph.nodes:
+        position = _position(graph, groups, node)
+        grid = None if position is None else grid_of(node.shape[-2])
+        if position is not None and grid is not None and position[0] not in seen:
+            seen.add(position[0])
+            yield PositionTable(*position, *grid)
 
 
 def _position(graph: LayerGraph, groups: Groups, node: Node) -> tuple[str, Var] | None:
@@ -140,11 +159,11 @@ def _stream(
     graph: LayerGraph,
     groups: Groups,
     usable: Set[str],
-    run: Var,
-    key: str,
-    grid: tuple[int, int],
+    table: PositionTable,
+    norm: str,
     seen: tuple[Attention, ...],
 ) -> TokenStream:
+    run, key = table.run, table.key
     writers, tokens, hidden = [], [], []
     endings = find_endings(graph)
     attending = {name for each in seen for name in (each.query, each.key, each.value)}
@@ -167,7 +186,8 @@ def _stream(
             slot = next(iter(slots.values()))
             if slot.key != key and len(slot.shape) > 1 and _run(groups, slot.key, -1) is run:
                 tokens += [slot.key] if _joins(graph, layer) else []
-    return TokenStream(key, *grid, run.size, tuple(tokens), tuple(writers), seen, tuple(hidden))
+    whole = tuple(tokens), tuple(writers), seen, tuple(hidden)
+    return TokenStream(key, table.side, table.extra, run.size, *whole, norm)
 
 
 def _touches(groups: Groups, key: str, run: Var) -> bool:

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from transfer_quality import cells, finetune, report, scenes, statistics
 from transfer_quality.command import main
 from transfer_quality.domains import DOMAINS, FAMILIES, TARGETS
-from transfer_quality.initialisations import Source, make, parse
+from transfer_quality.initialisations import BASELINES, SOURCELESS, Source, make, parse
 
 from netgraft import plugins
+from netgraft.errors import UsageError
 
 RESNET20, VGG11 = "resnet20-embedded", "vgg11-embedded"
 SEED, SAMPLES = 0, 10
@@ -32,8 +33,9 @@ HELPS = [
     ("grow", RESNET20, "resnet26", 0.3),
     ("auto", RESNET20, "resnet26", 0.3),
 ]
-NO_PROMISE = {"hmt", "same-names", "translate", "almost-equal", "fit-seam"}
-"""The paper's recipe can be worse than training from scratch; these targets share no names, shapes and blocks."""
+NO_PROMISE = {"hmt", *BASELINES, "translate", "almost-equal", "fit-seam"}
+"""The paper's recipe can be worse than training from scratch; these targets share no names, shapes and blocks; the
+baselines are there to be measured against."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,22 @@ def test_a_recipe_that_helps_is_ahead_of_its_control(cache, init, source, target
     made, control = (initialisation(cache, text, source, target) for text in (init, f"{init}@shuffled"))
     assert made.sha256 != control.sha256
     assert probe(cache, target, made.tensors) > probe(cache, target, control.tensors) + lead
+
+
+@pytest.mark.parametrize("init", sorted(set(BASELINES) - {"same-names"}))  # these have no names in common
+def test_every_baseline_is_made_or_refused(cache, init):
+    """What makes attention reads no source, and refuses a convolutional net."""
+    source = None if init in SOURCELESS else Source.parse(VGG11)
+    assert parse(init).needs_source == (init not in SOURCELESS)
+    if init in SOURCELESS:
+        made = make(cache, "glyphs", source, "vit", parse(init), steps=0)
+        scratch = finetune.fresh("glyphs", "vit", {}, SEED).state_dict()
+        state = finetune.fresh("glyphs", "vit", made.tensors, SEED).state_dict()
+        assert not torch.equal(state["blocks.0.attn.qkv.weight"], scratch["blocks.0.attn.qkv.weight"])
+        with pytest.raises(UsageError, match="sets how a network attends"):
+            make(cache, "glyphs", source, "plainnet5", parse(init), steps=0)
+    else:
+        assert make(cache, "glyphs", source, "plainnet5", parse(init), steps=0).tensors
 
 
 def test_training_is_reproducible(cache):

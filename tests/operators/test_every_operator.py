@@ -23,9 +23,16 @@ OPERATORS = {
         [({"keys": ["other"], "dim": 1}, (4, 12, 3, 3)), ({"keys": ["other"]}, (8, 6, 3, 3))],
     ),
     "cyclic": ({"dim": 1, "size": 6}, [({"dim": 0, "size": 9}, (9, 6, 3, 3)), ({"dim": -3, "size": 2}, (4, 2, 3, 3))]),
+    "dct": (
+        {"size": SHAPE},
+        [
+            ({"size": [6, 3, 5, 3]}, (6, 3, 5, 3)),
+            ({"size": [4, 6, 3, 7], "keep": "energy", "floor": True}, (4, 6, 3, 7)),
+        ],
+    ),
     "deflate": (None, [({"dim": 2}, (4, 6, 3)), ({"dim": -1}, (4, 6, 3))]),
     "dirac": (None, [({}, SHAPE)]),
-    "fill": (None, [({"value": 0.5}, SHAPE), ({"value": 0}, SHAPE)]),
+    "fill": (None, [({"value": 0.5}, SHAPE), ({"value": 0}, SHAPE), ({"value": 2, "rows": [[1, 2]]}, SHAPE)]),
     "flatten": ({"dim": 1, "ndim": 1}, [({"dim": 1, "ndim": 3}, (4, 54)), ({"dim": -2, "ndim": 2}, (4, 6, 9))]),
     "fold": (
         {"dim": 1, "index": [(0, 6)]},
@@ -52,6 +59,13 @@ OPERATORS = {
             ({"dim": -3, "heads": 2, "size_from": 3, "size_to": 2, "queries": [[1, 1]], "exponent": 1}, (4, 4, 3, 3)),
         ],
     ),
+    "impulse": (
+        None,
+        [
+            ({"rows": [[2, 2], [0, 1]], "half": "query", "side": 3, "tap": [0, 1], "scale": 0.5}, SHAPE),
+            ({"rows": [[1, 3]], "half": "key", "side": 3, "tap": [-1, 0], "scale": 0.5, "dim": -3}, SHAPE),
+        ],
+    ),
     "in-chans": ({"size": 6}, [({"size": 1}, (4, 1, 3, 3)), ({"size": 8}, (4, 8, 3, 3))]),
     "inflate": (None, [({"size": 5}, (4, 6, 5, 3, 3)), ({"size": 4, "dim": -1, "mode": "centre"}, (4, 6, 3, 3, 4))]),
     "labels": (
@@ -59,6 +73,13 @@ OPERATORS = {
         [
             ({"index": [[-1, 2], [4, 2], [0, 3]], "dim": 1}, (4, 7, 3, 3)),
             ({"index": [[-1, 1], [1, 2]], "fill": "mean", "dim": -1}, SHAPE),
+        ],
+    ),
+    "near-diagonal": (
+        None,
+        [
+            ({"rows": [[2, 2], [0, 1]], "half": "left", "alpha": 0.7, "beta": 0.7, "seed": 3}, SHAPE),
+            ({"rows": [[1, 4]], "half": "right", "alpha": 0.4, "beta": -0.4, "seed": 3, "dim": -3}, SHAPE),
         ],
     ),
     "overlay": (
@@ -127,6 +148,11 @@ OPERATORS = {
         {"dim": 1, "size": 6},
         [({"dim": 1, "size": 15}, (4, 15, 3, 3)), ({"dim": -4, "size": 9, "rest": "zero"}, (9, 6, 3, 3))],
     ),
+    "sincos": (None, [({"side": 1, "prefix": 2}, SHAPE), ({"side": 1, "prefix": 2, "temperature": 10}, SHAPE)]),
+    "subset": (
+        {"dim": 1, "size": 6},
+        [({"dim": 1, "size": 4}, (4, 4, 3, 3)), ({"dim": -4, "size": 3, "mode": "random", "seed": 2}, (3, 6, 3, 3))],
+    ),
     "tap-sum": (None, [({}, (4, 6, 1, 1)), ({"axes": 1}, (4, 6, 3, 1))]),
     "to-dense": ({"groups": 1}, [({"groups": 2}, (4, 12, 3, 3)), ({"groups": 4}, (4, 24, 3, 3))]),
     "to-grouped": ({"groups": 1}, [({"groups": 2}, (4, 3, 3, 3))]),
@@ -140,7 +166,8 @@ OPERATORS = {
 }
 CHANGES = [(name, options, shape) for name, (_, cases) in OPERATORS.items() for options, shape in cases]
 IDENTITIES = {name: options for name, (options, _) in OPERATORS.items() if options is not None}
-REFUSE_EMPTY = {"concatenate", "fold-norm", "overlay", "rank-one", "regroup-norm", "scale-rows", "weight-norm"}
+REFUSE_EMPTY = {"concatenate", "dct", "fold-norm", "impulse", "near-diagonal", "overlay", "rank-one", "regroup-norm"}
+REFUSE_EMPTY |= {"scale-rows", "weight-norm"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL_TYPES = [*FLOATS, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
@@ -301,10 +328,24 @@ def test_flatten_undoes_unflatten():
         ("unflatten", {"dim": 0, "shape": []}),
         ("unflatten", {"dim": 0, "shape": [-1, 2]}),
         ("bicubic", {"size": []}),
+        ("dct", {"size": [4, 0, 3, 3]}),
+        ("dct", {"size": [4, 6, 3, 5], "keep": "mean"}),
+        ("impulse", {"rows": [[0, 2]], "half": "left", "side": 3, "tap": [0, 1], "scale": 1}),
+        ("impulse", {"rows": [[0, 2]], "half": "key", "side": 3, "tap": [0, 3], "scale": 1}),
+        ("impulse", {"rows": [[0, 2]], "half": "key", "side": 1, "tap": [0, 0], "scale": 1}),
+        ("impulse", {"rows": [[0, 2]], "half": "key", "side": 3, "tap": [0, 1], "scale": 0}),
+        ("impulse", {"rows": [[-1, 2]], "half": "key", "side": 3, "tap": [0, 1], "scale": 1}),
+        ("near-diagonal", {"rows": [[0, 2]], "half": "query", "alpha": 1, "beta": 1, "seed": 0}),
+        ("near-diagonal", {"rows": [[-1, 2]], "half": "left", "alpha": 1, "beta": 1, "seed": 0}),
+        ("sincos", {"side": 0}),
+        ("sincos", {"side": 2, "temperature": 1}),
+        ("subset", {"dim": 0, "size": 0}),
+        ("subset", {"dim": 0, "size": 2, "mode": "last"}),
         ("bilinear-gain", {"size": [0]}),
         ("bilinear-gain", {"size": [5, 5], "preserve": "mean"}),
         ("centre", {"size": [0, 3]}),
         ("fill", {"value": "zero"}),
+        ("fill", {"value": 0, "rows": [[-1, 2]]}),
         ("fold", {"dim": 0, "index": [[0, 2], [3, 2]]}),
         ("fold", {"dim": 0, "index": [[0, 3], [-1, 1]]}),
         ("fold-norm", {}),
@@ -383,6 +424,12 @@ def test_impossible_options_are_refused(name, options):
         ("stretch-columns", {"dim": 1, "size": 4}),
         ("stretch-norm", {"dim": 1, "size": 4}),
         ("stretch-rows", {"dim": 1, "size": 4}),
+        ("dct", {"size": [4, 6, 3]}),
+        ("fill", {"value": 0, "rows": [[3, 2]]}),
+        ("impulse", {"rows": [[2, 3]], "half": "key", "side": 3, "tap": [0, 1], "scale": 1}),
+        ("near-diagonal", {"rows": [[2, 3]], "half": "left", "alpha": 1, "beta": 1, "seed": 0}),
+        ("sincos", {"side": 2}),
+        ("subset", {"dim": 1, "size": 7}),
         ("to-dense", {"groups": 3}),
         ("to-grouped", {"groups": 3}),
         ("to-grouped", {"groups": 4}),
@@ -396,10 +443,14 @@ def test_a_step_that_does_not_fit_says_both_shapes(name, options):
         applied(weight(), name, options)
 
 
-COMPUTING = "bicubic bilinear bilinear-gain deflate fold fold-norm in-chans pi-resize positions rank-one relative-table"
+COMPUTING = (
+    "bicubic bilinear bilinear-gain dct deflate fold fold-norm in-chans pi-resize positions rank-one relative-table"
+)
 
 
-@pytest.mark.parametrize("name", [*COMPUTING.split(), "scale", "scale-part", "share", "tap-sum"])
+@pytest.mark.parametrize(
+    "name", [*COMPUTING.split(), "impulse", "near-diagonal", "scale", "scale-part", "share", "sincos", "tap-sum"]
+)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 def test_operators_that_compute_refuse_what_is_not_a_float(name, dtype):
     _, [(options, _), *_] = OPERATORS[name]

@@ -14,5 +14,7 @@ cache folder, written as soon as it is known; what is there is not run again unl
 
 An initialisation is written ``RECIPE[:OPTION=VALUE,...][@CONTROL]``: any of netgraft's recipes, or ``scratch`` (the
 target's own), or ``upper`` (the target pretrained on the source's task as long as the source was: the upper bound).
-The controls: ``@shuffled`` permutes each of the source's tensors, ``@untrained`` takes the source's random weights.
+``mimetic`` and ``structured`` make attention alone and read no source: they run once for each target, and refuse those
+without attention. The controls: ``@shuffled`` permutes each of the source's tensors, ``@untrained`` takes the source's
+random weights.
 """

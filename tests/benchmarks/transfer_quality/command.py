@@ -9,8 +9,10 @@ from pathlib import Path
 from transfer_quality import __doc__ as about
 from transfer_quality import cells, report
 from transfer_quality.domains import DOMAINS, TARGETS
+from transfer_quality.initialisations import BASELINES
 
 SOURCES = ("resnet20-0", "vgg11-0", "vit-0", "resnet20-1", "vgg11-1", "vit-1")
+INITS = ["scratch", *BASELINES, "hmt", "hmt@shuffled", "upper"]
 CACHE = Path(".netgraft-benchmark")
 
 
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--domain", choices=[*DOMAINS, "all"], default="glyphs")
     run.add_argument("--sources", nargs="+", default=SOURCES, help="FAMILY-SEED or FAMILY-embedded")
     run.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    run.add_argument("--inits", nargs="+", default=["scratch", "hmt", "hmt@shuffled", "upper"], metavar="INIT")
+    run.add_argument("--inits", nargs="+", default=INITS, metavar="INIT")
     run.add_argument("--samples", type=_numbers, default=[10], metavar="5,10,50", help="images per class")
     run.add_argument("--seeds", type=int, default=5, help="how many fine-tuning seeds")
     run.add_argument("--steps", type=int, default=1000, help="of pretraining, for sources and upper bounds alike")

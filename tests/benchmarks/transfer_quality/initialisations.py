@@ -24,6 +24,10 @@ from transfer_quality import pretrain
 from transfer_quality.domains import DOMAINS, EMBEDDED, FAMILIES, TARGETS, Domain
 from transfer_quality.rival import iatransfer
 
+BASELINES = ("same-names", "weight-selection", "front", "mimetic", "structured")
+"""Recipes that are there to be measured against."""
+SOURCELESS = ("mimetic", "structured")
+"""Of these the ones that read nothing of a source: they are made once for each target."""
 CONTROLS = ("shuffled", "untrained")
 OUTSIDE = ("cli", "report", "score", "data", "finetune")  # of netgraft: does not change what a transfer writes
 PATTERN = re.compile(r"(?P<recipe>[^:@]+)(:(?P<options>[^@]*))?(@(?P<control>\w+))?")
@@ -40,7 +44,7 @@ class Spec:
 
     @property
     def needs_source(self) -> bool:
-        return self.recipe not in ("scratch", "upper")
+        return self.recipe not in ("scratch", "upper", *SOURCELESS)
 
 
 def parse(text: str) -> Spec:
@@ -106,8 +110,12 @@ def make(
         return Made({}, digest(pretrain.build(domain, reference, source=False, seed=0).state_dict()), 0.0)
     if spec.recipe == "upper":
         return _read(pretrain.pretrained(cache, domain, f"target-{target}", reference, 0, steps))
-    assert source is not None
-    weights = source.weights(cache, domain_name, spec.control, steps)
+    if spec.recipe in SOURCELESS:
+        source = Source(next(iter(FAMILIES)), "0")  # any: its weights are not read
+        weights = source.weights(cache, domain_name, "untrained", steps)
+    else:
+        assert source is not None
+        weights = source.weights(cache, domain_name, spec.control, steps)
     trained = "" if source.seed == "embedded" else f"-{steps}"
     stem = re.sub(r"[^\w=.,@-]", "_", f"{source}{trained}--{target}--{spec.text}")
     folder = cache / domain_name / "initialisations"
