@@ -16,7 +16,7 @@ Choice = Literal["any", "statistics"]
 
 
 def draw(
-    stage: Stage, count: int, held_out: int, *, mixing: Mixing, choose: Choice, candidates: int, batch: int
+    stage: Stage, count: int, held_out: int, seed: int, *, mixing: Mixing, choose: Choice, candidates: int, batch: int
 ) -> tuple[Tensor, dict[str, Any]]:
     """Images to train on and, behind them, others, which are neither chosen nor mixed; and how they were chosen.
 
@@ -25,10 +25,10 @@ def draw(
     """
     report: dict[str, Any] = {}
     if choose == "any":
-        drawn = stage.images(count + held_out, seed=1)
+        drawn = stage.images(count + held_out, seed)
     else:
         check_has_statistics(stage)
-        drawn = stage.images(count * candidates + held_out, seed=1)
+        drawn = stage.images(count * candidates + held_out, seed)
         of = len(drawn) - held_out
         found = nearest_to_statistics(stage, drawn[:of], count, batch)
         numbers = {"departure": found.of_chosen, "departure_of_all": found.of_all}

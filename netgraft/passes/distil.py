@@ -2,31 +2,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netgraft.architecture.cost import distil_images
-from netgraft.architecture.graph import Layer, LayerGraph
-from netgraft.channels.index_map import NEW
-from netgraft.channels.layout import axes_of
+from netgraft.architecture.graph import LayerGraph
 from netgraft.data.mixing import Mixing
 from netgraft.errors import NonFiniteWeights, UsageError
 from netgraft.models.batch_norm import batch_norms, recalibrating
-from netgraft.models.running import find_submodule
 from netgraft.passes._drawing import Choice, choice_lines, draw
+from netgraft.passes._learner import Learner
 from netgraft.passes.protocol import Stage
-from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.plan import DISTILLED, Pairing
 
 HELD_OUT = 256
 EVERY = 0.5
 """Seconds between two lines of progress."""
+FULL = 0.1
+"""The share of the steps that are on images of full size, where the others are on smaller ones."""
 CLOSING = 10
 """Where steps are cut short, one for so many that were taken brings the learning rate to zero."""
 
@@ -51,6 +49,13 @@ class Distil:
 
     spare: Literal["nothing", "copied"] = field(
         default="nothing", metadata={"help": "copied: what was copied as it is stays so, statistics included"}
+    )
+    side: int | None = field(
+        default=None,
+        metadata={
+            "help": f"pixels that images are shrunk to for all but the last {FULL:.0%} of the steps, of convolutional "
+            "networks; none: full size"
+        },
     )
     mixing: Mixing = field(
         default="none",
@@ -108,38 +113,48 @@ class Distil:
 
     def __call__(self, stage: Stage) -> dict[str, Any]:
         """Train the stage's target; steps, loss, and how often it agrees with the source on images it has not seen."""
-        count = max(distil_images(stage.source.image_size, self.images), self.batch)
-        held_out = min(HELD_OUT, count)
-        drawn, chosen = draw(
-            stage,
-            count,
-            held_out,
-            mixing=self.mixing,
-            choose=self.choose,
-            candidates=self.candidates,
-            batch=self.batch,
-        )
-        stage.progress(f"asking {stage.source.model.name} about {count} images")
-        answers = _answers(stage, drawn, self.batch)
-        learner = _Learner(stage, answers.shape[1], self.head)
-        seen, unseen = slice(0, count), slice(count, None)
+        lessons = [self._lesson(stage, 1 if self.side is None else FULL, HELD_OUT, seed=1)]
+        if self.side is not None:
+            lessons.insert(0, self._lesson(stage.shrunk(self.side), 1, 0, seed=11))
+        last = lessons[-1]
+        held_out = len(last.images) - last.seen
+        learner = Learner(stage, last.answers.shape[1], self.head)
+        unseen = last.images[last.seen :], last.answers[last.seen :]
         with learner.prepared() as net:
-            before = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
-            losses, cut = self._train(stage, net, drawn[seen], answers[seen])
+            before = _agreement(stage, net, *unseen, self.batch)
+            losses, cut = self._train(stage, net, lessons)
             with recalibrating(net, self._copied_norms(stage)), torch.no_grad():
-                shown = drawn[seen][:512]
+                shown = last.images[: min(last.seen, 512)]
                 for part in shown.tensor_split(-(-len(shown) // self.batch)):  # of equal size: no batch of one image
                     net(stage.shown(part, stage.target))
-            after = _agreement(stage, net, drawn[unseen], answers[unseen], self.batch)
+            after = _agreement(stage, net, *unseen, self.batch)
         return {
-            "images": count,
+            "images": sum(each.seen for each in lessons),
             "steps": self.steps if cut is None else min(cut + closing(cut), self.steps),
             "cut": cut,
             "loss": {"first": round(losses[0], 4), "last": round(losses[-1], 4)},
             "agreement": {"before": round(before, 3), "after": round(after, 3), "images": held_out},
             "head": learner.what,
-            **chosen,
+            **({"side": self.side} if self.side is not None else {}),
+            **lessons[0].report,
         }
+
+    def _lesson(self, stage: Stage, share: float, held_out: int, seed: int) -> _Lesson:
+        """Images and the source's answers to them: a share of those that are wanted, and some that are held out."""
+        count = max(round(share * distil_images(stage.source.image_size, self.images)), self.batch)
+        held_out = min(held_out, count)
+        images, report = draw(
+            stage,
+            count,
+            held_out,
+            seed,
+            mixing=self.mixing,
+            choose=self.choose,
+            candidates=self.candidates,
+            batch=self.batch,
+        )
+        stage.progress(f"asking {stage.source.model.name} about {len(images)} images")
+        return _Lesson(stage, images, _answers(stage, images, self.batch), count, report)
 
     @staticmethod
     def lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -153,7 +168,7 @@ class Distil:
         )
         yield from choice_lines(report)
 
-    def _train(self, stage: Stage, net: nn.Module, images: Tensor, answers: Tensor) -> tuple[list[float], int | None]:
+    def _train(self, stage: Stage, net: nn.Module, lessons: Sequence[_Lesson]) -> tuple[list[float], int | None]:
         """Losses on the way, and the step at which the end began, if that was before its time."""
         skipped = {
             slot.key for name in stage.plan.pairing.skipped for slot in stage.target.graph.layers[name].tensors.values()
@@ -183,11 +198,12 @@ class Distil:
                     if step >= last:
                         break
                     optimizer.param_groups[0]["lr"] *= (last - step) / (last - step + 1)
-                chosen = torch.randint(len(images), (self.batch,), generator=generator)
-                inputs = stage.shown(images[chosen], stage.target)
+                lesson = lessons[-1 if (cut is not None and step >= cut) or step >= (1 - FULL) * self.steps else 0]
+                chosen = torch.randint(lesson.seen, (self.batch,), generator=generator)
+                inputs = stage.shown(lesson.images[chosen], lesson.stage.target)
                 with low:
                     given = net(inputs)
-                loss = self._loss(given.float(), answers[chosen].to(stage.device))
+                loss = self._loss(given.float(), lesson.answers[chosen].to(stage.device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -234,6 +250,16 @@ def _check_finite(loss: float, step: int, stage: Stage) -> None:
         )
 
 
+class _Lesson(NamedTuple):
+    """What is learned from: images at one size, and what the source says to them."""
+
+    stage: Stage  # at that size
+    images: Tensor
+    answers: Tensor
+    seen: int  # how many of them are learned from: the others are held out
+    report: Mapping[str, Any]
+
+
 def _batches(stage: Stage, images: Tensor, size: int) -> Iterator[Tensor]:
     """Images as the target is shown them."""
     for part in images.split(size):
@@ -262,84 +288,3 @@ def _agreement(stage: Stage, net: nn.Module, images: Tensor, answers: Tensor, si
     """Share of the images that both give the same class first."""
     given = torch.cat([net(batch).argmax(1).cpu() for batch in _batches(stage, images, size)])
     return float((given == answers.argmax(1)).double().mean())
-
-
-class _Learner:
-    """The target with a head for the source's classes."""
-
-    def __init__(self, stage: Stage, classes: int, head: str) -> None:
-        self.stage, self.classes = stage, classes
-        heads = stage.target.graph.heads()
-        module = find_submodule(stage.target.module, heads[0].name) if len(heads) == 1 else None
-        module = None if module is stage.target.module else module
-        if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
-            raise UsageError(
-                f"{stage.target.model.name} has no single linear head that could be exchanged for a while.",
-                where=", ".join(layer.name for layer in heads) or "no layer before the output",
-                hint="Use --recipe refit.",
-            )
-        self.layer, self.module = heads[0], module
-        self.what = head
-        if head == "keep" and heads[0].out_channels != classes:
-            raise UsageError(
-                f"The target's head has {heads[0].out_channels} outputs, and the source {classes} classes.",
-                hint="To keep a head with the source's classes, give the target that many: "
-                f"--target-arg num_classes={classes}",
-            )
-
-    @contextmanager
-    def prepared(self) -> Iterator[nn.Module]:
-        """The network to train; afterwards its own head is back, unless it is to stay."""
-        net, own = self.stage.target.module, self.module
-        temporary = own if self.what == "keep" else self._like(own)
-        self._start(temporary)
-        owner, _, name = self.layer.name.rpartition(".")
-        parent = net.get_submodule(owner)
-        setattr(parent, name, temporary)
-        try:
-            yield net
-        finally:
-            setattr(parent, name, own)
-
-    def _like(self, own: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-        if isinstance(own, nn.Conv2d):
-            return nn.Conv2d(own.in_channels, self.classes, 1).to(self.stage.device)
-        return nn.Linear(own.in_features, self.classes).to(self.stage.device)
-
-    @torch.no_grad()
-    def _start(self, head: nn.Linear | nn.Conv2d) -> None:
-        """The source's classifier where a feature follows one of the source's; small random weights elsewhere."""
-        weight = head.weight
-        weight.mul_(0.1)
-        if head.bias is not None:
-            head.bias.zero_()
-        heads = self.stage.source.graph.heads()
-        if len(heads) != 1 or heads[0].transposed or heads[0].out_channels != self.classes:
-            return
-        if not all("weight" in layer.tensors for layer in (heads[0], self.layer)):  # reparametrised
-            return
-        tensors = dict(self.stage.source.module.state_dict())
-        source_weight = tensors[heads[0].tensors["weight"].key]
-        if source_weight.dim() != weight.dim():
-            source_weight = source_weight.reshape(*source_weight.shape[:2], *[1] * (weight.dim() - 2))
-        index = self._features(heads[0])
-        if index is None or source_weight.dim() != weight.dim() or max(index, default=NEW) >= source_weight.shape[1]:
-            return
-        columns = torch.tensor([i for i, source in enumerate(index) if source != NEW], device=weight.device)
-        sources = torch.tensor([source for source in index if source != NEW], device=weight.device)
-        weight[:, columns] = source_weight[:, sources].to(weight)
-        bias = heads[0].tensors.get("bias")
-        if bias is not None and head.bias is not None:
-            head.bias.copy_(tensors[bias.key])
-
-    def _features(self, source_layer: Layer) -> list[int] | None:
-        """For each feature the target's head reads, the source's behind it."""
-        stage = self.stage
-        pairs = [
-            (stage.source.graph.layers[p.source], stage.target.graph.layers[p.target]) for p in stage.plan.pairing.pairs
-        ]
-        maps = OutputChannels(stage.source.graph, stage.target.graph, pairs, stage.norms).maps
-        source_weight, target_weight = source_layer.tensors["weight"], self.layer.tensors["weight"]
-        a, b = axes_of(maps.source, source_weight)[1], axes_of(maps.target, target_weight)[1]
-        index = maps.index(a, b)
-        return index if index is not None and len(index) == target_weight.shape[1] else None

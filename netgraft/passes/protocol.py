@@ -86,6 +86,24 @@ class Stage:
         """Whether the time that the transfer may take has run out."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    def shrunk(self, side: int | None) -> Stage:
+        """The same with smaller images for both networks; UsageError if one of them does not take them."""
+        small = replace(self, source=self.source.shrunk(side), target=self.target.shrunk(side))
+        for network in (small.source, small.target):
+            if network.image_size != network.shrunk(None).image_size and not self._takes(network):
+                text = "x".join(map(str, network.image_size))
+                hint = "Leave out the side: it is for networks that are convolutional up to a pooling layer."
+                raise UsageError(f"{network.model.name} does not take images of {text}.", hint=hint)
+        return small
+
+    def _takes(self, network: LiveModel) -> bool:
+        try:
+            with torch.no_grad():
+                network.module(torch.zeros(2, *network.image_size, device=self.device))
+        except (Exception, SystemExit):
+            return False
+        return True
+
     def images(self, count: int, seed: int, first: int = 0) -> Tensor:
         """``count`` images in [0, 1] of the source's size, on the CPU, behind the ``first`` ones."""
         self.crops = self.pictures.made_by(first + count)

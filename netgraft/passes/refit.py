@@ -136,8 +136,9 @@ class Refit:
 
     def _batches(self, stage: Stage) -> Batches:
         """Of as many images as fit beside one another; one for four of those that are fitted on is kept aside."""
-        source, target = (network.shrunk(self.side) for network in (stage.source, stage.target))
-        pixels = [prod(small.image_size[1:]) / prod(small.shrunk(None).image_size[1:]) for small in (source, target)]
+        small = stage.shrunk(self.side)
+        source, target = small.source, small.target
+        pixels = [prod(each.image_size[1:]) / prod(each.shrunk(None).image_size[1:]) for each in (source, target)]
         size = batch_size(source.graph, target.graph, self.images, max(pixels))
         aside = max(min(self.images // 4, MOST_ASIDE) // size, 1)
 

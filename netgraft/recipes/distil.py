@@ -40,6 +40,15 @@ class RefitAndDistil(GraftAndRefit):
     gain: float = field(
         default=2.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
     )
+    side: int | None = field(
+        default=None,
+        metadata={
+            "help": "pixels that images are shrunk to for most of the steps, of convolutional networks; none: no"
+        },
+    )
+    cut: int | None = field(
+        default=None, metadata={"help": "step after which the learning rate falls to 0, as where time was up; none: no"}
+    )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
     mixing: Literal["none", "cutmix", "mixup", "both"] = field(
         default="none", metadata={"help": "mix half of the images with the others before the source is asked"}
@@ -87,6 +96,12 @@ class _Steps(Protocol):
     def batch(self) -> int: ...
 
     @property
+    def side(self) -> int | None: ...
+
+    @property
+    def cut(self) -> int | None: ...
+
+    @property
     def keep_head(self) -> bool: ...
 
 
@@ -97,6 +112,8 @@ def learning(target: LayerGraph, wanted: _Steps, **more: object) -> WantedPass:
         "images": wanted.images,
         "lr": (LR / 2 if is_transformer(target) else LR) if wanted.lr is None else wanted.lr,
         "batch": wanted.batch,
+        "side": wanted.side,
+        "cut": wanted.cut,
         "head": "keep" if wanted.keep_head else "temporary",
     }
     return ("distil", options | more)

@@ -26,6 +26,15 @@ class FitSeam(AlmostEqual):
     images: int = field(default=8192, metadata={"help": "synthetic images that the source is asked about"})
     lr: float | None = field(default=None, metadata={"help": "peak learning rate of Adam; none: that of distil"})
     batch: int = field(default=64, metadata={"help": "images per step"})
+    side: int | None = field(
+        default=None,
+        metadata={
+            "help": "pixels that images are shrunk to for most of the steps, of convolutional networks; none: no"
+        },
+    )
+    cut: int | None = field(
+        default=None, metadata={"help": "step after which the learning rate falls to 0, as where time was up; none: no"}
+    )
     keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
 
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from netgraft import plugins
 from netgraft.errors import NonFiniteWeights, UsageError
-from netgraft.passes.distil import Distil, _Learner
+from netgraft.passes._learner import Learner
+from netgraft.passes.distil import Distil
 
 SIZE = (3, 16, 16)
 FAST = {"steps": 60, "images": 256, "batch": 32, "lr": 5e-3}
@@ -77,7 +78,7 @@ def test_a_kept_head_needs_the_source_s_classes():
 
 def test_the_temporary_head_starts_from_the_source_s_classifier():
     work = grafted(source(), wider())
-    learner = _Learner(work, 5, "temporary")
+    learner = Learner(work, 5, "temporary")
     with learner.prepared() as net:
         assert net.head is not learner.module
         assert net.head.weight.shape == (5, 16)
@@ -211,3 +212,34 @@ def test_what_was_copied_can_be_spared(also):
     new |= {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
     assert changed == new | {f"{name}.{part}" for name in also for part in ("weight", "bias")}
     assert report["loss"]["last"] < report["loss"]["first"]
+
+
+def test_smaller_images_for_all_but_the_last_steps():
+    size = (3, 64, 64)
+    work = grafted(taught(lambda: Straight(((8, 3), (12, 3)), 5), size), wider(), size=size)
+    seen, asked = [], []
+    work.target.module.register_forward_pre_hook(
+        lambda net, given: seen.append(given[0].shape[-1]) if net.norms[0].training else None
+    )
+    work.source.module.register_forward_pre_hook(lambda _m, given: asked.append(tuple(given[0].shape[2:])))
+    report = Distil(steps=30, images=100, batch=20, side=40)(work)
+    assert seen[:30] == [40] * 27 + [64] * 3
+    assert set(asked) == {(40, 40), (64, 64)}
+    assert (report["side"], report["images"]) == (40, 100 + 20)
+    assert report["agreement"]["images"] == 20
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Linear(4 * 31 * 31, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().flatten(1))
+
+
+def test_a_network_of_one_size_is_not_shown_another():
+    size = (3, 64, 64)
+    work = grafted(taught(lambda: Straight(((8, 3), (12, 3)), 5), size), Flat, size=size)
+    with pytest.raises(UsageError, match="does not take images of 3x40x40"):
+        Distil(steps=3, images=64, side=40)(work)
