@@ -176,14 +176,16 @@ class Plan:
     def after_passes(self, changed: Collection[str], reports: Sequence[Mapping[str, Any]]) -> Plan:
         """The plan of what was done: of the keys that its passes may change, those that they have changed.
 
-        A pass that reports that it was cut short has that among its options: with these it does the same again.
+        A pass that reports that it was cut short has that among its options, and so has a recipe with such an option:
+        with these they do the same again.
         """
-        passes = []
+        passes, options = [], dict(self.options)
         for each, report in zip(self.passes, reports, strict=True):
             cut = {"cut": report["cut"]} if report.get("cut") is not None else {}
+            options |= cut if "cut" in options and each.fate == DISTILLED else {}
             keys = tuple(key for key in each.keys if key in changed)
             passes.append(replace(each, keys=keys, options={**each.options, **cut}))
-        return replace(self, passes=tuple(passes))
+        return replace(self, passes=tuple(passes), options=options)
 
     @cached_property
     def copied(self) -> frozenset[str]:

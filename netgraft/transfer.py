@@ -10,7 +10,7 @@ Every refusal comes before the first tensor is touched, and nothing is written b
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -49,16 +49,19 @@ LATE = 1.1
 """Times the budget, from when on passes come to an end, which takes them another tenth."""
 
 
-def transfer(request: TransferRequest, *, progress: Progress = lambda _: None) -> Planned:
+def transfer(
+    request: TransferRequest, *, progress: Progress = lambda _: None, stop: Callable[[], bool] = lambda: False
+) -> Planned:
     """Write to ``request.output`` a checkpoint of the target, made from the source's weights; the plan behind it.
 
-    What the plan keeps is the target's own initialisation drawn with ``seed``. The same request gives the same bytes.
+    What the plan keeps is the target's own initialisation drawn with ``seed``. The same request gives the same bytes, if time does not run out; where it does, or
+    once ``stop()`` is true, passes come to an end, nothing more is fitted, and what is there is written.
     Raises CheckFailed, with nothing written, if less than ``fail_under`` percent of the target comes from the source,
     or if the recipe was told to be exact and the receipt is against it.
     """
     if request.output is None:
         raise UsageError("An output is missing.", hint="Say where the checkpoint goes, such as init.safetensors.")
-    job = _Job(request, request.output, progress)
+    job = _Job(request, request.output, progress, stop)
     _load(job)
     _plan(job)
     _read(job)
@@ -75,6 +78,7 @@ class _Job:
     request: TransferRequest
     output: Path
     progress: Progress
+    stop: Callable[[], bool]
     loaded: Loaded = field(init=False)
     planned: Planned = field(init=False)
     inputs: list[Path] = field(init=False)  # files that are read, and must not be written over
@@ -86,17 +90,13 @@ class _Job:
     failed: list[dict[str, Any]] = field(default_factory=list)  # the row of a candidate that could not be proven
     proof: dict[str, Any] | None = None  # the receipt behind a proven candidate
     receipt: dict[str, Any] = field(init=False)
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
-    @property
-    def deadline(self) -> float | None:
-        """When passes are to come to an end, in terms of time.monotonic; None where there is no budget."""
+    def enough(self) -> bool:
+        """Whether passes are to come to an end: the user asks for it, or the budget is spent."""
         recipe = self.loaded.recipe
-        return self.began + 60 * LATE * recipe.budget if isinstance(recipe, HasBudget) else None
-
-    @property
-    def late(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
+        spent = isinstance(recipe, HasBudget) and time.monotonic() > self.began + 60 * LATE * recipe.budget
+        return spent or self.stop()
 
     def parties(self, tensors: Mapping[str, Tensor]) -> tuple[Party, Party]:
         """The source with its weights, the target with these tensors."""
@@ -142,7 +142,7 @@ def _make(job: _Job) -> None:
         return
     candidates, winner = job.planned.candidates, None
     if len(candidates) > 1 and job.measure.ruler is not None:
-        winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure, lambda: job.late)
+        winner, job.candidates = hold(candidates, lambda each: _made(job, each), job.measure, job.enough)
     job.made = decided(winner, job.candidates) if winner is not None else _made(job, job.planned)
     job.candidates = job.failed + job.candidates
     job.planned = job.made.planned
@@ -209,7 +209,7 @@ def _run(job: _Job, planned: Planned) -> Made:
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress,
-        deadline=job.deadline,
+        enough=job.enough,
     )
     changed = {key for key, each in tensors.items() if not torch.equal(each, grafted[key])}
     plan_made = planned.plan.after_passes(changed, reports)

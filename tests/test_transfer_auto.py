@@ -1,6 +1,7 @@
 """The default recipe, end to end: what it takes, why, and what the ledger says of it."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.command_line import run
 
+from netgraft.cli.interruption import OnInterrupt, asked_to_end
 from netgraft.errors import NothingToTransfer
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.embedded.catalogue import weights_path
@@ -399,3 +401,52 @@ def test_an_option_that_the_recipe_lacks(folder):
     assert result.exit_code == 2
     assert "has no option --images" in result.stderr
     assert "--recipe auto" in result.stderr
+
+
+def test_a_budget_is_kept_where_time_runs_faster(folder, monkeypatch):
+    """Of 600 steps as many as there is time for; what the ledger says makes the same bytes without a clock."""
+    target = write(folder)
+    seconds = iter(range(0, 10**6, 2))
+    monkeypatch.setattr("netgraft.transfer.time.monotonic", lambda: float(next(seconds)))
+    file, again = folder / "init.safetensors", folder / "again.safetensors"
+    planned = transfer(TransferRequest(SOURCE, target, file, options={"budget": 2.0}, receipt=False))
+    assert planned.plan.recipe == "distil"
+    assert 0 < planned.plan.options["cut"] < planned.plan.options["steps"]
+    report = next(each for each in read_provenance(file)["passes"] if each["name"] == "distil")
+    assert report["cut"] == planned.plan.options["cut"]
+    assert report["steps"] < 1.25 * 60 * 2.0 / 2  # each step asks for the time once
+    options = {name: value for name, value in planned.plan.options.items() if name != "generator"}
+    transfer(TransferRequest(SOURCE, target, again, recipe="distil", options=options, receipt=False))
+    first, second = load_file(file), load_file(again)
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+
+
+def test_ctrl_c_writes_what_is_there_where_it_is_told_to(folder, monkeypatch):
+    write(folder)
+    step, taken = torch.optim.Adam.step, []
+
+    def pressed(self, *args, **more):
+        taken.append(1)
+        if len(taken) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", pressed)
+    command = ("transfer", SOURCE.reference, "./net.py", "--recipe", "distil", "--set", "steps=200", "--no-receipt")
+    result = run(*command, "-o", "init.safetensors", "--on-interrupt", "write")
+    assert (result.exit_code, len(taken)) == (0, 22)
+    assert "22 steps (cut short)" in result.stdout
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    taken.clear()
+    assert run(*command, "-o", "other.safetensors").exit_code == 130
+    assert not Path("other.safetensors").exists()
+
+
+def test_pressed_twice_it_interrupts():
+    with asked_to_end(OnInterrupt.WRITE) as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netgraft.cli.app import Format, command, write_json, write_lines
+from netgraft.cli.interruption import OnInterrupt, asked_to_end
 from netgraft.cli.options import (
     AllowNonfinite,
     Budget,
@@ -99,6 +100,10 @@ def transfer(
         ),
     ] = None,
     device: Device = "auto",
+    on_interrupt: Annotated[
+        OnInterrupt,
+        typer.Option(help="What Ctrl-C does: stop, or end the pass that is running and write what is there."),
+    ] = OnInterrupt.STOP,
     every_tensor: EveryTensor = False,
     format: OutputFormat = Format.TEXT,
 ) -> None:
@@ -141,8 +146,8 @@ def transfer(
         return
     from netgraft.transfer import transfer as write
 
-    with progress() as say:
-        planned = write(request, progress=say)
+    with progress() as say, asked_to_end(on_interrupt) as stop:
+        planned = write(request, progress=say, stop=stop)
     _show_result(planned, output, every_tensor, format)
 
 

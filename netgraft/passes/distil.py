@@ -191,7 +191,7 @@ class Distil:
         low = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda")
         with torch.enable_grad():
             for step in range(self.steps):
-                if cut is None and step and stage.late:
+                if cut is None and step and stage.enough():
                     cut = step
                 if cut is not None and step >= cut:
                     last = min(cut + closing(cut), self.steps)

@@ -11,13 +11,12 @@ options, with
   JSON-able data.
 
 The smallest one is ``examples/own_pass.py``. Passes are deterministic on a CPU: the same stage gives the same bytes.
-One that may take long looks at ``stage.late``. If it stops early for that, its report says under ``cut`` where, and
+One that may take long asks ``stage.enough()``. If it stops early for that, its report says under ``cut`` where, and
 with an option of that name and value it stops there whatever the time is.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -79,12 +78,7 @@ class Stage:
     prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
     crops: str = ""  # how the images drawn last were made out of fewer pictures, for the ledger
     settled: frozenset[str] = frozenset()  # layers of the target that give what the source does: to be left as they are
-    deadline: float | None = None  # in terms of time.monotonic: from then on a pass comes to an end, and says where
-
-    @property
-    def late(self) -> bool:
-        """Whether the time that the transfer may take has run out."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    enough: Callable[[], bool] = lambda: False  # once this is so a pass comes to an end, and says where
 
     def shrunk(self, side: int | None) -> Stage:
         """The same with smaller images for both networks; UsageError if one of them does not take them."""

@@ -132,7 +132,7 @@ class Refit:
 
     def _enough(self, stage: Stage, done: int, of: int) -> bool:
         stage.progress(f"refitting {stage.target.model.name}: layer {done + 1} of {of}")
-        return done >= self.cut if self.cut is not None else done > 0 and stage.late
+        return done >= self.cut if self.cut is not None else done > 0 and stage.enough()
 
     def _batches(self, stage: Stage) -> Batches:
         """Of as many images as fit beside one another; one for four of those that are fitted on is kept aside."""

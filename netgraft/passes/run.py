@@ -54,7 +54,7 @@ def run_passes(
     seed: int,
     device: str,
     progress: Callable[[str], None],
-    deadline: float | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The target's tensors after the plan's passes, in the order they had, and what each pass reports."""
     if not plan.passes:
@@ -62,7 +62,7 @@ def run_passes(
     where = find_device(device)
     networks = make_networks(source, target, where)
     stage = Stage(plan, *networks, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
-    stage.deadline = deadline
+    stage.enough = enough
     reports = []
     with torch.random.fork_rng(devices=[]), _deterministic():
         for each in plan.passes:
