@@ -122,7 +122,8 @@ def result_lines(result: Result) -> list[str]:
     else:
         lines.append(f"best was chosen on validation images: {result.best['val_top1']:.2f} % of them")
     files = ", ".join(str(result.folder / f"{name}.safetensors") for name in ("best", "last"))
-    return [*lines, "", safe(f"wrote {files}")]
+    shown = [safe(f"wrote {result.pictures[-1]}")] if result.pictures else []
+    return [*lines, "", safe(f"wrote {files}"), *shown]
 
 
 def result_document(result: Result) -> dict[str, Any]:

@@ -81,6 +81,8 @@ TYPED = {
     "lr_fresh": 2.0,
     "val_interval": 2,
     "views": 3,
+    "pictures": 4,
+    "picture_interval": 2,
 }
 """Options of numbers and names, none of them at its default."""
 
