@@ -87,8 +87,11 @@ def test_rows_differ_in_what_they_say_alone(script, tmp_path, monkeypatch):
 
 def test_the_table_is_paired(script):
     rng = np.random.default_rng(0)
-    found = {row: {seed: dict(zip(("accuracy", "seconds", "on_labels"), rng.uniform(20, 80, 3), strict=True))
-                   for seed in seeds} for row, seeds in (("baseline", (0, 1, 2)), ("u", (1, 2)), ("kd", ()))}  # fmt: skip
+    names, seeds_of = ("accuracy", "seconds", "on_labels"), {"baseline": (0, 1, 2), "u": (1, 2), "kd": ()}
+    found = {
+        row: {seed: dict(zip(names, rng.uniform(20, 80, 3), strict=True)) for seed in seeds}
+        for row, seeds in seeds_of.items()
+    }
     for one in found["u"].values():
         one |= {"recons1": 0.25}
     one, other = (np.array([found[row][seed]["accuracy"] for seed in (1, 2)]) for row in ("u", "baseline"))
