@@ -257,8 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     of_table = TABLES[options.table]
-    methods = _chosen(parser, "--methods", options.methods or ",".join(of_table), tuple(of_table))
-    inits = _chosen(parser, "--inits", options.inits, INITS)
+    methods = chosen_names(parser, "--methods", options.methods or ",".join(of_table), tuple(of_table))
+    inits = chosen_names(parser, "--inits", options.inits, INITS)
     try:
         counts = [int(word) for word in options.samples.split(",")]
     except ValueError:
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print((teachers(mine) if "kd" in methods else "") + "\n")
 
 
-def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]) -> list[str]:
+def chosen_names(parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"{option}: unknown {', '.join(unknown)}; there are {', '.join(known)}")

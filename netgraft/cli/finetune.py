@@ -285,6 +285,13 @@ def finetune(
         int, _option("Batches between saved states; 0: at the end of epochs.", metavar="NUMBER", min=0)
     ] = 0,
     tensorboard: Annotated[bool, _option("Write for TensorBoard where it is installed.")] = True,
+    pictures: Annotated[
+        int,
+        _option("Pictures of so many test images, by methods that make any (cetl); 0: none.", metavar="NUMBER", min=0),
+    ] = 8,
+    picture_interval: Annotated[
+        int, _option("Epochs between two of them; 0: after the last one alone.", metavar="NUMBER", min=0)
+    ] = 0,
     cache: Annotated[str | None, _option("Keep the source's features there.", metavar="DIR")] = None,
     resume: Annotated[Resume | None, _option("auto: go on where the folder's run stopped.", metavar="auto")] = None,
     force: Annotated[bool, _option("Replace the run in the folder.", "-f", "--force")] = False,

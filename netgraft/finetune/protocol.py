@@ -75,7 +75,8 @@ be. ``train=False`` is a pass in eval mode, as the network is used in the end; t
 ``run.target(x, params={**run.start, **run.start_buffers}, train=False)``.
 
 What has to be known before the first batch (a Fisher information, prototypes) is computed in an optional method
-``prepare(run, batches, parts)``: see ``Prepares``. ``examples/own_method.py`` is a whole method with it.
+``prepare(run, batches, parts)``: see ``Prepares``. ``examples/own_method.py`` is a whole method with it. What a method
+makes of images can be looked at where it has ``pictures(run, images, parts)``: see ``Shows``.
 """
 
 from __future__ import annotations
@@ -335,4 +336,17 @@ class Prepares(Protocol):
         are those of the first epoch, as often as they are iterated over; all passes are extra ones (rules 5 and 6),
         in train mode unless they say ``train=False``. Results must be the same on all processes (rule 7); those of the
         first one are given to all.
+        """
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A method whose work can be looked at: the engine writes what it makes of test images to ``pictures/``."""
+
+    def pictures(self, run: Run, images: Tensor, parts: Mapping[str, Part]) -> Mapping[str, Tensor]:
+        """Rows of a picture, from top to bottom, by name: each ``[n, C, H, W]``, normalised as ``images`` are.
+
+        ``images`` ``[n, C, H, W]`` are the first of the test images, as networks read them, on the run's device. All
+        parts are in eval mode and nothing has a gradient; pass ``train=False`` to ``run.target``. The first process
+        calls it alone, after an epoch: nothing may be averaged or gathered over processes.
         """

@@ -17,7 +17,7 @@ DtnhScope = Literal["all", "shared", "per-tensor"]
 AmpDtype = Literal["bfloat16", "float16"]
 CropMode = Literal["rrc", "rkrc", "rkrr", "rc"]
 
-FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache")
+FREE = ("out", "workers", "log_interval", "recovery_interval", "tensorboard", "cache", "pictures", "picture_interval")
 """Settings that may differ when a training is resumed: they do not change what is computed."""
 
 
@@ -113,6 +113,8 @@ class TrainingSettings:
     log_interval: int = 50
     recovery_interval: int = 0  # batches between saved states; 0: at the end of every epoch only
     tensorboard: bool = True
+    pictures: int = 8  # of so many test images, by methods that make any; 0: none
+    picture_interval: int = 0  # epochs between two pictures; there is always one after the last. 0: that one alone
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +129,8 @@ class TrainingSettings:
             "lr": 0,
             "lam": 0,
             "lam_decay": 0,
+            "pictures": 0,
+            "picture_interval": 0,
             "seed": 0,
         }
         least_values |= dict.fromkeys(("lr_exact", "lr_refitted", "lr_fresh", "triplet"), 0)

@@ -139,7 +139,8 @@ def result_lines(result: Result) -> list[str]:
         value, mean = result.best[measure], "" if measure == "val_top1" else "mAP "
         lines.append(f"best was chosen on validation images: {mean}{value:.2f} %{'' if mean else ' of them'}")
     files = ", ".join(str(result.folder / f"{name}.safetensors") for name in ("best", "last"))
-    return [*lines, "", safe(f"wrote {files}")]
+    shown = [safe(f"wrote {result.pictures[-1]}")] if result.pictures else []
+    return [*lines, "", safe(f"wrote {files}"), *shown]
 
 
 def result_document(result: Result) -> dict[str, Any]:

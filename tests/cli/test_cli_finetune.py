@@ -88,6 +88,8 @@ TYPED = {
     "triplet_margin": "soft",
     "class_images": 5,
     "retrieval": "cosine",
+    "pictures": 4,
+    "picture_interval": 2,
 }
 """Options of numbers and names, none of them at its default."""
 

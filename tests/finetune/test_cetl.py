@@ -1,5 +1,7 @@
 """CETL: who moves in which stage, on what loss; what the weights are held to; configurations, variants, turns."""
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +14,7 @@ from netgraft.finetune.methods.cetl import CoupledEndToEnd
 from netgraft.finetune.methods.kd import soft_divergence
 from netgraft.finetune.toolbox.shared_decoder import layers_before
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STILL = {"bn": "eval", "target_arg": {"drop": 0.0}}  # the same features in every pass
 ADAPTERS = {"source_adapter", "target_adapter"}
 FIFTEEN = {"epochs": 3}  # steps: five for each stage
@@ -301,3 +304,17 @@ def test_the_decoder_reconstructs_letters(folder):
     losses = [float(update.losses["recons1"].detach()) for *_, update, _ in updates(found, 200)]
     assert len(losses) == 200
     assert sum(losses[-10:]) / 10 < losses[0] / 2
+
+
+def test_a_deep_decoder_reconstructs_letters(folder):
+    """Eight layers, where norms of each image by itself left one picture for all of them."""
+    more = {"target": f"{EXAMPLES / 'few_labels.py'}:VGG9", "target_arg": {"num_classes": 26}, "init": None}
+    more |= {"source": "netgraft:resnet20-glyphs", "source_arg": {}, "source_weights": None, "source_data": None}
+    more |= {"data": "netgraft:glyphs", "samples_per_class": 10, "unlabelled": None, "epochs": 30}  # 16 steps each
+    found = running(folder, config="u", more=more)
+    losses = [float(update.losses["recons1"].detach()) for *_, update, _ in updates(found, 200)]
+    assert len(losses) == 200
+    assert sum(losses[-10:]) / 10 < losses[0] / 2
+    with torch.no_grad():
+        made = images(found, to_device(next(iter(found.prepared.loader.epoch(0))), found.run.device))[0]
+    assert float(made.var(0).mean()) > 0.1, "not one picture for all"

@@ -58,6 +58,18 @@ def test_a_transposed_convolution_alone_gives_the_size_back():
         assert layer.conv(torch.zeros(1, layer.step.inputs, *layer.step.size)).shape[2:] == layer.step.result
 
 
+def test_first_weights_keep_the_size_of_values():
+    """Of He et al. 2015: a place of the output sums so many terms as inputs and kernel give, over the stride."""
+    found = mirror(traced(Odd, (3, 27, 21)), ("stem", "depthwise", "wide", "hidden"), 2000, factor=50)
+    hidden, wide, depthwise, stem = found  # 2000 channels to 600, 400, 400 in 8 groups, 3
+    for layer, terms, gain in ((hidden, 2000, 2), (wide, 600 * 9, 2), (depthwise, 400 / 8, 2), (stem, 400 * 25 / 4, 1)):
+        assert float(layer.conv.weight.detach().std()) == pytest.approx((gain / terms) ** 0.5, rel=0.02)
+        assert not layer.conv.bias.any()
+    x = torch.randn(8, 400, 13, 10)
+    inside = stem.conv(x)[:, :, 4:-4, 4:-4]
+    assert float(inside.detach().var()) == pytest.approx(1, rel=0.2)
+
+
 def test_factor_narrows_all_but_the_ends():
     graph = traced(Odd, (3, 27, 21))
     found = mirror(graph, mirrored_chain(graph)[:3], 12, factor=0.5)

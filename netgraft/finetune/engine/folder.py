@@ -1,5 +1,5 @@
 """The folder of a training: ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``best`` and ``last.safetensors``,
-``state.pt`` to go on from, ``tensorboard/`` where TensorBoard is installed,
+``state.pt`` to go on from, ``pictures/`` of methods that make any, ``tensorboard/`` where TensorBoard is installed,
 ``cross_validation.csv`` with --folds. Files are replaced whole or not at all.
 """
 
@@ -23,6 +23,7 @@ from netgraft.files.checkpoint import write_checkpoint
 from netgraft.finetune.settings import TrainingSettings, option
 
 CONFIG, STATE, BEST, LAST = "config.json", "state.pt", "best.safetensors", "last.safetensors"
+PICTURES = "pictures"
 TABLE, FOLDS = "cross_validation.csv", "cross_validation"
 WRITTEN = (CONFIG, STATE, BEST, LAST, TABLE, "metrics.jsonl", "metrics.csv")
 
@@ -79,6 +80,8 @@ class Folder:
             for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / FOLDS, ignore_errors=True)
+            for picture in self.pictures():
+                picture.unlink()
             self._write(CONFIG, json.dumps(settings.document(), indent=2) + "\n")
         except OSError as error:
             raise OutputError("The folder cannot be written.", where=f"{self.path}: {error}") from error
@@ -95,6 +98,18 @@ class Folder:
 
     def write_weights(self, name: str, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
         write_checkpoint(self.path / name, tensors, provenance, force=True)
+
+    def pictures(self) -> list[Path]:
+        """Those that a training wrote, by epoch."""
+        return sorted((self.path / PICTURES).glob("epoch-*.png"), key=lambda path: (len(path.name), path.name))
+
+    def write_picture(self, epoch: int, content: bytes) -> None:
+        """The PNG of an epoch, 1, 2, ... Raises OutputError."""
+        try:
+            (self.path / PICTURES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError("The folder cannot be written.", where=f"{self.path / PICTURES}: {error}") from error
+        self.write_bytes(f"{PICTURES}/epoch-{epoch}.png", content)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Whole and on the disk, or not at all. Raises OutputError."""

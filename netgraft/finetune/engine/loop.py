@@ -32,13 +32,14 @@ from netgraft.finetune.engine.parts import (
     parameters_of,
     set_train_mode,
 )
+from netgraft.finetune.engine.pictures import are_due, write_pictures
 from netgraft.finetune.engine.prepare import PreparedTraining, prepare
 from netgraft.finetune.engine.rates import rate_of, scale_rates
 from netgraft.finetune.engine.record import open_tensorboard, provenance_of
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
 from netgraft.finetune.engine.watch import Quiet, Watch
-from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Update
+from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Shows, Update
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.momentum import begin_momentum
 
@@ -54,6 +55,7 @@ class Result:
     resumed: bool = False
     first: bool = True  # whether this is the process that reports
     choice: Choice | None = None  # of lambda, by cross-validation
+    pictures: tuple[Path, ...] = ()  # of the epochs that have any
 
 
 def finetune(
@@ -181,7 +183,10 @@ class Training:
             while self.run.epoch < self.settings.epochs:
                 self._epoch()
         chosen_on = self.prepared.judge.chosen_on
-        return Result(self.folder.path, self.history, self.best, chosen_on, self.resumed, self.processes.first)
+        pictures = tuple(self.folder.pictures())
+        return Result(
+            self.folder.path, self.history, self.best, chosen_on, self.resumed, self.processes.first, pictures
+        )
 
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
@@ -277,6 +282,9 @@ class Training:
             for name in (BEST, LAST) if better else (LAST,):
                 self.folder.write_weights(name, _tensors(module), provenance)
             self.folder.write_metrics(self.history)
+            method, settings = self.prepared.method, self.settings
+            if isinstance(method, Shows) and are_due(settings, run.epoch):
+                write_pictures(method, run, self.parts, self.prepared.judge.test, settings.pictures, self.folder)
             if self.writer is not None:
                 for name, value in record.items():
                     self.writer.add_scalar(name.replace("_", "/", 1), value, run.step)

@@ -46,12 +46,12 @@ class CoupledEndToEnd:
     knowledge distillation (Table 4) add ``soft_targets``; with --unlabelled ``reconstruct`` takes these images too,
     and with --source-data ``labels=source`` takes the source's labels: the domain adaptations of section 3.4.3. T1 is
     the mirror of the target, from its layers (``toolbox/mirror.py``), for the features of the last pair: --pairs
-    SOURCE:TARGET takes others.
+    SOURCE:TARGET takes others. Reconstructions of test images are saved as pictures.
 
     Departs from the paper: T1 o S(x) is a constant in L_r^t. Eq. 3 and Eq. 6 are divided by J's weight. 1x1
-    convolutions bring both networks' features to the decoder's width, and its layers have norms, which the paper does
-    not mention. How RF is estimated, over which batches and how F is scaled are ours
-    (``toolbox/generalized_fisher.py``), and so are T1's optimizer, the length of a stage and when a loss has settled.
+    convolutions bring both networks' features to the decoder's width, which the paper does not mention. How RF is
+    estimated, over which batches and how F is scaled are ours (``toolbox/generalized_fisher.py``), and so are T1's
+    first weights and optimizer, the length of a stage and when a loss has settled.
     In f and u S1 takes no more than half of the training. A stage of one step would end where DWA begins to draw: it is
     refused. --lambda multiplies L_r^t and the DWAs of S2 and S3; S1 trains T1 alone.
     """
@@ -138,6 +138,12 @@ class CoupledEndToEnd:
                 if turn.is_last:
                     stages.end_turn(stage, self.tolerance)
                     done = stages.done() if alternates else stages.done(S1)
+
+    def pictures(self, run: Run, images: Tensor, parts: Mapping[str, Part]) -> Mapping[str, Tensor]:
+        """Test images, and what T1 makes of the source's and of the target's features of them."""
+        decoder = SharedDecoder(run, parts)
+        by_target = decoder.of_target(run.target(images, train=False))
+        return {"x": images, "T1 o S(x)": decoder.of_source(images), "T1 o T2(x)": by_target}
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

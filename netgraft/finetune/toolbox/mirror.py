@@ -41,7 +41,11 @@ class MirrorStep:
 
 
 class MirroredLayer(nn.Module):
-    """One step of a mirror: unpooling, transposed convolution, and, but for the last one, a norm and ReLU."""
+    """One step of a mirror: unpooling, transposed convolution, and, but for the last one, ReLU.
+
+    Weights begin as He et al. 2015 have it, so that a deep mirror keeps the differences between images without norms.
+    Norms of each image by itself drown them: the output is one picture for all of them then, and stays it.
+    """
 
     def __init__(self, step: MirrorStep, *, last: bool = False) -> None:
         super().__init__()
@@ -56,19 +60,18 @@ class MirroredLayer(nn.Module):
             groups=step.groups,
             dilation=step.dilation,
         )
-        # Of each image by itself: statistics of a batch would tell the source's features from the target's.
-        self.norm = nn.Identity() if last else nn.GroupNorm(1, step.outputs)
         self.last = last
+        terms = step.inputs * math.prod(step.kernel) / (step.groups * math.prod(step.stride))  # of a place's sum
+        nn.init.normal_(self.conv.weight, std=math.sqrt((1 if last else 2) / terms))
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, h, w] -> [B, outputs, *result]
         x = self.conv(resized(x, self.step.size))
         if self.step.unfold > 1:
             x = x.reshape(len(x), self.step.outputs, *self.step.result)
         x = resized(x, self.step.result)
-        if self.last:
-            return x
-        normed: Tensor = self.norm(x)
-        return F.relu(normed)
+        return x if self.last else F.relu(x)
 
 
 class Mirror(nn.Sequential):

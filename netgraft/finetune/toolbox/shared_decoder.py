@@ -62,8 +62,8 @@ class SharedDecoder:
         """Those that both reconstructions share: of the decoder, without the adapters."""
         return [p for p in self.decoder.parameters() if p.requires_grad]
 
-    def of_source(self, batch: Batch) -> Tensor:
-        """T1 o S of a batch: images [B, C, H, W] in float32."""
+    def of_source(self, batch: Batch | Tensor) -> Tensor:
+        """T1 o S of a batch, or of images as networks read them: images [B, C, H, W] in float32."""
         seen = features(self.run.source_module, self.run.source(batch, logits=False))
         return self._decode(self.source_adapter, seen[self.pair.source])
 
