@@ -74,6 +74,8 @@ be. ``train=False`` is a pass in eval mode, as the network is used in the end; t
 
 What has to be known before the first batch (a Fisher information, prototypes) is computed in an optional method
 ``prepare(run, batches, parts)``: see ``Prepares``. ``examples/own_method.py`` is a whole method with it.
+
+A method whose steps do not all cost the same has ``stage(run)``, which ``--explain`` asks: see ``Staged``.
 """
 
 from __future__ import annotations
@@ -331,4 +333,16 @@ class Prepares(Protocol):
         are those of the first epoch, as often as they are iterated over; all passes are extra ones (rules 5 and 6),
         in train mode unless they say ``train=False``. Results must be the same on all processes (rule 7); those of the
         first one are given to all.
+        """
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A method whose steps do not all cost the same."""
+
+    def stage(self, run: Run) -> str:
+        """What the step of ``run.epoch`` and ``run.step`` does, in a few words; steps of one name cost the same.
+
+        ``--explain`` asks it of all steps of a training that has not begun. What depends on losses, as a stage that
+        ends when they have settled, counts as its longest.
         """
