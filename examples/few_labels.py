@@ -17,6 +17,7 @@ the end stand tables with means and standard errors over seeds.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -119,12 +120,20 @@ def refused(method: str, init: str) -> bool:
     return init == "scratch" and Need.START in needs(EXTRA.get(method, {"method": method})["method"])
 
 
+@functools.cache
+def described(method: str) -> Any:
+    """The method's options and class variables, as its file has them."""
+    from netgraft import plugins
+    from netgraft.finetune.needs import FOLDER
+
+    return plugins.describe(FOLDER, method)
+
+
 def needs(method: str) -> tuple[Any, ...]:
     """What a method cannot do without."""
-    from netgraft import plugins
-    from netgraft.finetune.needs import FOLDER, needs_of
+    from netgraft.finetune.needs import needs_of
 
-    return needs_of(plugins.describe(FOLDER, method))
+    return needs_of(described(method))
 
 
 def train(method: str, rule: str, init: str, samples: int, seed: int, epochs: int, folder: Path) -> dict[str, Any]:

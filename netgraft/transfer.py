@@ -54,9 +54,9 @@ def transfer(
 ) -> Planned:
     """Write to ``request.output`` a checkpoint of the target, made from the source's weights; the plan behind it.
 
-    What the plan keeps is the target's own initialisation drawn with ``seed``. The same request gives the same bytes, if
-    time does not run out. Where it does, or once ``stop()`` is true, passes come to an end, nothing more is fitted, and
-    what is there is written.
+    What the plan keeps is the target's own initialisation drawn with ``seed``. The same request gives the same bytes,
+    if time does not run out. Where it does, or once ``stop()`` is true, passes come to an end, nothing more is fitted,
+    and what is there is written.
     Raises CheckFailed, with nothing written, if less than ``fail_under`` percent of the target comes from the source,
     or if the recipe was told to be exact and the receipt is against it.
     """

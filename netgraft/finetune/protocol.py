@@ -77,6 +77,8 @@ be. ``train=False`` is a pass in eval mode, as the network is used in the end; t
 What has to be known before the first batch (a Fisher information, prototypes) is computed in an optional method
 ``prepare(run, batches, parts)``: see ``Prepares``. ``examples/own_method.py`` is a whole method with it. What a method
 makes of images can be looked at where it has ``pictures(run, images, parts)``: see ``Shows``.
+
+A method whose steps do not all cost the same has ``stage(run)``, which ``--explain`` asks: see ``Staged``.
 """
 
 from __future__ import annotations
@@ -349,4 +351,16 @@ class Shows(Protocol):
         ``images`` ``[n, C, H, W]`` are the first of the test images, as networks read them, on the run's device. All
         parts are in eval mode and nothing has a gradient; pass ``train=False`` to ``run.target``. The first process
         calls it alone, after an epoch: nothing may be averaged or gathered over processes.
+        """
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A method whose steps do not all cost the same."""
+
+    def stage(self, run: Run) -> str:
+        """What the step of ``run.epoch`` and ``run.step`` does, in a few words; steps of one name cost the same.
+
+        ``--explain`` asks it of all steps of a training that has not begun. What depends on losses, as a stage that
+        ends when they have settled, counts as its longest.
         """

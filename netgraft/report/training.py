@@ -196,11 +196,14 @@ def cost_lines(cost: Cost) -> Iterator[str]:
     """What a step costs, and what makes it cheaper."""
     yield f"method {safe(cost.method)}, rule {cost.combine}, {cost.batch} images in a step"
     yield "1 F is a forward pass of the target over them: " + f"{cost.forward / 1e9:,.3g} GFLOP"
-    rows = [("one step", f"{cost.step:.2f} F"), ("of it the source", f"{cost.source:.2f} F")]
+    mean = " (mean)" if len(cost.stages) > 1 else ""
+    rows = [(f"one step{mean}", f"{cost.step:.2f} F"), ("of it the source", f"{cost.source:.2f} F")]
     if cost.cached is not None:
         rows.append(("one step with the source cached", f"{cost.cached:.2f} F"))
+    if mean:
+        rows += [(f"{one.share:.1%} of steps: {one.name}", f"{one.step:.2f} F") for one in cost.stages]
     yield from table(("what", "cost"), rows)
-    yield f"{cost.updates} updates, {cost.gradients} backward passes"
+    yield f"{cost.updates:.3g} updates, {cost.gradients:.3g} backward passes"
     if cost.cached is not None:
         yield f"a full cache has {size_text(cost.cache_bytes)}"
     yield from cost.remarks

@@ -184,9 +184,8 @@ class Training:
                 self._epoch()
         chosen_on = self.prepared.judge.chosen_on
         pictures = tuple(self.folder.pictures())
-        return Result(
-            self.folder.path, self.history, self.best, chosen_on, self.resumed, self.processes.first, pictures
-        )
+        first = self.processes.first
+        return Result(self.folder.path, self.history, self.best, chosen_on, self.resumed, first, pictures=pictures)
 
     def _epoch(self) -> None:
         began, done = time.perf_counter(), self.first
@@ -282,9 +281,9 @@ class Training:
             for name in (BEST, LAST) if better else (LAST,):
                 self.folder.write_weights(name, _tensors(module), provenance)
             self.folder.write_metrics(self.history)
-            method, settings = self.prepared.method, self.settings
-            if isinstance(method, Shows) and are_due(settings, run.epoch):
-                write_pictures(method, run, self.parts, self.prepared.judge.test, settings.pictures, self.folder)
+            method, settings, test = self.prepared.method, self.settings, self.prepared.judge.test
+            if isinstance(method, Shows) and test is not None and are_due(settings, run.epoch):
+                write_pictures(method, run, self.parts, test, settings.pictures, self.folder)
             if self.writer is not None:
                 for name, value in record.items():
                     self.writer.add_scalar(name.replace("_", "/", 1), value, run.step)

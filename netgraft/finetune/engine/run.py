@@ -205,10 +205,6 @@ class LiveRun:
             raise UsageError("The method asks for a source and declares no need of one.", hint="Add --source REF.")
         return self.net
 
-    def known(self, batch: Batch) -> Outputs | None:
-        """What the source gave for this batch, if it was asked."""
-        return self._seen.get(id(batch), (None, None))[1]
-
     def _source_pass(self, net: SourceNet, x: Batch | Tensor, logits: bool) -> Outputs:
         if net.cache is not None and isinstance(x, Batch) and (found := net.cache.read(x, logits)) is not None:
             return found

@@ -104,6 +104,11 @@ class CoupledEndToEnd:
     def rule(self) -> AllocationRule:
         return AllocationRule(self.config == "cetl", self.threshold, self.probability, self.cap)
 
+    @property
+    def alternates(self) -> bool:
+        """Whether the three stages take turns."""
+        return self.config in ("e", "fi", "cetl")
+
     def parts(self, run: Run) -> Mapping[str, Part]:
         if self.soft_targets or self.bound:
             check_one_class(run, "Soft targets and the bound are of a softmax", "Leave out soft_targets and bound.")
@@ -116,28 +121,38 @@ class CoupledEndToEnd:
             found["memory"] = Part(AllocationMemory(shared, own))
         return found
 
+    def stage(self, run: Run) -> str:
+        if self.config == "coupled":
+            return "all losses"
+        if not self.alternates:
+            return "S1, until it has settled" if run.step < run.steps // 2 else "task and L_r^t"
+        length = stage_length(run, self.stage_unit, self.stage_count, 3)
+        stage, place = run.step // length % 3, run.step % length
+        measures = self.regularised and stage != S3 and place >= length - self.fisher_batches
+        return f"S{stage + 1}{', measuring' if measures else ''}, until all have settled"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         if self.config != "coupled":  # some steps of the target leave its classifier alone
             begin_momentum(run.optimizer("target"))
         stages = parts["stages"].module
         assert isinstance(stages, Stages)
-        length, alternates = stage_length(run, self.stage_unit, self.stage_count, 3), self.config in ("e", "fi", "cetl")
-        done = stages.done() if alternates else stages.done(S1)
+        length = stage_length(run, self.stage_unit, self.stage_count, 3)
+        done = stages.done() if self.alternates else stages.done(S1)
         for batch in batches:
             turn = _Turn(self, run, batch, parts, run.step % length, length)
             if self.config == "coupled":
                 yield turn.joint(source=True)
-            elif not alternates and (done or run.step >= run.steps // 2):
+            elif not self.alternates and (done or run.step >= run.steps // 2):
                 yield turn.joint(source=False)
-            elif not (alternates and done):
-                stage = run.step // length % 3 if alternates else S1
+            elif not (self.alternates and done):
+                stage = run.step // length % 3 if self.alternates else S1
                 run.note("stage", float(stage + 1))
                 updates = (turn.first, turn.second, turn.third)[stage]
                 yield updates()
                 turn.end(stage)
                 if turn.is_last:
                     stages.end_turn(stage, self.tolerance)
-                    done = stages.done() if alternates else stages.done(S1)
+                    done = stages.done() if self.alternates else stages.done(S1)
 
     def pictures(self, run: Run, images: Tensor, parts: Mapping[str, Part]) -> Mapping[str, Tensor]:
         """Test images, and what T1 makes of the source's and of the target's features of them."""

@@ -65,11 +65,15 @@ class FitNet:
         hint = run.source(next(iter(batches)), logits=False).at[_middle(run).source]
         regressor.rectified.copy_(run.gather(hint.min()[None]).min() >= 0)
 
+    def stage(self, run: Run) -> str:
+        return "hints" if run.epoch < self._hint_epochs(run) else "answers"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         first = self._hint_epochs(run)
         if first:
             begin_momentum(run.optimizer("target"))
-        yield from self._hints(run, batches, parts) if run.epoch < first else self._answers(run, batches, first)
+        hints = self.stage(run) == "hints"
+        yield from self._hints(run, batches, parts) if hints else self._answers(run, batches, first)
 
     def _hints(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         pair, regressor = _middle(run), parts["regressor"].module

@@ -64,10 +64,14 @@ class FeatureMatching:
         adapters = nn.ModuleList(adapter(pair.target_shape, width(pair.source_shape)) for pair in pairs)
         return {"target": Part(run.target_module), "adapters": Part(adapters)}
 
+    def stage(self, run: Run) -> str:
+        if not self.hint_epochs:
+            return "all losses"
+        return "hints" if run.epoch < self.hint_epochs else "task"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         pairs = _compared(pairs_of(run), self.match)
-        hints = run.epoch < self.hint_epochs or not self.hint_epochs
-        task = run.epoch >= self.hint_epochs
+        hints, task = self.stage(run) != "task", self.stage(run) != "hints"
         if self.hint_epochs:
             begin_momentum(run.optimizer("target"))
         for batch in batches:

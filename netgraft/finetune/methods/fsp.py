@@ -48,17 +48,22 @@ class FlowOfSolution:
             check_stage(run, "pretrain_epochs", self.pretrain_epochs)
         return parts_with_adapters(run, _with_places(run))
 
+    def stage(self, run: Run) -> str:
+        if not self.pretrain_epochs:
+            return "all losses"
+        return "distances" if run.epoch < self.pretrain_epochs else "task"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         pairs = _with_places(run)
         adapters = adapters_of(parts, pairs)
-        task = run.epoch >= self.pretrain_epochs
+        distances, task = self.stage(run) != "task", self.stage(run) != "distances"
         if self.pretrain_epochs:
             begin_momentum(run.optimizer("target"))
         for batch in batches:
             target, losses = run.target(batch), {}
             if task:
                 losses["task"] = run.task(target, batch)
-            if not task or not self.pretrain_epochs:
+            if distances:
                 of_target = features(run.target_module, target)
                 of_source = features(run.source_module, run.source(batch, logits=False))
                 with run.autocast():

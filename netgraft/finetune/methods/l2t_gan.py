@@ -136,6 +136,9 @@ class L2TGAN:
     def _weights(self, pairs: Sequence[FeaturePair]) -> MatchingWeights:
         return MatchingWeights(pairs, networks=self.weights == "network", losses=False)
 
+    def stage(self, run: Run) -> str:
+        return "with weights" if self.learns and run.step % self.meta_every == 0 else "without weights"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         for batch in batches:
             turn = _Turn(self, run, batch, parts)
@@ -146,7 +149,7 @@ class L2TGAN:
             )
             if not self.inner_steps:
                 continue
-            learning = self.learns and run.step % self.meta_every == 0
+            learning = self.stage(run) == "with weights"
             meta = turn.look_ahead() if learning and self.meta == "bilevel" else None
             saved = run.snapshot("target", "adapters") if self.inner == "rollback" else None
             for _ in range(self.inner_steps):

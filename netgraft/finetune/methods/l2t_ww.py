@@ -66,6 +66,9 @@ class L2TWW:
             "weights": Part(weights, lr=self.meta_lr, opt="adam", weight_decay=1e-4),
         }
 
+    def stage(self, run: Run) -> str:
+        return "with weights" if run.step % self.meta_every == 0 else "network alone"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         pairs = pairs_to_match(run, self.match)
         adapters, weights = parts["adapters"].module, parts["weights"].module
@@ -79,7 +82,7 @@ class L2TWW:
                 adapted = adapters(features(run.target_module, target))
             loss = matching_loss([one.detach() for one in a], distances(adapted, sources))
             yield Update(("target", "adapters"), {"task": run.task(target, batch), "wfm": loss})
-            if run.step % self.meta_every == 0:
+            if self.stage(run) == "with weights":
                 yield Update(
                     ("weights",), {"meta": look_ahead(run, batch, adapters, sources, a, steps=self.inner_steps)}
                 )

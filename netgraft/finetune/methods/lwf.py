@@ -58,9 +58,12 @@ class LearningWithoutForgetting:
         head = nn.Linear(feature_width(run), run.source_classes) if own is None else copy.deepcopy(own)
         return {"target": Part(run.target_module), "source_head": Part(head.requires_grad_(True))}
 
+    def stage(self, run: Run) -> str:
+        return "classifiers alone" if run.epoch < self.warmup_epochs else "everything"
+
     def epoch(self, run: Run, batches: Iterable[Batch], parts: Mapping[str, Part]) -> Iterator[Update]:
         source_head, head = parts["source_head"].module, head_of(run)
-        warming, fresh = run.epoch < self.warmup_epochs, self._source_head(run) is None
+        warming, fresh = self.stage(run) == "classifiers alone", self._source_head(run) is None
         if self.warmup_epochs:
             begin_momentum(run.optimizer("target"))
         for batch in batches:
