@@ -45,7 +45,8 @@ class Learner:
         """The network to train; afterwards its own head is back, unless it is to stay."""
         net, own = self.stage.target.module, self.module
         temporary = own if self.what == "keep" else self._like(own)
-        self._start(temporary)
+        if not (self.what == "keep" and self.layer.name in self.stage.fitted):  # else it answers already
+            self._start(temporary)
         owner, _, name = self.layer.name.rpartition(".")
         parent = net.get_submodule(owner)
         setattr(parent, name, temporary)

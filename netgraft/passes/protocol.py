@@ -78,6 +78,7 @@ class Stage:
     prepared: PreparedLayers = field(default_factory=PreparedLayers)  # what passes have set, for a refit
     crops: str = ""  # how the images drawn last were made out of fewer pictures, for the ledger
     settled: frozenset[str] = frozenset()  # layers of the target that give what the source does: to be left as they are
+    fitted: frozenset[str] = frozenset()  # layers that a refit has given new weights
     enough: Callable[[], bool] = lambda: False  # once this is so a pass comes to an end, and says where
 
     def shrunk(self, side: int | None) -> Stage:

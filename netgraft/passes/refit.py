@@ -50,6 +50,9 @@ class Refit:
     side: int | None = field(
         default=None, metadata={"help": "pixels that images are shrunk to, of convolutional networks; none: full size"}
     )
+    head: Literal["own", "keep"] = field(
+        default="own", metadata={"help": "keep: the target's head is fitted to the source's answers, last of all"}
+    )
     cut: int | None = field(default=None, metadata={"help": "most layers that are fitted, the first ones; none: all"})
     values: bool = field(
         default=False,
@@ -113,6 +116,7 @@ class Refit:
         outcome = refit(
             source, target, batches, wanted, channels, generator, self.rows, prepared, grafted, ridge, enough
         )
+        stage.fitted |= {each.layer for each in outcome.done}
         exact = [layer.name for layer in stage.target.graph.kernels() if layer.name in settled]
         if not (outcome.done or outcome.kept or exact):
             raise UsageError(
@@ -170,14 +174,33 @@ class Refit:
                 yield f"  {', '.join(names[:3])}{more}: {why}"
 
     def _pairs(self, source: LayerGraph, target: LayerGraph, pairing: Pairing) -> list[tuple[str, str]]:
-        """(source layer, target layer); what the user mapped or skipped counts first."""
+        """(source layer, target layer); what the user mapped or skipped counts first. Raises UsageError."""
         if self.pairs == "stages":
             chosen = {name: partner for partner, name in follow(source, target)}
         else:
             chosen = {p.target: p.source for p in pairing.pairs if p.target not in target.head_names}
+        if self.head == "keep":
+            chosen |= _heads(source, target)
         chosen |= pairing.mapped
         kernels = (layer.name for layer in target.kernels())
         return [(chosen[name], name) for name in kernels if name in chosen and name not in pairing.skipped]
+
+
+def _heads(source: LayerGraph, target: LayerGraph) -> dict[str, str]:
+    """The target's head, and the source's, which it is to follow."""
+    sides = source.heads(), target.heads()
+    if [len(heads) for heads in sides] != [1, 1]:
+        raise UsageError(
+            "Only a single head can be kept.", where=f"the source has {len(sides[0])}, the target {len(sides[1])}"
+        )
+    (theirs,), (own,) = sides
+    if theirs.out_channels != own.out_channels:
+        raise UsageError(
+            f"The target's head has {own.out_channels} outputs, and the source {theirs.out_channels} classes.",
+            hint="To keep a head with the source's classes, give the target that many: "
+            f"--target-arg num_classes={theirs.out_channels}",
+        )
+    return {own.name: theirs.name}
 
 
 def _facts(each: Refitted) -> dict[str, Any]:

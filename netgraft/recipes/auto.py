@@ -126,7 +126,7 @@ class Auto(LayerOptions):
     def _within_budget(self, source: LayerGraph, target: LayerGraph, device: str) -> list[Choice]:
         """The dearest of ``graft``, ``refit`` and ``distil`` that the budget allows, after a refit if both fit in."""
         common = self._layer_options()
-        shown = common | {"generator": self.generator}
+        shown = common | {"generator": self.generator, "keep_head": self.keep_head}
         if not (takes_image(source) and takes_image(target)):
             why = "only weights can be used: one of the networks does not take one image"
             return [_choice("graft", common, why)]
@@ -147,7 +147,7 @@ class Auto(LayerOptions):
                 why = f"{steps} label-free steps take about {minutes(time)} ({device}, estimated)"
                 if steps < max(took):
                     why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
-                distil = _choice("distil", shown | {"steps": steps, "keep_head": self.keep_head}, why)
+                distil = _choice("distil", shown | {"steps": steps}, why)
                 left = 60 * self.budget - time
                 beside = refits and seconds.refit(IMAGES[-1]) <= left
                 return [_refit(shown, seconds, left), distil] if beside else [distil]

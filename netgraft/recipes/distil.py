@@ -49,7 +49,6 @@ class RefitAndDistil(GraftAndRefit):
     cut: int | None = field(
         default=None, metadata={"help": "step after which the learning rate falls to 0, as where time was up; none: no"}
     )
-    keep_head: bool = field(default=False, metadata={"help": "train the target's own head on the source's classes"})
     mixing: Literal["none", "cutmix", "mixup", "both"] = field(
         default="none", metadata={"help": "mix half of the images with the others before the source is asked"}
     )

@@ -39,6 +39,10 @@ class GraftAndRefit(Graft):
         },
     )
 
+    keep_head: bool = field(
+        default=False, metadata={"help": "the target's own head learns the source's classes, and stays"}
+    )
+
     def passes(self, source: LayerGraph, target: LayerGraph) -> tuple[WantedPass, ...]:
         """What runs after the moves, by name and options."""
         return (*self.refitting(source, target), ("recalibrate", {}), scaled(self.gain))
@@ -52,6 +56,8 @@ class GraftAndRefit(Graft):
         before, after = is_transformer(source), is_transformer(target)
         pairs = self.follow if self.follow != "auto" else "plan" if before and after else "stages"
         options: dict[str, object] = {"images": self.refit_images, "pairs": pairs}
+        if self.keep_head:
+            options["head"] = "keep"
         if after and not before:
             return (("neighbours", {}), ("refit", options | {"values": True}))
         return (("refit", options),)

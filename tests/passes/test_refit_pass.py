@@ -1,5 +1,6 @@
 """The refit as a pass: what it shows, touches and reports. How it fits is tested in tests/refit."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -138,3 +139,36 @@ def test_the_report_says_what_it_was_measured_on():
     found = list(Refit.lines(Refit(**SMALL)(work)))
     assert found[0].endswith("on the 8 kept aside")
     assert found[1] == ("follows", "target layer", "before", "R^2", "how")
+
+
+def answers(work, images):
+    return [each.module(work.shown(images, each)) for each in (work.source, work.target)]
+
+
+def test_a_kept_head_gives_the_source_s_answers():
+    """Ridge regression of the answers on what the head reads, by NumPy, on images that the refit has not seen."""
+    source = taught(lambda: Straight(((8, 3), (12, 3)), 5), SIZE)
+    source.module.head.weight.mul_(20)
+    work = grafted(source, lambda: Straight(((6, 5), (9, 3)), 5))
+    read = []
+    work.target.module.head.register_forward_pre_hook(lambda _m, given: read.append(given[0].clone()))
+    report, _, changed = check_pass(Refit(images=512, head="keep"), work)
+    found = next(each for each in report["layers"] if each["layer"] == "head")
+    assert found["source"] == "head"
+    assert {"head.weight", "head.bias"} <= changed
+    read.clear()
+    wanted, given = answers(work, work.images(400, 77))
+    x, y = read[0].double().numpy(), wanted.double().numpy()
+    a, b = x - x.mean(0), y - y.mean(0)
+    rho = 0.1 * (a**2).sum(0).mean()
+    best = a @ np.linalg.solve(a.T @ a + rho * np.eye(a.shape[1]), a.T @ b) + y.mean(0)
+    left = ((given.double().numpy() - y) ** 2).sum()
+    assert left < 1.1 * ((best - y) ** 2).sum()
+    assert 1 - left / (b**2).sum() == pytest.approx(found["r2"], abs=0.15)
+    assert float((wanted.argmax(1) == given.argmax(1)).double().mean()) > 0.5
+
+
+def test_a_kept_head_needs_the_source_s_classes():
+    work = grafted(taught(lambda: Straight(((8, 3), (12, 3)), 5), SIZE), lambda: Straight(((12, 5), (16, 3)), 7))
+    with pytest.raises(UsageError, match="7 outputs, and the source 5 classes"):
+        Refit(**SMALL, head="keep")(work)

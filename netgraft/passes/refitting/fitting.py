@@ -96,7 +96,7 @@ def fit_linear(job: Job, wanted: Sequence[Wanted], writer: Writer, ridge: float 
     found: dict[str, list[tuple[Tensor, Fit]]] = {"new": [], "own": []}
     left, whole = {"new": 0.0, "own": 0.0}, 0.0
     centred = job.layer.name in writer.grafted
-    spread = job.ending.norm is None and not job.ends_block
+    spread = job.ending.norm is None and not job.ends_block and not job.answers
     for (inside, rows, group), mine in zip(groups, owns, strict=True):
         as_it_is = with_constant(rows, number * mine)
         new = ridge_regression(rows, centre=as_it_is.weight if centred else None, ridge=ridge)

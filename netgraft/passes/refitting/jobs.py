@@ -44,6 +44,7 @@ class Job:
     followed: Tensor  # [m] the source's channels
     signs: Tensor  # [m] 1, or -1 for what is to give the negative
     rows: dict[int, Tensor]  # by batch, the sampled positions of that value
+    answers: bool = False  # the head, which is to give the source's answers as they are
     wanted: dict[int, Tensor] = field(default_factory=dict)  # by batch, [len(rows), m]
 
     @property
@@ -74,6 +75,7 @@ class Jobs:
         self.batches, self.generator, self.most_rows = batches, generator, rows
         self.source_endings, self.target_endings = find_endings(source.graph), find_endings(target.graph)
         self.ending_at = {each.node: each for each in self.target_endings.values() if each.add is None or each.main}
+        self.heads = target.graph.head_names
         self.left: dict[str, str] = {}
 
     def make(self, pairs: Sequence[tuple[str, str]]) -> list[Job]:
@@ -107,7 +109,9 @@ class Jobs:
             self.left[name] = f"its channels do not correspond to {source_name}'s"
             return None
         rows = self._sampled(source_layout, layout, layer)
-        job = Job(layer, source, ending, layout, mapped, index[mapped], torch.ones(len(mapped)), rows)
+        job = Job(
+            layer, source, ending, layout, mapped, index[mapped], torch.ones(len(mapped)), rows, name in self.heads
+        )
         if job.rectified and not (source_ending.activated or source_ending.late):
             index[held] = HELD
             _mirror(job, (index == NEW).nonzero().flatten())
@@ -162,6 +166,8 @@ class Jobs:
         loses_norms = has_norms(self.source.graph) and not has_norms(self.target.graph)
         attends = is_transformer(self.target.graph) and not is_transformer(self.source.graph)
         for job in jobs:
+            if job.answers:
+                continue
             if attends or (loses_norms and job.ending.add is None):
                 mean = torch.cat(list(job.wanted.values())).mean(0)
                 job.wanted = {k: wanted - mean for k, wanted in job.wanted.items()}
