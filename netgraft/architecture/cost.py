@@ -58,15 +58,17 @@ def rows_for(layer: Layer, most: int = MOST_ROWS) -> int:
     return min(most, max(LEAST_ROWS, ROWS_PER_UNKNOWN * unknowns(layer)))
 
 
-def fitting(target: LayerGraph) -> int:
+def fitting(target: LayerGraph, images: int) -> int:
     """Multiply-adds of fitting all kernels once: normal matrices, and solving them in double precision.
 
     A matrix wider than MOST_FEATURES is not made: as many rows take its place.
     """
+    batch = next((node.shape[0] for node in target.nodes if node.op == "input" and node.shape), 1)
     total = 0
     for layer in target.kernels():
         if layer.rules.refits and layer.shape:
-            wide, rows = unknowns(layer), rows_for(layer)
+            wide = unknowns(layer)
+            rows = min(rows_for(layer), images * _positions(layer) // max(batch, 1))
             side = min(wide, MOST_FEATURES)
             products = rows * wide if wide <= MOST_FEATURES else side * side
             total += products * side + side**3 + 8 * side * side * layer.shape[0]
