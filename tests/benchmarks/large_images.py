@@ -28,14 +28,15 @@ from netgraft.data.synthetic import make_images
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.batch_norm import recalibrating
 
+REFIT = ["--recipe", "refit", "--set", "refit_images=1024", "--keep-head"]
 PAIRS = [
-    ("vit_small_patch16_224", "vit_tiny_patch16_224", ["--recipe", "refit"]),
-    ("resnet18", "convnext_atto", ["--recipe", "refit"]),
-    ("resnet50", "mobilenetv3_large_100", ["--recipe", "refit"]),
+    ("vit_small_patch16_224", "vit_tiny_patch16_224", REFIT),
+    ("resnet18", "convnext_atto", REFIT),
+    ("resnet50", "mobilenetv3_large_100", REFIT),
     ("resnet18", "mobilenetv3_small_100", ["--recipe", "distil", "--set", "steps=100", "--keep-head"]),
 ]
 WIDTHS = ["mobilenetv3_small_050", "mobilenetv3_small_075", "mobilenetv3_small_100", "mobilenetv3_large_100"]
-COUNTS = [10, 20, 40]  # more activations of these networks than of 41 images are not kept
+COUNTS = [128, 256, 512, 1024]
 HELD_OUT = 64
 
 
@@ -100,7 +101,7 @@ def report_pairs(folder):
 
 def report_growth(folder):
     print(f"{'resnet18 ->':24}{'images':>7}{'wall s':>8}{'CPU s':>8}{'MB':>7}")
-    runs = [(target, 40) for target in WIDTHS] + [("mobilenetv3_small_100", count) for count in COUNTS if count != 40]
+    runs = [("mobilenetv3_small_100", count) for count in COUNTS] + [(target, COUNTS[0]) for target in WIDTHS]
     for target, count in runs:
         options = ["--recipe", "refit", "--set", f"refit_images={count}"]
         wall, cpu, memory, _ = transfer("resnet18", target, options, folder)
