@@ -12,6 +12,8 @@ MOST_ACTIVATIONS = 2**23
 """Most numbers that the largest activation of a network may hold over the images that it is shown at a time."""
 MOST_FEATURES = 4608
 """Longest side of a normal matrix; more unknowns than that are fitted on as many rows, in the dual form."""
+PENALTIES = 5
+"""How often the equations of a layer are solved: for each penalty that is tried, and with the best one."""
 MOST_AT_A_TIME = 64
 """Most of these images."""
 MOST_ROWS, LEAST_ROWS, ROWS_PER_UNKNOWN = 40_000, 10_000, 16
@@ -71,7 +73,7 @@ def fitting(target: LayerGraph, images: int) -> int:
             rows = min(rows_for(layer), images * _positions(layer) // max(batch, 1))
             side = min(wide, MOST_FEATURES)
             products = rows * wide if wide <= MOST_FEATURES else side * side
-            total += products * side + side**3 + 8 * side * side * layer.shape[0]
+            total += products * side + PENALTIES * (side**3 + 4 * side * side * layer.shape[0])
     return total
 
 

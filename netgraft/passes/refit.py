@@ -18,7 +18,6 @@ from netgraft.passes.protocol import LiveModel, Row, Stage
 from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
-from netgraft.passes.refitting.regression import RIDGE
 from netgraft.passes.refitting.settled import find_settled
 from netgraft.passes.refitting.walk import Refitted, refit
 from netgraft.plan import REFITTED, Pairing
@@ -44,8 +43,9 @@ class Refit:
         default="stages", metadata={"help": "follow how far the source has come, or the layers that weights came from"}
     )
     rows: int = field(default=MOST_ROWS, metadata={"help": "most positions a layer is fitted on"})
-    ridge: float = field(
-        default=RIDGE, metadata={"help": "penalty, in mean variances of an input; 0: by generalised cross-validation"}
+    ridge: float | None = field(
+        default=None,
+        metadata={"help": "penalty, in mean variances of an input; none: layer by layer, by images left out at first"},
     )
     side: int | None = field(
         default=None, metadata={"help": "pixels that images are shrunk to, of convolutional networks; none: full size"}
@@ -62,6 +62,8 @@ class Refit:
     fate = REFITTED
 
     def __post_init__(self) -> None:
+        if self.ridge is not None and not self.ridge > 0:
+            raise ValueError("ridge must be positive")
         if self.images < 2 or self.rows < 2:
             raise ValueError("a regression needs two images and two positions")
 
@@ -111,10 +113,9 @@ class Refit:
         chosen = self._pairs(stage.source.graph, stage.target.graph, stage.plan.pairing)
         wanted = [pair for pair in chosen if pair[1] not in settled]
         prepared = stage.prepared if self.values else replace(stage.prepared, attentions=[])
-        ridge = self.ridge or None
         enough = partial(self._enough, stage)
         outcome = refit(
-            source, target, batches, wanted, channels, generator, self.rows, prepared, grafted, ridge, enough
+            source, target, batches, wanted, channels, generator, self.rows, prepared, grafted, self.ridge, enough
         )
         stage.fitted |= {each.layer for each in outcome.done}
         exact = [layer.name for layer in stage.target.graph.kernels() if layer.name in settled]
@@ -205,7 +206,8 @@ def _heads(source: LayerGraph, target: LayerGraph) -> dict[str, str]:
 
 def _facts(each: Refitted) -> dict[str, Any]:
     before = None if each.before is None else round(each.before, 3)
-    return {"layer": each.layer, "source": each.partner, "before": before, "r2": round(each.r2, 3), "how": each.how}
+    found = {"layer": each.layer, "source": each.partner, "before": before, "r2": round(each.r2, 3), "how": each.how}
+    return found if each.ridge is None else found | {"ridge": each.ridge}
 
 
 def _grafted(stage: Stage) -> frozenset[str]:

@@ -12,7 +12,6 @@ from netgraft.models.batch_norm import recalibrating
 from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
 from netgraft.passes.refitting.pairing import follow
-from netgraft.passes.refitting.regression import RIDGE
 from netgraft.passes.refitting.walk import refit
 from netgraft.trace.replay import Replay
 
@@ -161,7 +160,7 @@ def made(build, seed=0):
     return net
 
 
-def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=(), ridge=RIDGE):
+def refitted(source, target, *, pairs=None, x=None, rows=40_000, seed=0, grafted=(), ridge=None):
     """``target`` refitted in place; (what was done by layer, why others were left)."""
     batches = in_batches(images() if x is None else x)
     there, here = Replay(source, batches.source(0)), Replay(target, batches.target(0))

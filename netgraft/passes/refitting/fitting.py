@@ -28,6 +28,10 @@ from netgraft.passes.refitting.writing import Writer
 
 DENSE_FOR_DEPTHWISE = 2304
 """Most inputs times taps for which the filters of a depthwise layer are read off a dense solution."""
+RIDGES = (0.3, 0.1, 0.03, 0.01)
+"""Penalties that are tried, in units of the normal matrix's mean diagonal element."""
+TRIED = 5
+"""Of so many batches one is left out to try them on; it is fitted on afterwards."""
 EXACT = 0.9999
 """R^2 from which a layer gives what the source gives."""
 MOST_NUMBERS = 2**27
@@ -55,6 +59,7 @@ class FittedLayer:
     new: list[tuple[Tensor, Fit]]  # (output channels, their map)
     own: list[tuple[Tensor, Fit]]  # the weights as they are, at the size that is wanted
     how: str
+    ridge: float | None = None  # the penalty
     filters: Tensor | None = None  # [channels, taps] of a depthwise layer, in place of ``new``
 
     @property
@@ -68,46 +73,94 @@ def usable(wanted: Sequence[Wanted]) -> bool:
     return all(bool(each.abs().max() < LARGEST) for part in wanted for each in (part.value, part.values))
 
 
-def fit_linear(job: Job, wanted: Sequence[Wanted], writer: Writer, ridge: float | None = RIDGE) -> FittedLayer:
+def fit_linear(job: Job, wanted: Sequence[Wanted], writer: Writer, ridge: float | None = None) -> FittedLayer:
     """Ridge regression about the layer's own weights, of a grouped layer group by group.
 
-    Weights that are the target's own initialisation are no centre: there it is about zero.
+    Weights that are the target's own initialisation are no centre: there it is about zero. ``ridge``: the penalty;
+    None: of RIDGES the one whose regression on most of the batches leaves least in the others.
     """
-    intercept = has_constant(job)
-    weight, signs, scale = writer.matrix(job.layer), writer.signs(job), writer.scale(job)
-    normed = job.ending.norm is not None and not job.ending.late
+    to_fit = [each for each in wanted if not each.aside]
+    others = [each for each in wanted if each.aside]
+    later = (
+        max(len(to_fit) // TRIED, 1) if ridge is None and len(to_fit) > 1 else 0
+    )  # batches that penalties are tried on
+    regression = _Regression(job, writer, to_fit[later:])
+    if ridge is None:
+        ridge = regression.best_ridge(to_fit[:later]) if later else RIDGE
+        regression.add(to_fit[:later])
+    own = regression.own()
+    new = regression.new(ridge, own)
+    left, whole = regression.errors([new, own], others)
+    if job.ending.norm is None and not job.ends_block and not job.answers:
+        new, own = regression.with_spread(new), regression.with_spread(own)
+    channels = [job.channels[inside] for _, inside in regression.groups]
+    how = "ridge regression" if job.layer.groups == 1 else "ridge regression, group by group"
+    return FittedLayer(
+        share(left[0], whole),
+        share(left[1], whole),
+        list(zip(channels, new, strict=True)),
+        list(zip(channels, own, strict=True)),
+        how,
+        ridge=ridge,
+    )
 
-    def own(inside: Tensor, rows: Rows) -> Tensor:
+
+class _Regression:
+    """That of a layer, group by group."""
+
+    def __init__(self, job: Job, writer: Writer, wanted: Sequence[Wanted]) -> None:
+        self.job, self.centred = job, job.layer.name in writer.grafted
+        self.intercept = has_constant(job)
+        self.weight, self.signs, self.scale = writer.matrix(job.layer), writer.signs(job), writer.scale(job)
+        self.groups = list(_groups(job))
+        self.rows = [gathered(_pieces(job, wanted, *group), intercept=self.intercept) for group in self.groups]
+
+    def add(self, wanted: Sequence[Wanted]) -> None:
+        """More batches to fit on."""
+        for group, rows in zip(self.groups, self.rows, strict=True):
+            for x, y in _pieces(self.job, wanted, *group):
+                rows.add(x, y)
+
+    def own(self) -> list[Fit]:
+        """By group the weights as they are, at the size that is wanted."""
+        owns = [self._own(inside, rows) for (_, inside), rows in zip(self.groups, self.rows, strict=True)]
+        number = best_number(list(zip(self.rows, owns, strict=True)))
+        return [with_constant(rows, number * mine) for rows, mine in zip(self.rows, owns, strict=True)]
+
+    def new(self, ridge: float, own: Sequence[Fit]) -> list[Fit]:
+        """By group what the rows say, about the weights as they are where those came from the source."""
+        centres = [each.weight if self.centred else None for each in own]
+        return [ridge_regression(rows, centre=c, ridge=ridge) for rows, c in zip(self.rows, centres, strict=True)]
+
+    def errors(self, several: Sequence[Sequence[Fit]], wanted: Sequence[Wanted]) -> tuple[list[float], float]:
+        """What several maps leave of all groups, in squares, and what there is to explain."""
+        left, whole = [0.0] * len(several), 0.0
+        for number, group in enumerate(self.groups):
+            pieces = _pieces(self.job, wanted, *group)
+            rests, all_of_it = errors_of([fits[number] for fits in several], pieces, intercept=self.intercept)
+            left, whole = [a + b for a, b in zip(left, rests, strict=True)], whole + all_of_it
+        return left, whole
+
+    def best_ridge(self, tried: Sequence[Wanted]) -> float:
+        """Of RIDGES the one that leaves least of batches that are not fitted on yet; of equals the largest."""
+        own = self.own()
+        left, _ = self.errors([self.new(ridge, own) for ridge in RIDGES], tried)
+        return RIDGES[left.index(min(left))]
+
+    def with_spread(self, fits: Sequence[Fit]) -> list[Fit]:
+        return [with_spread(each, rows) for each, rows in zip(fits, self.rows, strict=True)]
+
+    def _own(self, inside: Tensor, rows: Rows) -> Tensor:
         """The weights of some channels, each in the proportion to the others that the norm behind will give it."""
+        job, weight = self.job, self.weight
         mine = weight[job.channels[inside].to(weight.device)].float()
         mine = mine * (job.signs[inside] > 0).to(mine)[:, None]  # what mirrors another channel has no weights yet
-        size = signs[inside].to(mine) if scale is None else scale[inside.to(scale.device)].to(mine)
-        if normed:
+        scale = self.scale
+        size = self.signs[inside].to(mine) if scale is None else scale[inside.to(scale.device)].to(mine)
+        if job.ending.norm is not None and not job.ending.late:
             given, asked = (each.clamp(min=0).sqrt() for each in (rows.variance_given(mine), rows.variance_y))
             size = size * (asked / given.clamp(min=1e-12)).to(mine)
         return mine * size[:, None]
-
-    groups = [
-        (inside, gathered(_pieces(job, wanted, group, inside, aside=False), intercept=intercept), group)
-        for group, inside in _groups(job)
-    ]
-    owns = [own(inside, rows) for inside, rows, _ in groups]
-    number = best_number([(rows, mine) for (_, rows, _), mine in zip(groups, owns, strict=True)])
-    found: dict[str, list[tuple[Tensor, Fit]]] = {"new": [], "own": []}
-    left, whole = {"new": 0.0, "own": 0.0}, 0.0
-    centred = job.layer.name in writer.grafted
-    spread = job.ending.norm is None and not job.ends_block and not job.answers
-    for (inside, rows, group), mine in zip(groups, owns, strict=True):
-        as_it_is = with_constant(rows, number * mine)
-        new = ridge_regression(rows, centre=as_it_is.weight if centred else None, ridge=ridge)
-        others = _pieces(job, wanted, group, inside, aside=True)
-        rests, all_of_it = errors_of([new, as_it_is], others, intercept=intercept)
-        whole += all_of_it
-        for name, each, rest in zip(found, (new, as_it_is), rests, strict=True):
-            left[name] += rest
-            found[name].append((job.channels[inside], with_spread(each, rows) if spread else each))
-    how = "ridge regression" if job.layer.groups == 1 else "ridge regression, group by group"
-    return FittedLayer(share(left["new"], whole), share(left["own"], whole), found["new"], found["own"], how)
 
 
 def fit_filters(job: Job, wanted: Sequence[Wanted], writer: Writer, *, following: bool) -> FittedLayer:
@@ -125,7 +178,7 @@ def fit_filters(job: Job, wanted: Sequence[Wanted], writer: Writer, *, following
         given, given_aside = ((part.unflatten(1, (count, -1)) * each).sum(2) for part in (x, x_aside))
         worth.append(ridge_regression(gathered([(given, y)], intercept=True)).r2(given_aside, y_aside))
     how = "filters for the next layer" if following else "filters of the dense solution"
-    return FittedLayer(worth[0], worth[1], [], [], how, filters)
+    return FittedLayer(worth[0], worth[1], [], [], how, filters=filters)
 
 
 def _together(job: Job, wanted: Sequence[Wanted], *, aside: bool) -> tuple[Tensor, Tensor]:
@@ -154,10 +207,7 @@ def _groups(job: Job) -> Iterator[tuple[slice, Tensor]]:
             yield slice(group * inputs, (group + 1) * inputs), inside
 
 
-def _pieces(
-    job: Job, wanted: Sequence[Wanted], group: slice, inside: Tensor, *, aside: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(job: Job, wanted: Sequence[Wanted], group: slice, inside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """What a group reads, and what it is to give, batch by batch."""
     for each in wanted:
-        if each.aside == aside:
-            yield patches(each.value, job.layer, each.rows, group), each.values[:, inside.to(each.values.device)]
+        yield patches(each.value, job.layer, each.rows, group), each.values[:, inside.to(each.values.device)]

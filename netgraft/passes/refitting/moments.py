@@ -38,8 +38,11 @@ class Rows(Protocol):
     def products(self, weight: Tensor) -> tuple[float, float]:
         """The sums of (W x)^2 and of (W x) y, of all outputs together: about the mean with an intercept."""
 
-    def solved(self, centre: Tensor | None, ridge: float | None) -> Tensor:
+    def solved(self, centre: Tensor | None, ridge: float) -> Tensor:
         """W of ``ridge_regression``."""
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows x [n, features] and y [n, outputs]."""
 
 
 def gathered(pieces: Iterable[tuple[Tensor, Tensor]], *, intercept: bool) -> Rows:
@@ -72,11 +75,10 @@ def errors_of(
     return left, max(square - about, 0.0)
 
 
-def ridge_regression(rows: Rows, *, centre: Tensor | None = None, ridge: float | None = RIDGE) -> Fit:
+def ridge_regression(rows: Rows, *, centre: Tensor | None = None, ridge: float = RIDGE) -> Fit:
     """argmin ||x W' + b - y||^2 + rho ||W - centre||^2.
 
-    rho is ``ridge`` times the mean diagonal element of the normal matrix; None: of RIDGES that which generalised
-    cross-validation likes best. b is free with an intercept, else 0; without a ``centre`` [out, features] that is zero.
+    rho is ``ridge`` times the mean diagonal element of the normal matrix. b is free with an intercept, else 0; without a ``centre`` [out, features] that is zero.
     What the rows do not tell stays as the centre has it.
     """
     return with_constant(rows, rows.solved(centre, ridge))
@@ -163,58 +165,27 @@ class SecondMoments:
         return ((weight @ about) * weight).sum(1) / self.count
 
     def products(self, weight: Tensor) -> tuple[float, float]:
-        weight, (gram, cross, _) = weight.double(), self._about_means()
+        weight, (gram, cross) = weight.double(), self._about_means()
         return float(((weight @ gram) * weight).sum()), float((weight.T * cross).sum())
 
-    def solved(self, centre: Tensor | None, ridge: float | None) -> Tensor:
+    def solved(self, centre: Tensor | None, ridge: float) -> Tensor:
         """By the normal equations. What is wanted less what the centre gives is small where the centre is good."""
-        gram, cross, square = self._about_means()
+        gram, cross = self._about_means()
         if centre is not None:
-            known = centre.double()
-            square = square - 2 * (known.T * cross).sum(0) + ((known @ gram) * known).sum(1)
-            cross = cross - gram @ known.T
+            cross = cross - gram @ centre.double().T
         mean = float(gram.diagonal().mean())
         if not mean > 0:  # all inputs are constant
             return torch.zeros_like(cross.T, dtype=torch.float32) if centre is None else centre
-        if ridge is None:
-            ridge = best_ridge(gram, cross, float(square.sum()), self.count - self.intercept)
         gram.diagonal().add_(ridge * mean)
         change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T.float()
         return change if centre is None else centre + change
 
-    def _about_means(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums of x x', x y' and y^2 about the means, or about zero without an intercept: new tensors."""
+    def _about_means(self) -> tuple[Tensor, Tensor]:
+        """The sums of x x' and x y' about the means, or about zero without an intercept; the former a new tensor."""
         if not self.intercept:
-            return self._gram.clone(), self._cross, self._square
+            return self._gram.clone(), self._cross
         x, y = self._sums
-        gram = self._gram - torch.outer(x, x) / self.count
-        return gram, self._cross - torch.outer(x, y) / self.count, self._square - y.square() / self.count
-
-
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Penalties that generalised cross-validation chooses from, in units of the normal matrix's mean diagonal element."""
-
-
-def best_ridge(gram: Tensor, cross: Tensor, square: float, count: int) -> float:
-    """The one of RIDGES with the least (left / n) / (1 - tr H / n)^2: Golub, Heath, Wahba, Technometrics 21 (1979).
-
-    ``gram``: x' x [features, features], ``cross``: x' y [features, outputs], ``square``: the sum of y^2, of ``count``
-    rows. H = x (x' x + rho)^-1 x', so that with W = (x' x + rho)^-1 x' y and x' x + rho = L L'
-    tr H = features - rho |L^-1|^2, and left = y^2 - W . x' y - rho |W|^2.
-    """
-    mean, unit = float(gram.diagonal().mean()), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    best, least = RIDGES[-1], float("inf")
-    for ridge in RIDGES:
-        rho = ridge * mean
-        root = torch.linalg.cholesky(gram + rho * unit)
-        inverse = torch.linalg.solve_triangular(root, unit, upper=False)
-        weight = inverse.T @ (inverse @ cross)
-        freedom = len(gram) - rho * float(inverse.square().sum())
-        left = square - float((weight * cross).sum()) - rho * float(weight.square().sum())
-        score = max(left, 0.0) / max(1 - freedom / count, 1e-9) ** 2
-        if score < least:
-            best, least = ridge, score
-    return best
+        return self._gram - torch.outer(x, x) / self.count, self._cross - torch.outer(x, y) / self.count
 
 
 class FewRows:
@@ -261,7 +232,7 @@ class FewRows:
             given, y = given - given.mean(0), y - y.mean(0)
         return float(given.square().sum()), float((given * y).sum())
 
-    def solved(self, centre: Tensor | None, ridge: float | None) -> Tensor:
+    def solved(self, centre: Tensor | None, ridge: float) -> Tensor:
         x, y = self.rows
         means = (self.mean_x, self.mean_y) if self.intercept else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
-        return dual(x, y, *means, centre, RIDGE if ridge is None else ridge)
+        return dual(x, y, *means, centre, ridge)

@@ -20,7 +20,6 @@ from netgraft.passes.refitting.fitting import FittedLayer, Wanted, fit_filters, 
 from netgraft.passes.refitting.frontier import Frontier
 from netgraft.passes.refitting.jobs import Job, Jobs
 from netgraft.passes.refitting.layout import rows_of
-from netgraft.passes.refitting.regression import RIDGE
 from netgraft.passes.refitting.trail import needed_for, own_rows
 from netgraft.passes.refitting.values import MOST_NUMBERS, AimedAttention, PreparedLayers, best_values, seen_by_heads
 from netgraft.passes.refitting.writing import Writer
@@ -40,6 +39,7 @@ class Refitted:
     r2: float  # share of the wanted values' variance that the layer explains
     how: str
     before: float | None = None  # the same for the weights that it had
+    ridge: float | None = None  # the penalty of the regression
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def refit(
     rows: int = MOST_ROWS,
     prepared: PreparedLayers | None = None,
     grafted: frozenset[str] = frozenset(),  # layers of the target that hold weights of the source
-    ridge: float | None = RIDGE,
+    ridge: float | None = None,
     enough: Callable[[int, int], bool] = lambda _done, _all: False,
 ) -> Outcome:
     """Give every paired layer of ``target.module`` new weights, in place, where they are better than those it has.
@@ -174,7 +174,7 @@ class _Refitting:
             writer.norm_affine(job, wanted, linear=found.filters is not None)
         writer.norm_statistics(job, shown)
         if found.better:
-            self.done.append(Refitted(name, partner, found.after, found.how, found.before))
+            self.done.append(Refitted(name, partner, found.after, found.how, found.before, found.ridge))
         else:
             self.kept.append(Refitted(name, partner, found.after, NO_BETTER, found.before))
 

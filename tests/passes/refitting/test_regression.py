@@ -9,7 +9,6 @@ import torch
 from netgraft.passes.refitting import moments
 from netgraft.passes.refitting.moments import (
     RIDGE,
-    RIDGES,
     best_number,
     errors_of,
     gathered,
@@ -201,28 +200,6 @@ def test_sums_know_what_the_rows_know(intercept, wide, monkeypatch):
     assert whole == pytest.approx(float(about[1].square().sum()), rel=1e-5)
     products = float(about[0].square().sum()), float((about[0] * about[1]).sum())
     assert found.products(other.weight) == pytest.approx(products, rel=1e-5)
-
-
-@pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("noise", [0.01, 0.3, 300])
-def test_the_penalty_of_generalised_cross_validation(noise, intercept):
-    """By the hat matrix itself: the more noise, the larger."""
-    x, weight = drawn(80, 30) * torch.logspace(0, -2, 30), drawn(4, 30, seed=1)
-    y = x @ weight.T + noise * drawn(80, 4, seed=2) + (3 if intercept else 0)
-    a, b = (x - x.mean(0), y - y.mean(0)) if intercept else (x, y)
-    a, b = a.double().numpy(), b.double().numpy()
-    scores = []
-    for ridge in RIDGES:
-        rho = ridge * np.square(a).sum(0).mean()
-        hat = a @ np.linalg.solve(a.T @ a + rho * np.eye(30), a.T)
-        count = len(a) - intercept
-        scores.append(np.square(b - hat @ b).sum() / count / (1 - np.trace(hat) / count) ** 2)
-    best = RIDGES[int(np.argmin(scores))]
-    chosen = fit(x, y, intercept=intercept, ridge=None)
-    expected = fit(x, y, intercept=intercept, ridge=best)
-    torch.testing.assert_close(chosen.weight, expected.weight)
-    assert (best == RIDGES[0]) == (noise == 0.01)
-    assert (best == RIDGES[-1]) == (noise == 300)
 
 
 # ------------------------------------------------------------------------------------------------------ with_spread

@@ -27,6 +27,7 @@ from torch import nn
 
 from netgraft.architecture.endings import find_endings
 from netgraft.passes.refitting.channels import OutputChannels
+from netgraft.passes.refitting.fitting import RIDGES
 from netgraft.passes.refitting.jobs import Jobs
 from netgraft.passes.refitting.pairing import follow
 from netgraft.trace.replay import Replay
@@ -508,3 +509,18 @@ def test_convolutions_that_were_rectified_already_have_no_mirror():
     for name in done:
         width = source.get_submodule(name).weight.shape[0]
         torch.testing.assert_close(target.get_submodule(name).weight[width:], before.get_submodule(name).weight[width:])
+
+
+# ------------------------------------------------------------------------------------------------------- the penalty
+
+
+@pytest.mark.parametrize("count", [12, 240])
+def test_the_penalty_is_that_which_leaves_least_of_other_images(count):
+    """Chosen layer by layer without a look at the images that R^2 is measured on; no fixed one is clearly better."""
+    found = {}
+    for ridge in (None, *RIDGES):
+        source, target = stirred(Mlp)
+        done, _ = refitted(source, target, pairs=[("a", "a")], x=images(count), ridge=ridge)
+        found[ridge] = done["a"].r2 if "a" in done else 0.0
+    assert found[None] >= max(found[ridge] for ridge in RIDGES) - 0.03
+    assert found[None] == pytest.approx(found[RIDGES[0] if count == 12 else RIDGES[-1]], abs=0.03)
