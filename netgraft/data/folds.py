@@ -10,14 +10,14 @@ from netgraft.data.pictures import LabelledPictures, by_class
 from netgraft.errors import UsageError
 
 
-class Fold(NamedTuple):
+class HeldOutFold(NamedTuple):
     """One of several parts of the training images."""
 
     number: int  # 0, 1, ..., of - 1
     of: int
 
 
-def without_fold(pictures: LabelledPictures, fold: Fold, seed: int) -> tuple[LabelledPictures, LabelledPictures]:
+def without_fold(pictures: LabelledPictures, fold: HeldOutFold, seed: int) -> tuple[LabelledPictures, LabelledPictures]:
     """What is left to train with, and the fold; both in their old order.
 
     Every picture is in one fold, and the pictures of a class are in all of them alike, by scikit-learn's

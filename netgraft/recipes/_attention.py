@@ -57,7 +57,7 @@ def refuse(recipe: str, why: Iterable[str]) -> UsageError:
 
 
 @dataclass
-class Rewriting:
+class MadeAttention:
     """Steps for tensors of the target, made from its own initial values; several may set parts of one tensor."""
 
     graph: LayerGraph

@@ -9,7 +9,7 @@ from netgraft.architecture.resolution import takes_image
 from netgraft.channels.coordinates import position_tables
 from netgraft.channels.groups.find import find_groups
 from netgraft.plan import Pairing, Step
-from netgraft.recipes._attention import OTHERWISE, Known, Rewriting, known_attentions, refuse
+from netgraft.recipes._attention import OTHERWISE, Known, MadeAttention, known_attentions, refuse
 from netgraft.recipes.protocol import Draft, Task
 
 
@@ -55,7 +55,7 @@ class Mimetic:
 
     def plan(self, task: Task) -> Draft:
         """Queries, keys, values, projections and positions of the target."""
-        made = Rewriting(task.target)
+        made = MadeAttention(task.target)
         known, left = known_attentions(task.target)
         seed = self.seed * 1_000_003
         for each in known:
@@ -76,7 +76,7 @@ class Mimetic:
                 made.set_table(table.key, step, "sines and cosines of the place on the grid")
         return Draft(made.moves(), left, OTHERWISE)
 
-    def _values(self, made: Rewriting, each: Known, seed: int) -> str:
+    def _values(self, made: MadeAttention, each: Known, seed: int) -> str:
         """Sets values and projection, or says why they are left."""
         if not each.rows.projection:
             return "no linear layer reads all heads of its attention"

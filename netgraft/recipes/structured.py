@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from netgraft.architecture.graph import LayerGraph
 from netgraft.channels.coordinates import TokenStream, find_token_streams
 from netgraft.plan import Pairing, Step
-from netgraft.recipes._attention import OTHERWISE, Rewriting, known_attentions, refuse
+from netgraft.recipes._attention import OTHERWISE, MadeAttention, known_attentions, refuse
 from netgraft.recipes.protocol import Draft, Task
 
 
@@ -62,13 +62,13 @@ class Structured:
 
     def plan(self, task: Task) -> Draft:
         """Queries, keys and positions of the target."""
-        made = Rewriting(task.target)
+        made = MadeAttention(task.target)
         chance = random.Random(self.seed)
         for stream in find_token_streams(task.target):
             self._stream(made, stream, chance)
         return Draft(made.moves(), {}, OTHERWISE)
 
-    def _stream(self, made: Rewriting, stream: TokenStream, chance: random.Random) -> None:
+    def _stream(self, made: MadeAttention, stream: TokenStream, chance: random.Random) -> None:
         grid = {"side": stream.side, "temperature": self.temperature}
         known, _ = known_attentions(made.graph, stream.attentions)
         if not known:

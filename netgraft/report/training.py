@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from netgraft.report.text import safe, size_text, table
 
 if TYPE_CHECKING:
-    from netgraft.finetune.engine.cross_validation import Choice
     from netgraft.finetune.engine.explain import Cost
-    from netgraft.finetune.engine.loop import Result
     from netgraft.finetune.engine.meters import Meters
     from netgraft.finetune.engine.prepare import PreparedTraining
+    from netgraft.finetune.engine.result import LambdaChoice, Result
     from netgraft.plugins import Description
 
 REFRESH = 0.5  # seconds between two looks at the losses, which wait for the device
@@ -154,7 +153,7 @@ def result_document(result: Result) -> dict[str, Any]:
     }
 
 
-def choice_lines(choice: Choice) -> list[str]:
+def choice_lines(choice: LambdaChoice) -> list[str]:
     """The accuracies of all lambdas on the folds, and which is the best."""
 
     def percent(value: float | None) -> str:
@@ -166,7 +165,7 @@ def choice_lines(choice: Choice) -> list[str]:
     return [*table(heading, rows), best]
 
 
-def choice_document(choice: Choice) -> dict[str, Any]:
+def choice_document(choice: LambdaChoice) -> dict[str, Any]:
     tried = [{"lambda": lam, "mean": choice.mean(lam), "folds": choice.of(lam)} for lam in choice.lambdas]
     return {"chosen": choice.best, "tried": tried}
 

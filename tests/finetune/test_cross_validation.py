@@ -9,16 +9,16 @@ import torch
 from support.away import AWAY
 from support.runs import Killed, same, settings, train, write_nets, written_net
 
-from netgraft.data.folds import Fold, without_fold
+from netgraft.data.folds import HeldOutFold, without_fold
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.errors import CorruptFile, OutputError, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.engine import sets
-from netgraft.finetune.engine.cross_validation import Choice, Row
 from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.explain import explain
 from netgraft.finetune.engine.loop import Quiet
+from netgraft.finetune.engine.result import LambdaChoice, Row
 from netgraft.models.normalisation import Normalisation
 from netgraft.report.training import result_document, result_lines
 
@@ -59,7 +59,7 @@ def test_every_image_is_in_one_fold(count, folds):
     pictures = few(open_data("netgraft:digits"), count, 0)
     seen = []
     for number in range(folds):
-        rest, held = without_fold(pictures, Fold(number, folds), 0)
+        rest, held = without_fold(pictures, HeldOutFold(number, folds), 0)
         assert not set(rest.items) & set(held.items)
         assert sorted(rest.items + held.items) == sorted(pictures.items)
         for side in (rest, held):
@@ -74,13 +74,13 @@ def test_every_image_is_in_one_fold(count, folds):
 
 def test_the_seed_deals():
     pictures = few(open_data("netgraft:digits"), 9, 0)
-    held = [set(without_fold(pictures, Fold(0, 3), seed)[1].items) for seed in (0, 0, 1)]
+    held = [set(without_fold(pictures, HeldOutFold(0, 3), seed)[1].items) for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
 
 
 def test_a_class_has_an_image_for_each_fold():
     with pytest.raises(UsageError, match="has 3 images, too few for 4 folds"):
-        without_fold(few(open_data("netgraft:digits"), 3, 0), Fold(0, 4), 0)
+        without_fold(few(open_data("netgraft:digits"), 3, 0), HeldOutFold(0, 4), 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
@@ -90,7 +90,7 @@ def test_the_best_mean_is_chosen():
     def choice(*accuracies):
         rows = [Row(lam, i, top1) for lam, line in zip((1.0, 0.1, 10.0), accuracies, strict=True)
                 for i, top1 in enumerate(line)]  # fmt: skip
-        return Choice((1.0, 0.1, 10.0), 2, tuple(rows))
+        return LambdaChoice((1.0, 0.1, 10.0), 2, tuple(rows))
 
     assert choice((50, 60), (40, 70.5), (90, 0)).best == 0.1
     assert choice((50, 60), (40, 70), (54, 56)).best == 0.1  # equal: the smallest
@@ -112,7 +112,7 @@ def test_each_row_is_a_training_of_its_own(folder):
         rows = [(float(row["lambda"]), int(row["fold"]), float(row["val_top1"])) for row in csv.DictReader(file)]
     assert [row[:2] for row in rows] == [(lam, fold) for lam in LAMBDAS for fold in (1, 2, 3)]
     for lam, number, top1 in (rows[0], rows[5]):
-        rest, held = without_fold(whole, Fold(number - 1, FOLDS), 0)
+        rest, held = without_fold(whole, HeldOutFold(number - 1, FOLDS), 0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sets, "few", lambda *_, rest=rest: rest)
             alone = replace(chosen, lambdas=None, folds=None, lam=lam, out=f"{folder}/alone")

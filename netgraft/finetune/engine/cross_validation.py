@@ -6,20 +6,18 @@ import csv
 import io
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
-from netgraft.data.folds import Fold
+from netgraft.data.folds import HeldOutFold
 from netgraft.errors import CorruptFile
 from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.folder import CONFIG, FOLDS, TABLE, Folder
 from netgraft.finetune.engine.processes import Processes
+from netgraft.finetune.engine.result import LambdaChoice, Result, Row
 from netgraft.finetune.engine.watch import Quiet, Watch
 from netgraft.finetune.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from netgraft.finetune.engine.loop import Result
 
 
 class Train(Protocol):
@@ -33,43 +31,8 @@ class Train(Protocol):
         begin: Callable[[], None],
         *,
         going_on: bool,
-        fold: Fold | None = None,
+        fold: HeldOutFold | None = None,
     ) -> Result: ...
-
-
-class Row(NamedTuple):
-    """What one training came to, after its last epoch."""
-
-    lam: float
-    fold: int  # 0, 1, ...
-    top1: float | None  # percent of the held-out fold; None where the training diverged
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The table of all trainings, and what it says."""
-
-    lambdas: tuple[float, ...]
-    folds: int
-    rows: tuple[Row, ...]
-
-    def of(self, lam: float) -> list[float | None]:
-        """The accuracies in the folds, in percent."""
-        return [row.top1 for row in self.rows if row.lam == lam]
-
-    def mean(self, lam: float) -> float | None:
-        """Their mean; None where one of the trainings diverged."""
-        found = [top1 for top1 in self.of(lam) if top1 is not None]
-        return sum(found) / self.folds if len(found) == self.folds else None
-
-    @property
-    def best(self) -> float:
-        """The lambda of the largest mean, the smaller one of two that are equal. Raises Diverged if there is none."""
-        means = {lam: mean for lam in self.lambdas if (mean := self.mean(lam)) is not None}
-        if not means:
-            what = "Every lambda has a fold in which the training diverged."
-            raise Diverged(what, where=f"--lambda {','.join(map(str, self.lambdas))}", hint="Take a smaller --lr.")
-        return max(means, key=lambda lam: (means[lam], -lam))
 
 
 def cross_validated(settings: TrainingSettings, train: Train, *, resume: bool, force: bool, watch: Watch) -> Result:
@@ -91,21 +54,21 @@ def cross_validated(settings: TrainingSettings, train: Train, *, resume: bool, f
         for number in range(settings.folds):
             if any((row.lam, row.fold) == (lam, number) for row in rows):
                 continue
-            rows.append(_one(settings, lam, Fold(number, settings.folds), folder, train, watch, begun=begun))
+            rows.append(_one(settings, lam, HeldOutFold(number, settings.folds), folder, train, watch, begun=begun))
             begun = True
             if processes.first:
                 _write(folder, rows)
                 shutil.rmtree(folder.path / FOLDS, ignore_errors=True)
             processes.wait()
             watch.say(_told(rows[-1], settings.folds))
-    choice = Choice(settings.lambdas, settings.folds, tuple(rows))
+    choice = LambdaChoice(settings.lambdas, settings.folds, tuple(rows))
     watch.say(f"lambda {choice.best:g} is the best by cross-validation; training on all images")
     result = train(replace(settings, lam=choice.best), folder, watch, lambda: None, going_on=going_on)
     return replace(result, choice=choice)
 
 
 def _one(
-    settings: TrainingSettings, lam: float, fold: Fold, whole: Folder, train: Train, watch: Watch, *, begun: bool
+    settings: TrainingSettings, lam: float, fold: HeldOutFold, whole: Folder, train: Train, watch: Watch, *, begun: bool
 ) -> Row:
     """One training, gone on with where it was interrupted."""
     path = whole.path / FOLDS / f"lambda {lam} fold {fold.number + 1}"

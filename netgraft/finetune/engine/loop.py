@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netgraft.data.folds import Fold
+from netgraft.data.folds import HeldOutFold
 from netgraft.finetune.engine.accumulation import Accumulation
 from netgraft.finetune.engine.before_training import before_first_batch
-from netgraft.finetune.engine.cross_validation import Choice, cross_validated
+from netgraft.finetune.engine.cross_validation import cross_validated
 from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.folder import BEST, LAST, Folder
 from netgraft.finetune.engine.freezing import freeze_names, without
@@ -36,26 +36,13 @@ from netgraft.finetune.engine.pictures import are_due, write_pictures
 from netgraft.finetune.engine.prepare import PreparedTraining, prepare
 from netgraft.finetune.engine.rates import rate_of, scale_rates
 from netgraft.finetune.engine.record import open_tensorboard, provenance_of
+from netgraft.finetune.engine.result import Result
 from netgraft.finetune.engine.signals import Signals
 from netgraft.finetune.engine.state import load_state, random_modules, save_state
 from netgraft.finetune.engine.watch import Quiet, Watch
 from netgraft.finetune.protocol import TARGET, Batch, Need, Prepares, Shows, Update
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.momentum import begin_momentum
-
-
-@dataclass
-class Result:
-    """What came of a training."""
-
-    folder: Path
-    history: list[dict[str, Any]]  # one record for each epoch
-    best: dict[str, Any]  # the record of the best epoch
-    chosen_on: str  # "validation" or "test": the images by which it is the best
-    resumed: bool = False
-    first: bool = True  # whether this is the process that reports
-    choice: Choice | None = None  # of lambda, by cross-validation
-    pictures: tuple[Path, ...] = ()  # of the epochs that have any
 
 
 def finetune(
@@ -81,7 +68,7 @@ def _train(
     begin: Callable[[], None],
     *,
     going_on: bool,
-    fold: Fold | None = None,
+    fold: HeldOutFold | None = None,
 ) -> Result:
     prepared = prepare(settings, watch.say if fold is None else lambda _: None, fold)
     training = Training(prepared, folder, watch)

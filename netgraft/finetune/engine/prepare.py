@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft import plugins
-from netgraft.data.folds import Fold
+from netgraft.data.folds import HeldOutFold
 from netgraft.data.pictures import LabelledPictures, Pixels
 from netgraft.errors import NetgraftError, UsageError
 from netgraft.files.checkpoint import read_provenance
@@ -65,7 +65,7 @@ class PreparedTraining:
 
 
 def prepare(
-    settings: TrainingSettings, progress: Progress = lambda _: None, fold: Fold | None = None
+    settings: TrainingSettings, progress: Progress = lambda _: None, fold: HeldOutFold | None = None
 ) -> PreparedTraining:
     """Load, open and check all of it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from netgraft.data.folds import Fold, without_fold
+from netgraft.data.folds import HeldOutFold, without_fold
 from netgraft.data.opening import open_data
 from netgraft.data.pictures import LabelledPictures, few, hold_out
 from netgraft.data.search import has_tests, open_search
@@ -34,7 +34,7 @@ class ImageSets(NamedTuple):
         return {use: pictures.record() for use, pictures in {**own, **self.others}.items() if pictures is not None}
 
 
-def open_sets(settings: TrainingSettings, fold: Fold | None = None) -> ImageSets:
+def open_sets(settings: TrainingSettings, fold: HeldOutFold | None = None) -> ImageSets:
     """All images by name. Those for validation are held out of the few that are drawn: they are labelled too.
 
     With ``fold`` it is held out for validation. Raises what ``open_data``, ``few``, ``hold_out`` and ``without_fold``

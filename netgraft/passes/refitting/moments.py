@@ -78,8 +78,8 @@ def errors_of(
 def ridge_regression(rows: Rows, *, centre: Tensor | None = None, ridge: float = RIDGE) -> Fit:
     """argmin ||x W' + b - y||^2 + rho ||W - centre||^2.
 
-    rho is ``ridge`` times the mean diagonal element of the normal matrix. b is free with an intercept, else 0; without a
-    ``centre`` [out, features] that is zero. What the rows do not tell stays as the centre has it.
+    rho is ``ridge`` times the mean diagonal element of the normal matrix. b is free with an intercept, else 0; without
+    a ``centre`` [out, features] that is zero. What the rows do not tell stays as the centre has it.
     """
     return with_constant(rows, rows.solved(centre, ridge))
 
