@@ -132,7 +132,8 @@ def test_load_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("cyclik", "Did you mean cyclic?"), ("_x", ""), ("", ""), ("zzz", "`netgraft operators` lists them all")]
+    ("name", "hint"),
+    [("cyclik", "Did you mean cyclic?"), ("_x", ""), ("", ""), ("zzz", "`netgraft operators` lists them all")],
 )
 def test_an_unknown_name(name, hint):
     with pytest.raises(UnknownName, match="Unknown operator") as caught:

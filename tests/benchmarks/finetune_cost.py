@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from netgraft.finetune.combine import dtnh
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.loop import Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.protocol import Part, Update
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.terms import l2_penalty, scratch

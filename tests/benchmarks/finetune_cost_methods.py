@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.loop import Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.settings import TrainingSettings
 
 KINDS: dict[str, dict[str, Any]] = {

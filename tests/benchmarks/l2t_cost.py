@@ -40,9 +40,10 @@ from torch.utils.flop_counter import flop_registry
 from netgraft.cli.memory import keep_freed_memory
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training
+from netgraft.finetune.engine.loop import Training
 from netgraft.finetune.engine.parts import set_train_mode
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.settings import TrainingSettings
 from netgraft.finetune.toolbox.adapters import features
 from netgraft.finetune.toolbox.bilevel.discriminator import Discriminators, discriminator_loss, generator_loss

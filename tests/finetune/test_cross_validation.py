@@ -17,8 +17,8 @@ from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.engine import sets
 from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.explain import explain
-from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.engine.result import LambdaChoice, Row
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.models.normalisation import Normalisation
 from netgraft.report.training import result_document, result_lines
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from netgraft.errors import OutputError, UnknownName, UsageError
 from netgraft.files.checkpoint import file_sha256, read_provenance
-from netgraft.finetune.engine.loop import Diverged
+from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.protocol import Need, Part, Update
 from netgraft.finetune.toolbox.terms import l2_penalty, squared_distance

@@ -8,7 +8,7 @@ from support.tested_methods import METHODS, each_method, label
 from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.finetune.engine.explain import explain
-from netgraft.finetune.engine.loop import Quiet
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.report.training import cost_lines
 
 CLOSE = 0.05

@@ -13,8 +13,8 @@ from netgraft.errors import UnknownName, UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.combine import dtnh, total
 from netgraft.finetune.engine.accumulation import Accumulation
+from netgraft.finetune.engine.diverged import Diverged
 from netgraft.finetune.engine.gradients import Gradients
-from netgraft.finetune.engine.loop import Diverged
 from netgraft.finetune.engine.loss_scale import LossScale
 from netgraft.finetune.engine.prepare import prepare
 from netgraft.finetune.engine.processes import Processes

@@ -13,10 +13,10 @@ from netgraft.data.opening import open_data
 from netgraft.data.pictures import Pixels, few
 from netgraft.data.search import open_search
 from netgraft.errors import UsageError
-from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.engine.processes import Processes
 from netgraft.finetune.engine.ranking import found_in_order
 from netgraft.finetune.engine.retrieve import Search, retrieve
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.models.normalisation import Normalisation
 from netgraft.report.training import epoch_text, result_lines
 

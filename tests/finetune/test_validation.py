@@ -12,8 +12,8 @@ from netgraft.data.pictures import Pixels, few, hold_out
 from netgraft.errors import UsageError
 from netgraft.files.checkpoint import read_provenance
 from netgraft.finetune.engine.judge import Judge
-from netgraft.finetune.engine.loop import Quiet
 from netgraft.finetune.engine.sets import open_sets
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.models.normalisation import Normalisation
 from netgraft.report.training import result_document, result_lines
 

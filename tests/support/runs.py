@@ -8,9 +8,10 @@ import torch
 
 from netgraft.finetune.engine.folder import Folder
 from netgraft.finetune.engine.loader import to_device
-from netgraft.finetune.engine.loop import Quiet, Training, finetune
+from netgraft.finetune.engine.loop import Training, finetune
 from netgraft.finetune.engine.parts import lambda_of
 from netgraft.finetune.engine.prepare import prepare
+from netgraft.finetune.engine.watch import Quiet
 from netgraft.finetune.settings import TrainingSettings
 
 NET = """
