@@ -1,9 +1,12 @@
 """Every test draws the same random numbers, in any order."""
 
+import os
 import random
 import sys
 
 import pytest
+
+os.environ["NETGRAFT_PROGRESS"] = "off"  # of commands that take long on a busy machine, what they say is compared
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,11 @@
-"""Progress on stderr, for people: on a terminal what is being done now, elsewhere a line from time to time."""
+"""Progress on stderr, for people: on a terminal what is being done now, elsewhere a line from time to time.
+
+With NETGRAFT_PROGRESS=off in the environment there is none where stderr is no terminal.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +19,7 @@ EVERY = 10.0
 def progress() -> Iterator[Callable[[str], None]]:
     """Gives a function to call with what is being done now."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines() if os.environ.get("NETGRAFT_PROGRESS") != "off" else lambda _: None
         return
     from rich.console import Console
     from rich.markup import escape

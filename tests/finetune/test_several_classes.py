@@ -213,7 +213,9 @@ def test_top_10_stands_beside_top_1_and_top_5(classes):
 
 def test_the_table_shows_them():
     record = {"epoch": 0, "eval_top1": 10.0, "eval_top5": 50.0, "eval_top10": 90.0, "eval_loss": 1.0}
-    result = SimpleNamespace(best=record, history=[record], chosen_on="test", folder=Path("run"), choice=None, pictures=())
+    result = SimpleNamespace(
+        best=record, history=[record], chosen_on="test", folder=Path("run"), choice=None, pictures=()
+    )
     head, _, *rows = result_lines(result)
     assert head.split()[2:5] == ["accuracy", "top-5", "top-10"]
     assert "90.00 %" in rows[0]

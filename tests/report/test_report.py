@@ -206,12 +206,23 @@ def test_streams(monkeypatch):
 
 
 def test_where_there_is_no_terminal_a_line_from_time_to_time(monkeypatch, capsys):
+    monkeypatch.delenv("NETGRAFT_PROGRESS")
     now = iter([0.0, 4.0, 11.0, 19.0, 21.5])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     with progress() as say:
         for text in ("tracing", "layer 1 of 9", "layer 2 of 9", "layer 3 of 9"):
             say(text)
     assert capsys.readouterr() == ("", "[11 s] layer 1 of 9\n[22 s] layer 3 of 9\n")
+
+
+def test_none_where_that_is_not_wanted(monkeypatch, capsys):
+    monkeypatch.setenv("NETGRAFT_PROGRESS", "off")
+    now = iter(range(0, 1000, 100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    with progress() as say:
+        say("tracing")
+        say("grafting")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_is_for_terminals(monkeypatch, capsys):
