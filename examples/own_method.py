@@ -22,7 +22,7 @@ class ElasticWeightConsolidation:
     diagonal of the Fisher information: the mean over the images of --source-data that stand beside one epoch's
     batches, by the network in eval mode, before the first step. The gradient is known and costs no backward pass.
 
-    Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (arXiv:1612.00796), Eq. 3.
+    Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (arXiv:1612.00796).
 
     Departs from the paper: y is drawn from the network's own p (the Fisher information), or is the label
     (``fisher=empirical``, which many codes take for it). The paper does not say which, nor how many images it takes.

@@ -4,7 +4,7 @@
 two convolutional layers with a skipping layer. Each convolution layer is followed by a ReLU layer and a BatchNorm
 layer."
 
-Left open by the paper, chosen here: the widths (16, 32, 64, those of the CIFAR ResNets: He et al. 2016, section 4.2),
+Left open by the paper, chosen here: the widths (16, 32, 64, those of the CIFAR ResNets: He et al. 2016),
 3x3 kernels with padding 1, stride 2 at the start of the second and third block, average pooling, and the skipping
 layer: the identity where the shape stays, a 1x1 convolution with BatchNorm where it changes, added after the second
 BatchNorm.

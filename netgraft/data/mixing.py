@@ -40,7 +40,7 @@ def cutmix(
     """Each image with a rectangle of its partner over it, at the same place.
 
     The rectangle has the image's proportions and covers a share of it that is uniform in [0, 1], around a place that is
-    uniform in the image; what sticks out is cut off (Yun et al., arXiv:1905.04899, Eqs. 1 and 2, with Beta(1, 1)).
+    uniform in the image; what sticks out is cut off (Yun et al., arXiv:1905.04899, with Beta(1, 1)).
     """
     side = torch.rand((len(images), 1), generator=generator).sqrt()
     inside = []

@@ -16,7 +16,7 @@ def join_separable(places: Sequence[Place], others: Sequence[Place]) -> Units:
     """Places to align with those of the other network, and the layers that each of them stands for.
 
     A depthwise convolution and the pointwise one behind it do together what a dense one does (MobileNet,
-    arXiv:1704.04861, section 3.1). Where a network is made of such pairs, outside residual blocks, and the other has
+    arXiv:1704.04861). Where a network is made of such pairs, outside residual blocks, and the other has
     dense kernels only, each pair is one place. A pointwise convolution that widens the map before the depthwise one
     (MobileNetV2's blocks) has a dense counterpart of its own: there every layer stays by itself.
     """

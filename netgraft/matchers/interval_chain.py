@@ -15,8 +15,8 @@ from netgraft.plan import Pairing
 class IntervalChain:
     """Every ``every``-th layer of the source's chain, in order: the paper's "interval HMT" ablation (HMT 3.4).
 
-    The paper's example pairs layers 1, 3, 5, ... of the source with layers 1, 2, 3, ... of the target; where the
-    source's chain runs out, the rest of the target's chain has no partner.
+    Layers 1, 3, 5, ... of the source go with layers 1, 2, 3, ... of the target: what the paper calls a transfer "every
+    two layers". Where the source's chain runs out, the rest of the target's chain has no partner.
     """
 
     ablation: ClassVar[bool] = True

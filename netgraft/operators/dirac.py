@@ -14,7 +14,7 @@ class Dirac:
 
     [out, in, *kernel] with ``w[j, j, centre] = 1`` and zeros elsewhere; a linear layer's [out, in] becomes the identity
     matrix. Channels beyond the narrower side get zeros. The centre of a kernel of size k is tap (k - 1) // 2. Net2Net's
-    deeper nets (arXiv:1511.05641, section 2.3); OPERATORS D7.
+    deeper nets (arXiv:1511.05641); OPERATORS D7.
     """
 
     fate: ClassVar[str] = "set"

@@ -16,8 +16,8 @@ class FoldNorm:
     """Fold the source's batch norm into the layer before it, for a target that has no norm there.
 
     A kernel's rows are multiplied by gamma / sqrt(var + eps). With ``mean`` the tensor is the norm's beta, and becomes
-    the bias that does the rest: beta + (bias - mean) gamma / sqrt(var + eps). Jacob et al., arXiv:1712.05877, section
-    3.2; OPERATORS part 2, 2.
+    the bias that does the rest: beta + (bias - mean) gamma / sqrt(var + eps). Jacob et al., arXiv:1712.05877;
+    OPERATORS part 2, 2.
     """
 
     fate: ClassVar[str] = "stacked"

@@ -15,7 +15,7 @@ class Gather:
 
     ``out[..., p, ...] = weight[..., g(p), ...]`` along ``dim``, for widening, selection and permutation alike: rows of
     a convolution or linear layer, biases, all four tensors of a batch norm, and depthwise kernels. Any dtype.
-    OPERATORS D1 (W'[p] = W[g(p)], b'[p] = b[g(p)]); Net2WiderNet (arXiv:1511.05641) Eq. 3.
+    OPERATORS D1 (W'[p] = W[g(p)], b'[p] = b[g(p)]); Net2WiderNet (arXiv:1511.05641).
     """
 
     fate: ClassVar[str] = "stacked"

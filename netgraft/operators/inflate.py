@@ -17,7 +17,7 @@ class Inflate:
     [out, in, h, w] becomes [out, in, T, h, w] with ``dim=2`` and ``size=T``. ``mean``: every slice is w / T, exact on
     inputs constant along the new axis (a still video; away from zero padding along it); ``centre``: slice
     (T - 1) // 2 is w and the others zero, exact frame by frame with ``padding="same"``, any dtype. ``mean`` computes
-    types below float32 in float32 and rounds once. I3D (arXiv:1705.07750) section 2.4; OPERATORS D9.
+    types below float32 in float32 and rounds once. I3D (arXiv:1705.07750); OPERATORS D9.
     """
 
     fate: ClassVar[str] = "stacked"

@@ -23,7 +23,7 @@ class NearDiagonal:
 
     the singular vectors and values of the largest r. The rows are the columns of L ("left") or R ("right"), in this
     order: queries are left and keys right; values are left and the columns of the projection behind them right.
-    Mimetic initialisation (Trockman and Kolter, ICML 2023, arXiv:2305.09828, section 3). ``dim`` is the axis that the
+    Mimetic initialisation (Trockman and Kolter, ICML 2023, arXiv:2305.09828). ``dim`` is the axis that the
     rows lie along; all other axes together are their length. Computed in float64.
     """
 

@@ -19,7 +19,7 @@ class PiResize:
     full column rank and the two products are equal. B is a product of one matrix per axis, and so is its
     pseudo-inverse. Meant for layers whose stride is their kernel: there the receptive field grows with the image. (An
     image resized as a whole also mixes neighbouring patches at their borders, which no kernel can undo.) Types below
-    float32 are computed in float32 and rounded once. FlexiViT (arXiv:2212.08013) section 3.4; OPERATORS D4 (v).
+    float32 are computed in float32 and rounded once. FlexiViT (arXiv:2212.08013); OPERATORS D4 (v).
     """
 
     fate: ClassVar[str] = "interpolated"

@@ -20,7 +20,7 @@ class RegroupNorm:
     m_g^2 over the group's channels, and both norms give the same with gamma_c s_g / s_c as the weight, and beta_c +
     gamma_c (m_g - m_c) / s_c as the bias. So channels keep their sizes and their offsets to one another. One group is
     a layer norm over the channels; as many groups as channels are an instance norm, which keeps both as they are. Group
-    norm: Wu and He, arXiv:1803.08494, section 3.1.
+    norm: Wu and He, arXiv:1803.08494.
     """
 
     fate: ClassVar[str] = "stacked"

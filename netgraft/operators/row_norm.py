@@ -14,7 +14,7 @@ from netgraft.operators._checks import computable
 class RowNorm:
     """Take the length of each row, ``[out, ...]`` to ``[out, 1, ...]``: the magnitudes g of a weight norm of w.
 
-    Salimans and Kingma, arXiv:1602.07868, Eq. 2: with g = ||w|| and v = w the layer computes what it did with w.
+    Salimans and Kingma, arXiv:1602.07868: with g = ||w|| and v = w the layer computes what it did with w.
     """
 
     fate: ClassVar[str] = "exact"

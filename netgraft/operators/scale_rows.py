@@ -14,7 +14,7 @@ from netgraft.operators._checks import along, computable, per_row
 class ScaleRows:
     """Multiply each row by a number of the source, as a layer scale behind a layer does with what it puts out.
 
-    gamma (W x + b) = (gamma W) x + gamma b: for a target that has no layer scale there. CaiT, arXiv:2103.17239, Eq. 3.
+    gamma (W x + b) = (gamma W) x + gamma b: for a target that has no layer scale there. CaiT, arXiv:2103.17239.
     """
 
     fate: ClassVar[str] = "stacked"

@@ -17,8 +17,8 @@ class Share:
 
     ``out[..., q, ...] = alpha_q weight[..., g(q), ...]`` along ``dim``, with one alpha_q for all other axes and the
     alphas of the copies of one entry summing to 1, so that inputs x'_q = x_g(q) give the output they gave. Every entry
-    must be read. Without ``seed`` alpha_q = 1 / m(g(q)), where m counts the copies (Net2WiderNet, arXiv:1511.05641,
-    Eq. 3). With ``seed`` the alphas of one entry are drawn from Dirichlet(``concentration``), in float64 from the
+    must be read. Without ``seed`` alpha_q = 1 / m(g(q)), where m counts the copies (Net2WiderNet, arXiv:1511.05641).
+    With ``seed`` the alphas of one entry are drawn from Dirichlet(``concentration``), in float64 from the
     seed's own generator: as exact, and the copies get different gradients, so that they do not stay copies (LEMON,
     arXiv:2310.07999). Types below float32 are computed in float32 and rounded once. OPERATORS D1.
     """

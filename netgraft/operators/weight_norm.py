@@ -15,7 +15,7 @@ class WeightNorm:
     """Make a plain weight of a weight-normalised one: w = g v / ||v||, with one g per row.
 
     The tensor is the direction v ``[out, ...]``, ``magnitude`` the source's key of g ``[out, 1, ...]``. Salimans and
-    Kingma, arXiv:1602.07868, Eq. 2. Undone by ``row-norm`` for g and a copy for v.
+    Kingma, arXiv:1602.07868. Undone by ``row-norm`` for g and a copy for v.
     """
 
     fate: ClassVar[str] = "exact"

@@ -2,7 +2,7 @@
 
 Images that no photograph resembles give a layer other means and variances than those it was trained with, and what the
 source answers there says little of what it does. The images kept are those whose means and variances, taken together,
-are near the running ones: what Yin et al. descend for single images (DeepInversion, arXiv:1912.08795, Eq. 4), as a
+are near the running ones: what Yin et al. descend for single images (DeepInversion, arXiv:1912.08795), as a
 choice among given ones. They are chosen greedily, since of images that are near one by one many are alike.
 """
 

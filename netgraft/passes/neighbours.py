@@ -35,8 +35,8 @@ Tap = tuple[int, int]
 class Neighbours:
     """Let every head of a transformer's attention read one neighbour of each token, as the taps of a convolution do.
 
-    Cordonnier et al. (arXiv:1911.03584, section 3, quadratic encoding), as an initialisation like ConViT's
-    (arXiv:2103.10697, section 3). The last channels of the residual stream are set aside for the coordinates p of a
+    Cordonnier et al. (arXiv:1911.03584, quadratic encoding), as an initialisation like ConViT's
+    (arXiv:2103.10697). The last channels of the residual stream are set aside for the coordinates p of a
     token, which the position embedding holds: |p|^2, x, y, 1 and 0. Nothing else writes there. What is 0 shows how
     much a LayerNorm subtracts, so the others can be read behind it up to its scale s. With d = (dx, dy) the neighbour
     that a head looks at, its queries are (1, 2 (x + dx), 2 (y + dy), |p + d|^2) and its keys (-|p|^2, x, y, -1), so

@@ -28,7 +28,7 @@ SMALLEST = 1e-12
 class Repair:
     """In a network without norms, give transferred layers the scale and bias to put out what the source's layers do.
 
-    REPAIR (Jordan et al., arXiv:2211.08403, section 3.2; OPERATORS D8 ii): a kernel that reads fewer channels than it
+    REPAIR (Jordan et al., arXiv:2211.08403; OPERATORS D8 ii): a kernel that reads fewer channels than it
     did, or those of another layer, puts out another mean and variance, and without a norm nothing sets that right. The
     target's layers are settled in the order they run, each on what the settled ones before it give. For a channel of
     measured mean m and standard deviation s, whose source has m_s and s_s,

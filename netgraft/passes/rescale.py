@@ -29,7 +29,7 @@ class Rescale:
       biases, position embeddings and tokens;
     - of a LayerNorm's gamma and beta, against that of the linear layers that read it.
 
-    Scales of kernels are multiples of He et al.'s initialisation (arXiv:1502.01852, Eq. 10), in a stream their median.
+    Scales of kernels are multiples of He et al.'s initialisation (arXiv:1502.01852), in a stream their median.
     Kernels that hold the target's own random values are left alone: they have nothing to keep. So is what an earlier
     pass found to be as it should be (``Stage.settled``), and what could only be scaled together with it.
     """

@@ -245,7 +245,7 @@ def facts_of(graph: LayerGraph, name: str) -> Mapping[str, Any]:
 def _folded(
     source: LayerGraph, donor: Layer, given: Mapping[str, Slot], norm: Layer, role: str, slot: Slot
 ) -> Iterator[Move]:
-    """A kernel or its bias with the source's batch norm folded in (Jacob et al., arXiv:1712.05877, section 3.2)."""
+    """A kernel or its bias with the source's batch norm folded in (Jacob et al., arXiv:1712.05877)."""
     roles = roles_of(norm)
     options: dict[str, object] = {"variance": roles["running_var"].key, "eps": eps_of(source, norm.name)}
     if "weight" in roles:

@@ -26,8 +26,7 @@ class Mimetic:
     each product split evenly between its two factors; positions become sines and cosines. All else keeps the target's
     own initialisation. The source is not read: a row to measure others against.
 
-    Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers" (ICML 2023, arXiv:2305.09828),
-    section 3.
+    Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers" (ICML 2023, arXiv:2305.09828).
 
     Departs from the paper:
     - Biases of queries, keys, values and projection become zero: the paper's products have none.

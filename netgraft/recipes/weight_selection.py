@@ -21,8 +21,8 @@ class WeightSelection(LayerOptions):
     taken where that is whole, else linspace(0, n - 1, m) rounded; the same for all axes of these lengths, so that
     channels stay together. A row to measure others against.
 
-    Source: Xu et al., "Initializing Models with Larger Ones" (weight selection, ICLR 2024, arXiv:2311.18823),
-    section 3: first-N layer selection, uniform element selection; ``selection`` has the others it compares.
+    Source: Xu et al., "Initializing Models with Larger Ones" (weight selection, ICLR 2024, arXiv:2311.18823):
+    first-N layer selection, uniform element selection; ``selection`` has the others it compares.
 
     Departs from the paper:
     - Layers are paired by where they stand and what they do (matcher ``first-of-stage``), not by equal names.

@@ -29,7 +29,7 @@ def test_places_are_those_of_the_survey():
     listed = by_category().items()
     found = {category: {use.split()[-1].split(".")[-1] for use, _ in methods} for category, methods in listed}
     assert list(found)[:4] == ["instances", "mapping", "network", "adversarial"]
-    assert {"tradaboost", "tradaboost_r2", "expboost_r2", "task_tradaboost"} <= found["instances"]
+    assert {"tradaboost", "tradaboost_r2", "expboost_r2", "task_tradaboost", "mtlf"} <= found["instances"]
     assert {"tca", "jgsa", "ddc", "dan", "jan"} <= found["mapping"]
     assert {"frozen", "plain"} <= found["network"]
     assert {"dann", "cdan", "adda"} <= found["adversarial"]

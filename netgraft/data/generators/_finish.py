@@ -9,7 +9,7 @@ from netgraft.data.generators._draw import normal, uniform
 from netgraft.data.generators._fields import coarse_field
 
 # Principal axes (columns) of the RGB values of ImageNet's pixels, and the variances along them, as published with
-# fb.resnet.torch for the colour jitter of Krizhevsky et al. 2012, section 4.1: light-dark, red-blue, green-magenta.
+# fb.resnet.torch for the colour jitter of Krizhevsky et al. 2012: light-dark, red-blue, green-magenta.
 _AXES = ((0.5675, 0.7192, 0.4009), (0.5808, -0.0045, -0.8140), (0.5836, -0.6948, 0.4203))
 _VARIANCES = (0.2175, 0.0188, 0.0045)
 

@@ -22,8 +22,8 @@ class ExpBoostR2:
     sum w |y - h(x)| / max |y - h(x)|: one fitted with the weights as they are, or one of the experts, each fitted
     beforehand to one source.
 
-    Pardoe and Stone, "Boosting for regression transfer", ICML 2010, section 4 (after Rettinger, Zinkevich and Bowling
-    2006, ExpBoost).
+    Pardoe and Stone, "Boosting for regression transfer", ICML 2010 (after Rettinger, Zinkevich and Bowling 2006,
+    ExpBoost).
 
     Departs from the paper: learners take weights instead of drawing images by them.
     """

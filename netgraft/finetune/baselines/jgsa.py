@@ -25,7 +25,7 @@ class JointAlignment:
     x A, a target image x B.
 
     Zhang, Li and Ogunbona, "Joint geometrical and statistical alignment for visual domain adaptation", CVPR 2017,
-    section 3; defaults of its section 4.
+    with the defaults of its experiments.
 
     Departs from the paper: the linear map alone, without its kernels; a class that no target image has adds nothing to
     the MMD. The features are taken as they are (the paper's are of mean 0 and variance 1).

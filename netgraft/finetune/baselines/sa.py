@@ -21,9 +21,9 @@ class SubspaceAlignment:
     image becomes x P_s M, a target image x P_t.
 
     Fernando, Habrard, Sebban and Tuytelaars, "Unsupervised visual domain adaptation using subspace alignment", ICCV
-    2013, Eqs. 1 to 3.
+    2013.
 
-    Departs from the paper: the number of directions is an option, not found by the bound of its section 3.4.
+    Departs from the paper: the number of directions is an option, not found by the paper's bound.
     """
 
     dimensions: int = field(default=30, metadata={"help": "directions of each domain"})

@@ -27,7 +27,7 @@ class TaskTrAdaBoost:
     that is mostly wrong is turned round), which is taken from the candidates; w <- w exp(-alpha y h(x)). The class is
     the sign of sum alpha h(x). New targets need phase II alone (``adapt``).
 
-    Yao and Doretto, "Boosting for transfer learning with multiple sources", CVPR 2010, Algorithms 2 and 3.
+    Yao and Doretto, "Boosting for transfer learning with multiple sources", CVPR 2010, both phases.
 
     Departs from the paper: AdaBoost of a source ends with a learner that is never wrong, or wrong half of the time; an
     error of 0 counts as 1e-10.

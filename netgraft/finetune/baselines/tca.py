@@ -21,7 +21,7 @@ class TransferComponents:
     between source images, 1/n_t^2 between target images, -1/(n_s n_t) between the two. An image x becomes k(x, .) W.
 
     Pan, Tsang, Kwok and Yang, "Domain adaptation via transfer component analysis", IEEE Trans. Neural Networks 2011,
-    section III (unsupervised).
+    the unsupervised method.
 
     Departs from the paper: the width of the Gaussian kernel, where none is given, is such that the mean squared
     distance of two images counts 1. Time grows with the cube of the number of images.

@@ -25,7 +25,7 @@ class TrAdaBoostVote:
     The weights are those of ``--method tradaboost``. The class of x is the one with the largest
     sum over t = N/2 .. N of log(1 / beta_t) [h_t(x) = class], N/2 rounded up.
 
-    Dai, Yang, Xue and Yu, "Boosting for transfer learning", ICML 2007, Fig. 1.
+    Dai, Yang, Xue and Yu, "Boosting for transfer learning", ICML 2007.
 
     Departs from the paper: any number of classes; an error above 0.49 is taken for 0.49.
     """

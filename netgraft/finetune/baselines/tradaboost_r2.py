@@ -27,7 +27,7 @@ class TwoStageTrAdaBoostR2:
     and beta such that the target's share is m / (n + m) + t / (S - 1) (1 - m / (n + m)). The model of the least error
     is kept.
 
-    Pardoe and Stone, "Boosting for regression transfer", ICML 2010, Algorithm 3.
+    Pardoe and Stone, "Boosting for regression transfer", ICML 2010.
 
     Departs from the paper: learners take weights instead of drawing images by them; in AdaBoost.R2' the target's
     weights keep their sum, as the source's must; the error is the mean squared error.

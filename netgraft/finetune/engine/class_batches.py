@@ -11,7 +11,7 @@ from netgraft.errors import UsageError
 
 
 class ClassBatches:
-    """P classes at random, and of each K images at random (Hermans et al. 2017, section 2, "Batch Hard").
+    """P classes at random, and of each K images at random (Hermans et al. 2017, "Batch Hard").
 
     Each batch is drawn by itself, a function of (seed, epoch, number): an epoch has as many batches as a pass over the
     images, but images of small classes are seen more often than those of large ones. Of a class with fewer than K

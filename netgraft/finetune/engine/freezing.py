@@ -23,7 +23,7 @@ class Freezing:
 
     ``freeze``: those of the first layers of the longest chain and all that these depend on, or those that came from a
     source. ``unfreeze_every``: in the first so many epochs only the chain's last layer trains and what does not lead to
-    it; then the layer before it too, and so on (gradual unfreezing; Howard and Ruder, ULMFiT, ACL 2018, section 3.3,
+    it; then the layer before it too, and so on (gradual unfreezing; Howard and Ruder, ULMFiT, ACL 2018,
     where it is one layer an epoch).
     """
 

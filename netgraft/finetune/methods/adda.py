@@ -25,7 +25,7 @@ class AdversarialDiscriminative:
     descends -(mean log D(M_s(x_s)) + mean log(1 - D(M_t(x_t)))) / 2, and then M_t descends -mean log D(M_t(x_t))
     against the new D. The classifier, which no loss reaches, stays that of the source, and no labels are used.
 
-    Tzeng et al. 2017, "Adversarial discriminative domain adaptation", Eq. 9. Train the initialisation first:
+    Tzeng et al. 2017, "Adversarial discriminative domain adaptation". Train the initialisation first:
     ``netgraft finetune --data SOURCE --method plain``.
 
     Departs from the paper: the halves of D's loss; M_t's features serve both steps, one forward pass for the two. M_t

@@ -21,7 +21,7 @@ class AttentionTransfer:
     """Maps of where paired layers are active are drawn towards the source's; any widths.
 
     Q(A) = sum over channels of A^2, one number per place, divided by its norm over places (Zagoruyko, Komodakis,
-    "Paying More Attention to Attention", ICLR 2017, Eq. 2). Over the pairs j, and as means over samples:
+    "Paying More Attention to Attention", ICLR 2017). Over the pairs j, and as means over samples:
 
     form=code:  L = J + beta sum_j mean (Q_S - Q_T)^2 over places, with beta = 1000, as in the authors' code
     form=paper: L = J + beta/2 sum_j ||Q_S - Q_T||_2

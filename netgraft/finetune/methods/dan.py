@@ -29,7 +29,7 @@ class DeepAdaptation(DomainAdaptation):
     With ``bottleneck`` a linear layer of that width stands before the classifier, which is drawn anew; the rest then
     learns at ``backbone_rate`` times the learning rate, and the bottleneck's features are the layer ``features``.
 
-    Long et al. 2015, "Learning transferable features with deep adaptation networks", Eqs. 3-9; the kernels' widths
+    Long et al. 2015, "Learning transferable features with deep adaptation networks"; the kernels' widths
     are those of the Transfer Learning Library. The paper's own: --set kernels=batch bottleneck=256.
 
     Departs from the paper: betas are multiplied so that their mean is 1, since ``weight`` is what scales the loss; they

@@ -23,7 +23,7 @@ class DomainAdversarial(DomainAdaptation):
     training of neural networks".
 
     Departs from the paper: the discriminator has two hidden layers for every network, and --lambda multiplies its own
-    gradient too (as Eq. 15 of the second paper has it), ``weight`` the reversed one alone (as in the first).
+    gradient too (as in the second paper), ``weight`` the reversed one alone (as in the first).
     """
 
     weight: float = field(default=1.0, metadata={"help": "factor of the reversed gradient"})

@@ -47,7 +47,7 @@ class Delta:
     images; with 0 that of its own answers, which must then be the target's classes.
 
     Li et al., "DELTA: Deep Learning Transfer using Feature Map with Attention for Convolutional Networks", ICLR 2019,
-    Eq. 3-5, and the authors' code (z / 5; SGD 0.01, ten times less after 6 epochs; beta = 0.01).
+    and the authors' code (z / 5; SGD 0.01, ten times less after 6 epochs; beta = 0.01).
 
     Departs from the paper: means, where its sums grow with the batch. Where the source is wider or narrower than the
     target, a 1x1 convolution of the target's features is trained along. Layers are the pairs, behind their norms, where

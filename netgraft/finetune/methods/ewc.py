@@ -19,7 +19,7 @@ class ElasticWeightConsolidation(WithFisher):
     """Weights that came from a source stay near their start, the more the source's predictions depend on them (EWC).
 
     L = J + strength/2 sum_i F_i (theta_i - theta_i^0)^2 (Kirkpatrick et al., "Overcoming catastrophic forgetting in
-    neural networks", PNAS 2017, Eq. 3), with F_i = E (d log p(y|x) / d theta_i)^2 at theta^0, the diagonal of the
+    neural networks", PNAS 2017), with F_i = E (d log p(y|x) / d theta_i)^2 at theta^0, the diagonal of the
     Fisher information: the mean over ``images`` images of the square of each one's own gradient, measured once before
     the first step. The network is in eval mode, and p(y|x) is the target's own at theta^0. ``fisher=true`` draws one y
     from it for each image, ``expected`` takes the mean over all y, ``empirical`` the image's label (not the Fisher
@@ -34,7 +34,7 @@ class ElasticWeightConsolidation(WithFisher):
     The paper says neither how y is chosen nor how many images are taken, nor gives a strength that suits all tasks.
     """
 
-    strength: float = field(default=100.0, metadata={"help": "lambda of Eq. 3: how strongly weights are held"})
+    strength: float = field(default=100.0, metadata={"help": "the paper's lambda: how strongly weights are held"})
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.START})
     category: ClassVar[str] = "network"

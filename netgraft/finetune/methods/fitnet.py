@@ -23,7 +23,7 @@ class FitNet:
     guided one, v_g; no other runs. Stage 2: L = J + kd H(softmax(z_S / T), softmax(z / T)), a mean over samples, trains
     all of them; kd goes linearly from its start to ``kd_last`` in the last epoch.
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 2-3 and Algorithm 1. r is a convolution whose
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. r is a convolution whose
     kernel makes the maps fit, with BatchNorm, and with ReLU where the hint u_h, which is looked at in one batch before
     the training, is nowhere negative: without one in front of it no ReLU could match it. The hint and the guided layer
     are the pair in the middle: one of your own by --pairs SOURCE:TARGET. Sources with other classes: --method fm with

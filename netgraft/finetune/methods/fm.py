@@ -23,7 +23,7 @@ class FeatureMatching:
     """The outputs of paired layers, mapped linearly, are drawn towards the source's; any widths.
 
     L = J + beta sum_(m,n) mean (r(T^n(x)) - S^m(x))^2, with a 1x1 convolution r that is trained along: FM of the
-    baselines in Jang et al., "Learning What and Where to Transfer", ICML 2019, Eq. 1 with uniform weights, and in
+    baselines in Jang et al., "Learning What and Where to Transfer", ICML 2019, with uniform weights, and Eq. 3 of
     L2T-GAN. ``match=one-to-one`` takes the pairs, ``single`` the last of them, ``all`` every paired layer of the
     source with every one of the target.
 

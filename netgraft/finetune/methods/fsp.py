@@ -26,7 +26,7 @@ class FlowOfSolution:
     one. L = J + beta sum_i mean (G_i^T - G_i^S)^2 over samples and entries. ``pretrain_epochs`` above 0 is the paper's
     schedule: so many epochs on the distances alone, the rest on J alone.
 
-    Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, Eq. 1-2 and Algorithm 1. Where F1 and F2 have other
+    Yim et al., "A Gift from Knowledge Distillation", CVPR 2017. Where F1 and F2 have other
     sizes the larger is max-pooled to the smaller. The sizes of source and target need not agree.
 
     Departs from the paper: a mean over entries. Where the source is wider or narrower than the target, which the paper

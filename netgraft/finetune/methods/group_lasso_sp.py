@@ -20,8 +20,8 @@ class GroupLassoSP(StartingPoint):
     """Filters that came from a source are drawn towards their start as wholes, new weights towards zero.
 
     L = J + alpha sum_g sqrt(p_g) ||(theta_S - theta_S^0)_g|| + beta/2 ||theta_new||^2 (Group-Lasso-SP of Li,
-    Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018,
-    section 3, Eq. 6). A group g is what one output channel of a layer is computed with, its p_g weights. The gradient,
+    Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018).
+    A group g is what one output channel of a layer is computed with, its p_g weights. The gradient,
     alpha sqrt(p_g) times the direction from the start, is known: no graph, no backward pass. theta_S, theta^0 and
     theta_new are those of l2-sp.
 

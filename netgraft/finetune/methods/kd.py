@@ -18,7 +18,7 @@ class KnowledgeDistillation:
     """The predictions are drawn towards the source's, both softened by a temperature.
 
     L = J + alpha / (1 - alpha) T^2 KL(softmax(z_S / T) || softmax(z / T)), a mean over samples (Hinton, Vinyals, Dean,
-    "Distilling the Knowledge in a Neural Network", 2015, section 2). T = 4 is that of the code of attention transfer
+    "Distilling the Knowledge in a Neural Network", 2015). T = 4 is that of the code of attention transfer
     and of RepDistiller. Theirs is alpha = 0.9 too: here, where J keeps its size, that makes steps ten times as long,
     which ordinary learning rates do not bear (examples/few_labels.md).
 

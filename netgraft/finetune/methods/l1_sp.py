@@ -19,7 +19,7 @@ class L1SP(StartingPoint):
     """Weights that came from a source are drawn towards their start by the absolute distance, new ones towards zero.
 
     L = J + alpha ||theta_S - theta_S^0||_1 + beta/2 ||theta_new||^2 (L1-SP of Li, Grandvalet, Davoine, "Explicit
-    Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018, section 3, Eq. 5). A weight leaves its
+    Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018). A weight leaves its
     start only where the task's gradient is larger than alpha. The gradient, alpha sign(theta_S - theta_S^0), is known:
     no graph, no backward pass. theta_S, theta^0 and theta_new are those of l2-sp.
 

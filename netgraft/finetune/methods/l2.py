@@ -15,7 +15,7 @@ class L2:
     """All weights are drawn towards zero: weight decay that lambda and combine rules apply to.
 
     L = J + alpha/2 ||theta||^2. The gradient, alpha theta, is added without a backward pass. The baseline of L2-SP
-    (Li, Grandvalet, Davoine, ICML 2018, Eq. 1). The optimizer's own --weight-decay comes on top of it: set it to 0.
+    (Li, Grandvalet, Davoine, ICML 2018). The optimizer's own --weight-decay comes on top of it: set it to 0.
     """
 
     alpha: float = field(default=0.01, metadata={"help": "strength of the pull towards zero"})

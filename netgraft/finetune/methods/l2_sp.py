@@ -19,7 +19,7 @@ class L2SP(StartingPoint):
     """Weights that came from a source are drawn towards where they started, all others towards zero.
 
     L = J + alpha/2 ||theta_S - theta_S^0||^2 + beta/2 ||theta_new||^2 (Li, Grandvalet, Davoine, "Explicit Inductive
-    Bias for Transfer Learning with Convolutional Networks", ICML 2018, Eq. 2-3). The gradient is known: there is no
+    Bias for Transfer Learning with Convolutional Networks", ICML 2018). The gradient is known: there is no
     graph over the weights and no backward pass for it, with --combine dtnh neither. The optimizer's momentum sees it,
     as in the authors' code. The optimizer's own --weight-decay comes on top of it: set it to 0 for the paper's L.
 

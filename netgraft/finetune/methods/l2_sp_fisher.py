@@ -20,7 +20,7 @@ class L2SPFisher(WithFisher, StartingPoint):
     """L2-SP that weighs each weight by how much the source's predictions depend on it (Fisher information).
 
     L = J + alpha/2 sum_(i in S) F_i (theta_i - theta_i^0)^2 + beta/2 ||theta_new||^2 (L2-SP-Fisher of Li, Grandvalet,
-    Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018, section 3, Eq. 4).
+    Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018).
     theta_S, theta^0 and theta_new are those of l2-sp; F, its images and ``fisher`` are those of ewc. The paper's F is
     ``fisher=expected``: for each image the mean over all classes by their probability. The gradient is known: no graph,
     no backward pass in a step.

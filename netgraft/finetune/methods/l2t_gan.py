@@ -42,16 +42,17 @@ class L2TGAN:
     For each batch (Algorithm 1): A) a step on L_s. B) T times: one on beta L_fm, one of the discriminators on
     -log D(f^S) - log(1 - D(phi(f^T))), one on lam L_g. C) a step on J. D) a step of the weights w.
 
-    The paper of L2T-GAN: Eqs. 1-6, Algorithm 1, and Figure 3b (``ablation``). It does not say what T, lam, beta and the
-    discriminators are: these are ours. It gives general and middle layers to the adversaries, middle ones to the
-    matching and fully connected ones to the MMD: --set gan_layers=general,middle match_layers=middle mmd_layers=fc.
+    The paper of L2T-GAN: Eqs. 1-6, Algorithm 1, and Figure 3b (``ablation``). Its text does not say what T, lam, beta
+    and the discriminators are: these are ours. It gives general and middle layers to the adversaries, middle ones to
+    the matching and fully connected ones to the MMD: --set gan_layers=general,middle match_layers=middle mmd_layers=fc.
     The first half of the paired layers is taken as general, the rest as middle; vectors and logits are "fc".
 
     Departs from the paper: Eq. 2's log(-D) does not exist; the loss that does not saturate is taken (``gan``). D sees
     features, as phi(f^T) does, and its "real" ones are the source's of the target's batch: only L_MMD needs source
     images. w descends J after a look-ahead, as in L2T-ww; Algorithm 1's descent of L_fm (``meta=first-order``) would
     put all weight on the channel that matches best, and stops at a floor of entropy. The look-ahead starts after A)
-    and keeps the discriminators as they are there. B) takes L_fm and L_g in one step from one pass (``fuse``).
+    and keeps the discriminators as they are there. B) takes L_fm and L_g in one step from one pass (``fuse``), weighed
+    by beta and lam as in A), where Algorithm 1 has them without weights.
     """
 
     lam: float = field(default=0.1, metadata={"help": "weight of the adversarial loss"})

@@ -31,8 +31,8 @@ class L2TWW:
     w = softmax(W g + bias), lambda = relu6(u g + c), g = f^S averaged over places: the weight networks. They descend
     J(theta^(T+1)), where theta^(T+1) is T steps on L_wfm and one on J away from here and is then forgotten.
 
-    Jang, Lee, Hwang and Shin, "Learning What and Where to Transfer", ICML 2019: section 2 and Algorithm 1; defaults of
-    the authors' code. The gradient of the weight networks is exact, through SGD with its momentum and weight decay.
+    Jang, Lee, Hwang and Shin, "Learning What and Where to Transfer", ICML 2019; defaults of the authors'
+    code. The gradient of the weight networks is exact, through SGD with its momentum and weight decay.
 
     Departs from the paper: the T + 1 steps are those of the run's optimizer, with momentum and weight decay, where the
     paper writes plain gradient descent. Unlike in the authors' code, weights that L_wfm does not reach (the

@@ -26,7 +26,7 @@ class LearningWithoutForgetting:
     not needed. For ``warmup_epochs`` the classifier trains alone on frozen features, after that everything. The second
     classifier is trained along and left out of what is saved.
 
-    Li, Hoiem, "Learning without Forgetting", ECCV 2016: Eq. 2-3 and Figure 3, T = 2 and old = 1. Their R is
+    Li, Hoiem, "Learning without Forgetting", ECCV 2016; T = 2 and old = 1 are theirs. Their R is
     --weight-decay. The source is frozen, so that its answers need not be recorded beforehand: --cache records them.
 
     Departs from the paper: the source may be another network than the one that the target begins as. The second

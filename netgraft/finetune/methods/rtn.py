@@ -37,7 +37,7 @@ class ResidualTransfer(DomainAdaptation):
     with f_S = f_T + r(f_T), r two linear layers with a ReLU between, f_T the network's own logits, and z the outer
     product of what the classifier reads and of f_T, both of one image.
 
-    Long, Zhu, Wang and Jordan 2016, "Unsupervised domain adaptation with residual transfer networks", section 3.
+    Long, Zhu, Wang and Jordan 2016, "Unsupervised domain adaptation with residual transfer networks".
 
     Departs from the paper: features are what the classifier reads, with no bottleneck of 256 before it; the kernels of
     the discrepancy are the five Gaussians of ``dan``; r starts at zero rather than at random.

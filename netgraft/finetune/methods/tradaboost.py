@@ -24,7 +24,7 @@ class TrAdaBoost:
     w_s <- w_s beta^wrong, w_t <- w_t beta_t^-wrong, beta = 1 / (1 + sqrt(2 ln n_s / N)), beta_t = e / (1 - e),
     e = sum_t w wrong / sum_t w (at most 0.49), N the number of rounds.
 
-    Dai, Yang, Xue and Yu, "Boosting for transfer learning", ICML 2007, Fig. 1. With --lambda below 1 the training lies
+    Dai, Yang, Xue and Yu, "Boosting for transfer learning", ICML 2007. With --lambda below 1 the training lies
     between plain fine-tuning (0) and this (1).
 
     Departs from the paper: a round is some epochs of one network that goes on training, where the paper fits a new

@@ -23,7 +23,7 @@ class WassersteinGuided(DomainAdaptation):
     features of both domains and a random point between f(x_s) and f(x_t) of each pair of images. Then the network
     descends J + weight * W against the new C.
 
-    Shen et al. 2018, "Wasserstein distance guided representation learning for domain adaptation", Algorithm 1.
+    Shen et al. 2018, "Wasserstein distance guided representation learning for domain adaptation".
 
     Departs from the paper: the critic has two hidden layers; its learning rate, its width, the number of its steps and
     the weights are netgraft's, unless you set them.

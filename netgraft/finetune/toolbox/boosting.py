@@ -30,7 +30,7 @@ def reweighted(
     target_wrong: Any,  # [n_t]
     beta: float,
 ) -> Reweighted:
-    """TrAdaBoost's step (Dai et al. 2007, Fig. 1, lines 4 to 6).
+    """TrAdaBoost's step (Dai et al. 2007).
 
     error = sum_t w |h - y| / sum_t w,  beta_t = error / (1 - error),
     w_s <- w_s beta^|h - y|,  w_t <- w_t beta_t^-|h - y|;  then all weights are divided by their sum.

@@ -6,7 +6,7 @@ choice for large-scale two-sample tests"), which is
 
     min beta^T (Q + epsilon I) beta    such that    d^T beta = 1, beta >= 0,
 
-d the means of h, and Q the second moments of differences of h between neighbouring pairs (DAN, Eqs. 8 and 9).
+d the means of h, and Q the second moments of differences of h between neighbouring pairs (DAN).
 """
 
 from __future__ import annotations

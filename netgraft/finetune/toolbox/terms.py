@@ -72,7 +72,7 @@ def l2_penalty(
 ) -> Penalty:
     """``weight / 2 * ||theta - towards||^2`` with its gradient ``weight * (theta - towards)``; towards 0 by default.
 
-    A sum over all elements, as weight decay is (L2-SP, Eq. 2-3). A few passes over the parameters, no graph. The
+    A sum over all elements, as weight decay is (L2-SP). A few passes over the parameters, no graph. The
     gradient is written to ``out`` where that is given (``scratch(parameters)``, once per epoch): on a CPU new memory
     in every step takes longer than all the arithmetic. With ``scale``, a factor for each element, it is
     ``weight / 2 * ||scale * (theta - towards)||^2``.

@@ -23,10 +23,10 @@ LEAST = 1e-12  # of a squared distance: the root has no derivative at 0
 class TripletLoss:
     """weight * L_BH, a part of the task's loss: HMT trains person re-identification on it and the cross-entropy.
 
-    Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, Eq. 5, as a mean over
-    the images of the batch, of all processes. HMT names neither weight, nor margin, nor the batch. Weight 1, margin 0.3
-    and four images of each class are those of Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person
-    Re-identification", 2019; Hermans et al. do best with a soft margin.
+    Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, by the hardest images of
+    a batch, as a mean over its images, of all processes. HMT names neither weight, nor margin, nor the batch. Weight 1,
+    margin 0.3 and four images of each class are those of Luo et al., "Bag of Tricks and A Strong Baseline for Deep
+    Person Re-identification", 2019; Hermans et al. do best with a soft margin.
 
     From weights that do not tell classes apart yet, or at large rates, all images may fall onto one point, and the loss
     stays at the margin (log 2 with a soft one): it is logged. Begin from trained weights, or take a smaller --lr.

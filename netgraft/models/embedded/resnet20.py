@@ -1,4 +1,4 @@
-"""ResNet-20 for 16x16 grey images: the CIFAR ResNet of He et al. 2016, section 4.2, with n = 3."""
+"""ResNet-20 for 16x16 grey images: the CIFAR ResNet of He et al. 2016, with n = 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slim VGG-11 with BatchNorm for 16x16 grey images: configuration A of Simonyan and Zisserman 2014, table 1.
+"""A slim VGG-11 with BatchNorm for 16x16 grey images: configuration A of Simonyan and Zisserman 2014.
 
 Eight 3x3 convolutions at a quarter of the paper's widths. Departs from the paper: four poolings (after the second,
 fourth, sixth and eighth convolution) instead of five, since 16x16 can be halved only four times; one linear layer

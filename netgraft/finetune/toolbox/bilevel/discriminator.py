@@ -27,7 +27,7 @@ class PairDiscriminator(nn.Module):
 
     Of maps: 1x1 and 3x3 (stride 2) convolutions, the mean over places, a linear layer; of vectors and tokens three
     linear layers, with the mean over tokens before the last. Leaky ReLUs, spectral norms, and no batch norm, through
-    which it would tell batches instead of features. The paper names no architecture: this is ours.
+    which it would tell batches instead of features. The paper's text names no architecture: this is ours.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """Sets of paired layers, by what L2T-GAN says of them: general, middle and fully connected layers, or by their paths.
 
-The paper: low convolutions are general, those above are in the middle, fully connected layers are specific. It draws no
-line between the first two. Here the target's layers that are paired, in the order of the pairs, are general in their
+The paper: low convolutions are general, fully connected layers are specific. It speaks of middle layers too, and does
+not say where they begin. Here the target's layers that are paired, in the order of the pairs, are general in their
 first half (the larger one, if the number is odd) and middle in the other; those that put out vectors are "fc".
 """
 

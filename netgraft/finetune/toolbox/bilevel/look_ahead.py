@@ -57,7 +57,7 @@ def look_ahead(
     """J after ``steps`` steps on the matching loss and one on J, for an update of the weights alone.
 
     Its value is J of this process's samples; its gradient by the parameters of ``coefficients`` is the hypergradient
-    (L2T-ww, Algorithm 1). Everything happens on copies, with random numbers of its own: the target, its momentum, its
+    (L2T-ww). Everything happens on copies, with random numbers of its own: the target, its momentum, its
     BatchNorm statistics and the random numbers of later passes are as if nothing had been.
     """
     network = LookAheadNetwork(run, adapters)

@@ -1,4 +1,4 @@
-"""Weighted feature matching: adapters, distances per channel, and the networks that weigh them (L2T-ww 2.1-2.2).
+"""Weighted feature matching: adapters, distances per channel, and the networks that weigh them (L2T-ww).
 
 For a pair (m, n) of layers, with the target's features adapted to the source's channels,
 
@@ -45,7 +45,7 @@ def pooled(features: Tensor) -> Tensor:  # [B, C, H, W], [B, N, C], [B, C]
 
 
 class Adapters(nn.Module):
-    """phi: a pointwise convolution from the target's channels to the source's, for each pair (L2T-ww Eq. 1).
+    """phi: a pointwise convolution from the target's channels to the source's, for each pair (L2T-ww).
 
     Those of one target layer are one module whose outputs are split: its features are read once.
     """
