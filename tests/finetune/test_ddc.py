@@ -173,6 +173,15 @@ def test_trial_is_adam_on_the_loss(folder):
     torch.testing.assert_close(bottleneck.up.weight, mine[1].weight, atol=1e-6, rtol=0)
 
 
+def test_choosing_leaves_the_network_as_it_was(folder):
+    """BatchNorm's running statistics too, which no pass of a trial updates."""
+    options = {"width": "2,4", "place": "body,features", "trial": 2}
+    running = training(with_source(folder, method="ddc", set=options))
+    before = state_of(running.run.target_module)
+    running.prepare()
+    assert same(before, state_of(running.run.target_module))
+
+
 def test_auto_widths(folder):
     running = training(with_source(folder, method="ddc", set={"width": "auto"}))
     assert running.parts["adaptation"].module.kinds == (("head", 12),)

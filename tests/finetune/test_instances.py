@@ -1,6 +1,7 @@
 """Weights of single images: the updates against loops, the classifier against scikit-learn, and what trains by them."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -308,6 +309,21 @@ def test_instance_weighting_again(folder):
         assert result.history[0]["train_images_that_count"] == pytest.approx(first.sum() ** 2 / (first**2).sum())
     assert np.array_equal(*weights[0])
     assert not np.allclose(*weights[1])
+
+
+def test_instance_weighting_again_every_other_epoch(folder):
+    """Before the first epoch and after the second, not after the last."""
+    running = training(with_source(folder, method="instance-weighting", epochs=4, set={"refit_epochs": 2}))
+    seen = []
+
+    class Weights(Quiet):
+        def epoch(self, record):  # noqa: ARG002
+            seen.append(array(running.parts["images"].module.weights))
+
+    running.watch = Weights()
+    (folder / "run").mkdir()
+    running.all()
+    assert [not np.array_equal(one, other) for one, other in pairwise(seen)] == [True, False, False]
 
 
 def test_a_step_costs_as_much_whatever_follows_the_epoch(folder):

@@ -128,7 +128,7 @@ def test_loss_with_weights_of_the_batch(folder, estimator):
 
 def test_weights_of_an_epoch_serve_the_next(folder):
     """1 in the first; then by the means over its batches. Killed within an epoch it goes on with the same sums."""
-    chosen = with_source(folder, method="dan", set={"kernels": "epoch"}, recovery_interval=2, lam=0.1)
+    chosen = with_source(folder, method="dan", set={"kernels": "epoch", "epsilon": 0.01}, recovery_interval=2, lam=0.1)
     running = training(other_folder(chosen, "by hand"))
     seen = []
     module = running.parts["kernels"].module
@@ -140,7 +140,7 @@ def test_weights_of_an_epoch_serve_the_next(folder):
     assert all(torch.equal(used, torch.ones(2, 5)) for used, _ in seen[:5])
     for layer in (0, 1):
         mean, spread = (torch.stack([found[layer][i] for _, found in seen[:5]]).mean(0) for i in (0, 1))
-        torch.testing.assert_close(seen[5][layer], best_weights(KernelStatistics(mean, spread)).float())
+        torch.testing.assert_close(seen[5][layer], best_weights(KernelStatistics(mean, spread), 0.01).float())
     assert all(torch.equal(used, seen[5]) for used, _ in seen[6:11])
     _, whole = train(other_folder(chosen, "whole"))
     killed = other_folder(chosen, "killed")

@@ -21,7 +21,7 @@ def two(tmp_path_factory):
 
 
 def compare(two, **given):
-    """How far two processes are from one after 24 steps; the history of one, and how far it went."""
+    """How far two processes are from one after 24 steps, six an epoch; the history of one, and how far it went."""
     two.train("two", batch_size=8, **given)
     result, one = train(with_source(two.folder, out=str(two.folder / "one"), batch_size=16, **given), force=True)
     start_weights = safetensors.torch.load_file(two.folder / "init.safetensors")
@@ -42,6 +42,38 @@ def test_every_method(name, two):
     assert apart <= 1e-6
     assert history[-1]["step"] == 24
     assert moved > 1e-3  # it did train
+
+
+OPTIONS = {
+    "dan": [
+        {"kernels": "epoch", "epsilon": 0.01},
+    ],
+    "jan": [{"adversarial": True, "theta_rate": 1.0}],
+    "ddc": [{"width": "4"}, {"width": "2,4", "place": "body,features", "trial": 3}],
+}
+"""What those methods keep, solve, fold or choose beside the losses that their defaults have."""
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, one) for name, all_ in OPTIONS.items() for one in all_])
+def test_options(name, options, two):
+    given = SAME | {"bn": "eval", "lr": 0.005, "method": name, "set": options, "lam": 1.0 if name == "ddc" else 0.003}
+    apart, _, moved = compare(two, **given)
+    assert apart <= 1e-6
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["plain", "conflict"])
+def test_accumulated(rule, two):
+    """Two batches of two processes make the step that one batch of four times their size makes in one process."""
+    method = f"{two.folder}/away.py" if rule == "conflict" else "plain"
+    given = SAME | {"bn": "eval", "lr": 0.02, "method": method, "clip_grad": 1.0}
+    apart, history, moved = compare(two, **given, accumulate=2)
+    assert apart <= 1e-6
+    assert history[-1]["step"] == 24
+    assert moved > 1e-3
+    large, one = train(with_source(two.folder, out=str(two.folder / "large"), batch_size=32, **given), force=True)
+    assert large.history[-1]["step"] == 12
+    assert distance(one, weights(two.folder, "two")) <= 1e-6
 
 
 def test_hardest_images_are_those_of_all_processes(two):
