@@ -52,10 +52,10 @@ def hold(
     for candidate in candidates:
         row: dict[str, Any] = {"recipe": candidate.choice.name, "why": candidate.choice.why}
         rows.append(row | {"carried": None, "note": stop, "taken": False})
-        if not stop and best is not None and best.carried is not None and _is_fitted(candidate):
+        if not stop and best is not None and best.carried is not None and is_fitted(candidate):
             share = best.carried.share
             rows[-1]["note"] = f"not tried: {rows[held]['recipe']} carries {share:.2f}" if share >= NEARLY else ""
-        if best is not None and _is_fitted(candidate) and not rows[-1]["note"] and late():
+        if best is not None and is_fitted(candidate) and not rows[-1]["note"] and late():
             rows[-1]["note"] = "not tried: the budget is spent"
         if rows[-1]["note"]:
             continue
@@ -82,7 +82,8 @@ def hold(
     return best, rows
 
 
-def _is_fitted(candidate: Planned) -> bool:
+def is_fitted(candidate: Planned) -> bool:
+    """Whether it is fitted to images, which takes minutes where networks are large."""
     return any(each.fate in (REFITTED, DISTILLED) for each in candidate.plan.passes)
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from netgraft import __version__
-from netgraft.contest import Made, decided, hold
+from netgraft.contest import Made, decided, hold, is_fitted
 from netgraft.data.images import ImageSource
 from netgraft.errors import CheckFailed, NonFiniteWeights, TraceError, UsageError
-from netgraft.evidence.carried import Measure
+from netgraft.evidence.carried import COST, LIMIT, Measure
 from netgraft.evidence.parity import Party
 from netgraft.evidence.receipt import check_exact, make_receipt
 from netgraft.files.checkpoint import check_output, write_checkpoint
@@ -111,7 +111,8 @@ class _Job:
         """What states of the target are measured by; the source is run when it is first asked for."""
         self.progress(f"measuring {self.request.source.reference}")
         shown = _pictures(self.request, self.loaded.recipe)
-        return Measure(*self.parties(self.own), shown, large=self.request.receipt is True)
+        cost = LIMIT if any(map(is_fitted, (self.planned, *self.planned.candidates))) else COST
+        return Measure(*self.parties(self.own), shown, large=self.request.receipt is True, cost=cost)
 
 
 def _load(job: _Job) -> None:

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.command_line import run
 
+from netgraft import transfer as transfer_module
 from netgraft.contest import Made, hold
 from netgraft.errors import NonFiniteWeights
-from netgraft.evidence.carried import Carried
+from netgraft.evidence.carried import COST, LIMIT, Carried
 from netgraft.files.checkpoint import read_provenance
 from netgraft.models.side import Side
 from netgraft.planning import TransferRequest, make_plan
@@ -227,3 +228,22 @@ def test_what_was_asked_for_by_name_has_no_rivals(folder):
     told = read_provenance(request.output)
     assert told["candidates"] == []
     assert told["receipt"]["carried"]["share"] == 1
+
+
+@pytest.mark.parametrize(("recipe", "cost"), [("graft", COST), ("refit", LIMIT), ("auto", LIMIT)])
+def test_a_decision_between_fits_is_worth_more_images(tmp_path, monkeypatch, recipe, cost):
+    monkeypatch.chdir(tmp_path)
+    grey = NETS.replace("(3, 16, 16)", "(1, 16, 16)").replace("self.act = 3,", "self.act = 1,")
+    (tmp_path / "net.py").write_text(grey)
+    given = []
+    looked = transfer_module.Measure
+
+    def measure(*args, **more):
+        given.append(more["cost"])
+        return looked(*args, **more)
+
+    monkeypatch.setattr(transfer_module, "Measure", measure)
+    options = {"refit_images": 16} if recipe == "refit" else {"budget": 0.1} if recipe == "auto" else {}
+    source, target = Side("netgraft:resnet20-glyphs", "source"), Side("./net.py:Net", "target")
+    transfer(TransferRequest(source, target, tmp_path / "init.safetensors", recipe=recipe, options=options))
+    assert given == [cost]

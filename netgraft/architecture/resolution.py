@@ -55,19 +55,6 @@ def takes_image(graph: LayerGraph) -> bool:
     return len(inputs) == 1 and len(inputs[0].shape) == 4
 
 
-def is_pooled(graph: LayerGraph) -> bool:
-    """Whether it seems to take images of any size: convolutions, and linear layers that read a channel by a number.
-
-    A linear layer that reads a whole map, or a table of positions, is for maps of one size. Running it tells for sure.
-    """
-    if not takes_image(graph):
-        return False
-    widths = {layer.out_channels for layer in graph.kernels()}
-    linear = [layer for layer in graph.kernels() if not layer.is_conv]
-    maps = [layer for layer in graph.layers.values() if any(len(slot.shape) > 2 for slot in layer.tensors.values())]
-    return all(layer.shape[1] in widths for layer in linear) and all(layer.is_conv for layer in maps)
-
-
 def grid_of(tokens: int) -> tuple[int, int] | None:
     """Returns (side, extra) for a sequence that is a square grid of side x side tokens behind ``extra`` others.
 

@@ -38,7 +38,10 @@ SEED = 0
 MOST, ENOUGH, LEAST = 640, 256, 48
 """Images: at most, so many that none need shrinking for the sake of more, and so few that fewer tell nothing."""
 COST, LIMIT = 1e10, 2e11
-"""Multiply-adds of all networks on all images: about two seconds of one thread, and what is never exceeded unasked."""
+"""Multiply-adds of all networks on all images: about two seconds of one thread, and what is never exceeded unasked.
+
+The latter is what a decision between fits is worth, which take minutes.
+"""
 SIDES = (160, 128, 96, 64)
 """To so many pixels images are shrunk, if the networks take that, until there can be ``ENOUGH`` of them."""
 HELD_OUT_SHARE = 1 / 4
@@ -71,15 +74,18 @@ class Carried:
 class Ruler:
     """A source and the images on which states of one target are measured by it."""
 
-    def __init__(self, source: Party, target: Party, shown: ImageSource, *, large: bool = False) -> None:
+    def __init__(
+        self, source: Party, target: Party, shown: ImageSource, *, large: bool = False, cost: float = COST
+    ) -> None:
         """``target`` is the architecture with any weights; ``shown`` is what passes are shown, or would be.
 
-        ``large``: however much it costs. Raises _Unmeasurable, and whatever a model of the user's raises.
+        ``large``: however much it costs; else it is worth ``cost`` multiply-adds, or what ``LEAST`` images take. Raises
+        _Unmeasurable, and whatever a model of the user's raises.
         """
         self.target = FrozenNetwork(target.model, target.graph, target.tensors, "cpu", BATCH)
         network = FrozenNetwork(source.model, source.graph, source.tensors, "cpu", BATCH)
         self.graphs = source.graph, target.graph
-        inputs = _draw((source, network), (target, self.target), shown, large=large)
+        inputs = _draw((source, network), (target, self.target), shown, large=large, cost=cost)
         self.inputs, self.of = inputs[1], inputs[2]
         self.sizes = {"source": inputs[0].size, "target": inputs[1].size}
         self.fitted = round(len(self.inputs) * (1 - HELD_OUT_SHARE))
@@ -108,12 +114,14 @@ class Ruler:
 class Measure:
     """``Ruler`` for networks of the user's, which may fail: then there is a reason, and never an error."""
 
-    def __init__(self, source: Party, target: Party, shown: ImageSource, *, large: bool = False) -> None:
+    def __init__(
+        self, source: Party, target: Party, shown: ImageSource, *, large: bool = False, cost: float = COST
+    ) -> None:
         self.ruler: Ruler | None = None
         self.why = ""  # nothing can be measured
         self.own = target
         with self._excused():
-            self.ruler = Ruler(source, target, shown, large=large)
+            self.ruler = Ruler(source, target, shown, large=large, cost=cost)
 
     def look(self, tensors: Mapping[str, Tensor]) -> Carried | None:
         """What these tensors carry; None, with ``why``, where that cannot be measured."""
@@ -215,12 +223,14 @@ class _Inputs:
 _Side = tuple[Party, FrozenNetwork]
 
 
-def _draw(source: _Side, target: _Side, shown: ImageSource, *, large: bool) -> tuple[_Inputs, _Inputs, str]:
+def _draw(
+    source: _Side, target: _Side, shown: ImageSource, *, large: bool, cost: float
+) -> tuple[_Inputs, _Inputs, str]:
     """Inputs for both networks, one for one, and what they are."""
     graphs = [party.graph for party, _ in (source, target)]
     costs = [multiply_adds(graph, 1) for graph in graphs]
     if not all(map(takes_image, graphs)):
-        count = _count(costs[0] + (NETWORKS - 1) * costs[1], MOST, large=large)
+        count = _count(costs[0] + (NETWORKS - 1) * costs[1], MOST, cost, large=large)
         drawn, what = _numbers(graphs, count)
         return _Inputs(drawn, drawn.shape[1:], None), _Inputs(drawn, drawn.shape[1:], None), what
     images = shown.held_out()
@@ -228,29 +238,29 @@ def _draw(source: _Side, target: _Side, shown: ImageSource, *, large: bool) -> t
         normalisation_of(source[0].model, source[1].module),
         normalisation_for(target[0].model, [source[0].model], target[1].module),
     )
-    sizes, costs = _affordable(source, target, norms, costs)
-    count = _count(costs[0] + (NETWORKS - 1) * costs[1], images.most(MOST), large=large)
+    sizes, costs = _affordable(source, target, norms, costs, cost)
+    count = _count(costs[0] + (NETWORKS - 1) * costs[1], images.most(MOST), cost, large=large)
     largest = max(sizes, key=lambda size: size[1] * size[2])
     drawn = images.draw(count, (sizes[0][0], *largest[1:]), SEED)
     one, other = (_Inputs(drawn, size, norm) for size, norm in zip(sizes, norms, strict=True))
     return one, other, "images held out of the folder" if images.folder else images.name
 
 
-def _count(cost: int, most: int, *, large: bool) -> int:
-    """How many images are worth their cost, each so many multiply-adds."""
-    if cost * LEAST > LIMIT and not large:
-        few = f"the networks are large: {LEAST} images would take {cost * LEAST:.1e} multiply-adds"
+def _count(each: int, most: int, cost: float, *, large: bool) -> int:
+    """How many images are to be had for a cost, each so many multiply-adds."""
+    if each * LEAST > LIMIT and not large:
+        few = f"the networks are large: {LEAST} images would take {each * LEAST:.1e} multiply-adds"
         raise _Unmeasurable(f"{few}, more than {LIMIT:.0e} (--receipt runs them)")
-    return min(max(int(COST // max(cost, 1)), LEAST), most)
+    return min(max(int(cost // max(each, 1)), LEAST), most)
 
 
 def _affordable(
-    source: _Side, target: _Side, norms: Sequence[Normalisation], costs: list[int]
+    source: _Side, target: _Side, norms: Sequence[Normalisation], costs: list[int], cost: float
 ) -> tuple[list[tuple[int, int, int]], list[int]]:
     """Sizes (channels, height, width) at which there can be enough images, and what one image then costs each."""
     sizes = [input_image(party.graph)[1:] for party, _ in (source, target)]
     for side in SIDES:
-        if COST / max(costs[0] + (NETWORKS - 1) * costs[1], 1) >= ENOUGH:
+        if cost / max(costs[0] + (NETWORKS - 1) * costs[1], 1) >= ENOUGH:
             break
         for i, (party, network) in enumerate((source, target)):
             size = shrunk(sizes[i], side)

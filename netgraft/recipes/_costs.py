@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 from netgraft import plugins
 from netgraft.architecture.cost import batch_size, distil_images, fitting, multiply_adds
 from netgraft.architecture.graph import LayerGraph
-from netgraft.architecture.resolution import is_pooled
 
 SPEED = {"cpu": 1.5e10, "cuda": 5e12}
 """Multiply-adds a second that are reckoned with. Not measured on the spot: the same command must give the same file."""
-SIDES, FULL = (160, 128, 96), 0.1
-"""Pixels along the longer side that images are shrunk to, for all but this share of the steps."""
 DRAWING, LAYER = 1e-7, 0.1
 """Seconds that a number of an image takes to be drawn, for both networks; and what a layer takes to be fitted."""
 OVERHEAD = {"cpu": 6e-5, "cuda": 4e-5}
@@ -29,22 +26,14 @@ class Seconds:
     step: float  # one of its steps
     image: float  # both networks' passes on an image of a refit, with what it takes to draw it
     fitting: Callable[[int], float]  # of all layers of a refit, on so many images
-    pixels: int = 0  # along the longer side of an image, where smaller ones will do; else 0
 
     def refit(self, images: int) -> float:
         """A refit on at most so many images, and what is kept aside beside them."""
         return (images + min(images // 4, 64)) * self.image + self.fitting(images)
 
-    def learning(self, steps: int, side: int | None) -> float:
-        """A distillation, without what comes before it, on images of so many pixels for most of the steps."""
-        small = (side / self.pixels) ** 2 if side is not None else 1.0
-        return self.answer * (small + FULL * (side is not None)) + steps * self.step * (small + FULL * (1 - small))
-
-    def ways(self, counts: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-        """(steps, side) of distillations, those that are expected to teach most first."""
-        for steps in counts:
-            yield steps, None
-            yield from ((steps, side) for side in SIDES if side < self.pixels)
+    def learning(self, steps: int) -> float:
+        """A distillation, without what comes before it."""
+        return self.answer + steps * self.step
 
 
 def estimated_seconds(source: LayerGraph, target: LayerGraph, device: str) -> Seconds:
@@ -61,7 +50,6 @@ def estimated_seconds(source: LayerGraph, target: LayerGraph, device: str) -> Se
         3 * batch * target_cost / SPEED[kind] + 5 * layers[1],
         (source_cost + 2 * target_cost) / SPEED[kind] + 2 * sum(layers) / shown + prod(size[1:]) * DRAWING,
         lambda images: fitting(target, images) / SPEED[kind] + LAYER * len(target.kernels()),
-        max(size[2:]) if is_pooled(source) and is_pooled(target) else 0,
     )
 
 

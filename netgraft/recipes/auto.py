@@ -115,11 +115,11 @@ class Auto(LayerOptions):
         if not around or not has_rest(fates, source, target) or not shown or unteachable(source, target):
             return []
         seconds = estimated_seconds(source, target, device)
-        for steps, side in seconds.ways([round(share * steps_for(target)) for share in SHARES]):
-            if (time := seconds.learning(steps, side)) <= 60 * self.budget:
-                options = {"generator": self.generator, "steps": steps, "side": side, "keep_head": self.keep_head}
+        for steps in [round(share * steps_for(target)) for share in SHARES]:
+            if (time := seconds.learning(steps)) <= 60 * self.budget:
+                options = {"generator": self.generator, "steps": steps, "keep_head": self.keep_head}
                 why = f"{len(around)} of {len(inner(target))} kernels are copied; {steps} label-free steps for the rest"
-                why = f"{why}{_at(side)} take about {minutes(time)} ({device}, estimated)"
+                why = f"{why} take about {minutes(time)} ({device}, estimated)"
                 return [_choice("fit-seam", self._layer_options() | options, why)]
         return []
 
@@ -141,13 +141,13 @@ class Auto(LayerOptions):
             return [second._replace(why=f"the target cannot be taught by distillation: {why}")]
         before = seconds.refit(REFIT_IMAGES) if refits else 0
         counts = [round(share * steps_for(target)) for share in SHARES]
-        whole = before + seconds.learning(counts[0], None)
-        for steps, side in seconds.ways(counts):
-            if (time := before + seconds.learning(steps, side)) <= 60 * self.budget:
-                why = f"{steps} label-free steps{_at(side)} take about {minutes(time)} ({device}, estimated)"
-                if (steps, side) != (counts[0], None):
-                    why += f"; --budget {whole / 60 + 0.5:.0f} would allow {counts[0]}{' at full size' if side else ''}"
-                distil = _choice("distil", shown | {"steps": steps, "side": side}, why)
+        took = {steps: before + seconds.learning(steps) for steps in counts}
+        for steps, time in took.items():
+            if time <= 60 * self.budget:
+                why = f"{steps} label-free steps take about {minutes(time)} ({device}, estimated)"
+                if steps < max(took):
+                    why += f"; --budget {took[max(took)] / 60 + 0.5:.0f} would allow {max(took)}"
+                distil = _choice("distil", shown | {"steps": steps}, why)
                 left = 60 * self.budget - time
                 beside = refits and seconds.refit(IMAGES[-1]) <= left
                 return [_refit(shown, seconds, left), distil] if beside else [distil]
@@ -187,10 +187,6 @@ class Auto(LayerOptions):
             if best is not None and is_whole(fates, target):
                 break
         return best
-
-
-def _at(side: int | None) -> str:
-    return f", most of them at {side} pixels," if side is not None else ""
 
 
 def _refit(options: Mapping[str, object], seconds: Seconds, time: float) -> Choice:

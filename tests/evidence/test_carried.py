@@ -233,15 +233,13 @@ def test_a_network_that_cannot_be_run_is_a_reason_and_no_error():
 def test_large_networks_are_shown_few_and_small_images(monkeypatch):
     sides = party(straight(), (3, 96, 96)), party(straight(), (3, 96, 96), seed=1)
     monkeypatch.setattr(carried, "MOST", 64)
-    monkeypatch.setattr(carried, "COST", 1e13)
-    whole = share(*sides)["sizes"]["source"]
-    monkeypatch.setattr(carried, "COST", 1e9)
-    small = share(*sides)
+    whole = share(*sides, cost=1e13)["sizes"]["source"]
+    small = share(*sides, cost=1e9)
     assert (whole, small["sizes"]["source"], small["sizes"]["target"]) == ([3, 96, 96], [3, 64, 64], [3, 64, 64])
     assert small["fitted"] + small["held_out"] >= carried.LEAST
     monkeypatch.setattr(carried, "LIMIT", 1e6)
-    assert "the networks are large" in share(*sides)["skipped"]
-    assert share(*sides, large=True)["fitted"] == small["fitted"]
+    assert "the networks are large" in share(*sides, cost=1e9)["skipped"]
+    assert share(*sides, large=True, cost=1e9)["fitted"] == small["fitted"]
 
 
 def test_the_number_of_threads_and_chance_change_nothing():
