@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--seeds, --samples and --epochs are at least 1")
     both = methods()
     every = [name for names in both for name in names]
-    chosen = few_labels._chosen(parser, "--methods", options.methods or ",".join(every), every)
+    chosen = few_labels.chosen_names(parser, "--methods", options.methods or ",".join(every), every)
     torch.set_num_threads(options.threads)
     budget = options.epochs, options.samples, options.folder
     options.folder.mkdir(parents=True, exist_ok=True)
