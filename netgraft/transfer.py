@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netgraft import __version__
+from netgraft import __version__, clock
 from netgraft.contest import Made, decided, hold, is_fitted
 from netgraft.data.images import ImageSource
 from netgraft.errors import CheckFailed, NonFiniteWeights, TraceError, UsageError
@@ -44,9 +44,6 @@ from netgraft.planning import (
     read_source,
 )
 from netgraft.recipes.protocol import Competes, HasBudget, IsProven, ShowsImages
-
-LATE = 1.1
-"""Times the budget, from when on passes come to an end, which takes them another tenth."""
 
 
 def transfer(
@@ -96,8 +93,7 @@ class _Job:
     def enough(self) -> bool:
         """Whether passes are to come to an end: the user asks for it, or the budget is spent."""
         recipe = self.loaded.recipe
-        spent = isinstance(recipe, HasBudget) and time.monotonic() > self.began + 60 * LATE * recipe.budget
-        return spent or self.stop()
+        return (isinstance(recipe, HasBudget) and clock.is_spent(self.began, recipe.budget)) or self.stop()
 
     def parties(self, tensors: Mapping[str, Tensor]) -> tuple[Party, Party]:
         """The source with its weights, the target with these tensors."""

@@ -1,11 +1,15 @@
 """Every test draws the same random numbers, in any order."""
 
+import math
 import os
 import random
 import sys
 
 import pytest
 
+from netgraft import clock
+
+clock.LATE = math.inf  # a busy machine must not decide what a test sees
 os.environ["NETGRAFT_PROGRESS"] = "off"  # of commands that take long on a busy machine, what they say is compared
 
 

@@ -406,6 +406,7 @@ def test_an_option_that_the_recipe_lacks(folder):
 def test_a_budget_is_kept_where_time_runs_faster(folder, monkeypatch):
     """Of 600 steps as many as there is time for; what the ledger says makes the same bytes without a clock."""
     target = write(folder)
+    monkeypatch.setattr("netgraft.clock.LATE", 1.1)
     seconds = iter(range(0, 10**6, 2))
     monkeypatch.setattr("netgraft.transfer.time.monotonic", lambda: float(next(seconds)))
     file, again = folder / "init.safetensors", folder / "again.safetensors"
@@ -421,6 +422,15 @@ def test_a_budget_is_kept_where_time_runs_faster(folder, monkeypatch):
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
 
 
+@pytest.fixture
+def interruptible():
+    """Started in the background by a shell, a process ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_writes_what_is_there_where_it_is_told_to(folder, monkeypatch):
     write(folder)
     step, taken = torch.optim.Adam.step, []
@@ -442,6 +452,7 @@ def test_ctrl_c_writes_what_is_there_where_it_is_told_to(folder, monkeypatch):
     assert not Path("other.safetensors").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_pressed_twice_it_interrupts():
     with asked_to_end(OnInterrupt.WRITE) as stop:
         assert not stop()

@@ -136,7 +136,7 @@ def test_the_losses_are_of_what_the_classifier_reads(folder, text, margin):
     net = written_net(folder, safetensors.torch.load_file(folder / "init.safetensors"), drop=0.0).train()
     read = []
     net.head.register_forward_pre_hook(lambda _, args: read.append(args[0].detach().double().numpy()))
-    ce = float(F.cross_entropy(net(batch.x), batch.y))
+    ce = float(F.cross_entropy(net(batch.x), batch.y).detach())
     triplet = brute_force(read[0], batch.y.numpy(), margin, range(16))
     record = result.history[0]
     assert triplet > 0

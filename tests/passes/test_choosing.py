@@ -175,8 +175,8 @@ def test_few_images_are_mixed_or_left():
 
 def test_the_source_answers_what_is_mixed_and_images_held_out_stay_as_they_are(monkeypatch):
     work = grafted(source(), wider)
-    plain, _ = draw(work, 64, 64, **ANY)
-    mixed, _ = draw(work, 64, 64, **ANY | {"mixing": "mixup"})
+    plain, _ = draw(work, 64, 64, 1, **ANY)
+    mixed, _ = draw(work, 64, 64, 1, **ANY | {"mixing": "mixup"})
     assert torch.equal(mixed[:32], plain[:32])
     assert not (mixed[32:64] == plain[32:64]).flatten(1).all(1).any()
     assert torch.equal(mixed[64:], plain[64:])
@@ -190,7 +190,7 @@ def test_the_source_answers_what_is_mixed_and_images_held_out_stay_as_they_are(m
 def test_candidates_are_drawn_and_the_best_taken():
     work = grafted(source(), wider)
     work.pictures = ImageSource("strokes")
-    drawn, report = draw(work, 64, 20, **ANY | {"choose": "statistics", "candidates": 4})
+    drawn, report = draw(work, 64, 20, 1, **ANY | {"choose": "statistics", "candidates": 4})
     every = work.images(4 * 64 + 20, seed=1)
     assert torch.equal(drawn[64:], every[-20:])
     assert torch.equal(drawn[:64], every[nearest_to_statistics(work, every[:256], 64, 32).places])
