@@ -26,7 +26,7 @@ class GraftAndRefit(Graft):
         default="mix", metadata={"help": "where images come from: a generator, or unlabelled ones (folder or picture)"}
     )
     refit_images: int = field(
-        default=2048, metadata={"help": "synthetic images for the refit; fewer where activations are large"}
+        default=2048, metadata={"help": "most synthetic images for the refit; layers whose maps are large see fewer"}
     )
     gain: float = field(
         default=1.0, metadata={"help": "scale of kernels before a batch norm, as a multiple of He et al.'s (rescale)"}
