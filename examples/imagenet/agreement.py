@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import OWN, Network, arguments, file_name, sides
+from networks import OWN, Network, file_name, typed
 from torch import Tensor
 
 
@@ -59,15 +59,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     if answers is None:
         raise SystemExit(f"{options.source} does not answer with a score per class.")
     (options.folder / "agreements").mkdir(parents=True, exist_ok=True)
-    for weights in options.weights:
-        network = Network(
-            options.target,
-            weights,
-            args=arguments(options.target_arg),
-            size=sides(options.input_size),
-            source=options.source,
-            device=options.device,
-        )
+    for network in typed(options):
         facts = measure(network, answers, files, options.source)
         file = options.folder / "agreements" / f"{file_name(network.name, network.weights)}.json"
         file.write_text(json.dumps(facts) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -67,6 +68,19 @@ class Network:
         net = FrozenNetwork(self.model, trace(self.model), tensors, self.device, 16)
         seen = net.observe(Pictures(files, self.size, self.normalisation))
         return seen.features, seen.answers
+
+
+def typed(options: argparse.Namespace) -> Iterator[Network]:
+    """The networks that a command line names: a target with each of the given weights."""
+    for weights in options.weights:
+        yield Network(
+            options.target,
+            weights,
+            args=arguments(options.target_arg),
+            size=sides(options.input_size),
+            source=options.source,
+            device=options.device,
+        )
 
 
 def arguments(given: Sequence[str]) -> dict[str, object]:

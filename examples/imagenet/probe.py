@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from draws import kinds
-from networks import Network, arguments, file_name, sides
+from networks import Network, file_name, typed
 
 PENALTIES = tuple(10.0**power for power in range(-5, 2))
 """C of the logistic regression, the inverse of its penalty."""
@@ -86,15 +86,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments_given)
     torch.set_num_threads(1)
     (options.folder / "probes").mkdir(parents=True, exist_ok=True)
-    for weights in options.weights:
-        network = Network(
-            options.target,
-            weights,
-            args=arguments(options.target_arg),
-            size=sides(options.input_size),
-            source=options.source,
-            device=options.device,
-        )
+    for network in typed(options):
         facts = measure(network, options.pictures)
         file = options.folder / "probes" / f"{file_name(network.name, network.weights)}.json"
         file.write_text(json.dumps(facts) + "\n")

@@ -63,3 +63,10 @@ def other_side(operator: str, weight: Tensor, dim: int) -> int:
     if not weight.numel():
         raise PlanError(f"{operator}: a tensor of shape {tuple(weight.shape)} is empty.")
     return weight.numel() // weight.shape[dim]
+
+
+def check_rank(operator: str, weight: Tensor, rows: list[int], width: int) -> None:
+    """Raise PlanError for more rows than each has numbers: a product of such factors has no higher rank."""
+    if len(rows) > width:
+        shape = tuple(weight.shape)
+        raise PlanError(f"{operator}: {len(rows)} rows are more than the {width} numbers of each in {shape}.")

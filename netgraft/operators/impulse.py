@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from netgraft.channels.index_map import check, indices
-from netgraft.errors import PlanError
 from netgraft.operators._checks import computable
-from netgraft.operators._factors import factors, other_side, set_rows, sinusoids
+from netgraft.operators._factors import check_rank, factors, other_side, set_rows, sinusoids
 
 CUTOFF = 0.03
 """Directions of the positions with singular values below this share of the largest are not read: they would need large
@@ -59,9 +58,7 @@ class Impulse:
     def __call__(self, weight: Tensor) -> Tensor:
         width, rows = other_side("impulse", weight, self.dim), indices(self.rows)
         values = computable("impulse", weight)
-        if len(rows) > width:
-            shape = tuple(weight.shape)
-            raise PlanError(f"impulse: {len(rows)} rows are more than the {width} numbers of each in {shape}.")
+        check_rank("impulse", weight, rows, width)
         both = _both(
             width, len(rows), self.side, self.tap, self.scale, self.sharpness, self.centred, self.temperature, self.seed
         )

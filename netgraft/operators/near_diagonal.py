@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from netgraft.channels.index_map import check, indices
-from netgraft.errors import PlanError
 from netgraft.operators._checks import computable
-from netgraft.operators._factors import factors, other_side, set_rows
+from netgraft.operators._factors import check_rank, factors, other_side, set_rows
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class NearDiagonal:
     def __call__(self, weight: Tensor) -> Tensor:
         width, rows = other_side("near-diagonal", weight, self.dim), indices(self.rows)
         values = computable("near-diagonal", weight)
-        if len(rows) > width:
-            shape = tuple(weight.shape)
-            raise PlanError(f"near-diagonal: {len(rows)} rows are more than the {width} numbers of each in {shape}.")
+        check_rank("near-diagonal", weight, rows, width)
         both = _both(width, self.alpha, self.beta, self.seed)
         half = both[0 if self.half == "left" else 1][:, : len(rows)].T
         return set_rows("near-diagonal", values, self.dim, rows, half).to(weight.dtype)

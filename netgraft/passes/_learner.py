@@ -17,6 +17,16 @@ from netgraft.passes.protocol import Stage
 from netgraft.passes.refitting.channels import OutputChannels
 
 
+def check_classes(head: Layer, classes: int) -> None:
+    """Raise UsageError for a head that is to be kept and has another number of outputs than the source has classes."""
+    if head.out_channels != classes:
+        raise UsageError(
+            f"The target's head has {head.out_channels} outputs, and the source {classes} classes.",
+            hint="To keep a head with the source's classes, give the target that many: "
+            f"--target-arg num_classes={classes}",
+        )
+
+
 class Learner:
     """The target with a head for the source's classes."""
 
@@ -33,12 +43,8 @@ class Learner:
             )
         self.layer, self.module = heads[0], module
         self.what = head
-        if head == "keep" and heads[0].out_channels != classes:
-            raise UsageError(
-                f"The target's head has {heads[0].out_channels} outputs, and the source {classes} classes.",
-                hint="To keep a head with the source's classes, give the target that many: "
-                f"--target-arg num_classes={classes}",
-            )
+        if head == "keep":
+            check_classes(heads[0], classes)
 
     @contextmanager
     def prepared(self) -> Iterator[nn.Module]:

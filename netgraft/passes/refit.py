@@ -14,6 +14,7 @@ from netgraft.architecture.endings import find_endings
 from netgraft.architecture.graph import LayerGraph
 from netgraft.channels.coordinates import find_token_streams
 from netgraft.errors import UsageError
+from netgraft.passes._learner import check_classes
 from netgraft.passes.protocol import LiveModel, Row, Stage
 from netgraft.passes.refitting.batches import Batches
 from netgraft.passes.refitting.channels import OutputChannels
@@ -195,12 +196,7 @@ def _heads(source: LayerGraph, target: LayerGraph) -> dict[str, str]:
             "Only a single head can be kept.", where=f"the source has {len(sides[0])}, the target {len(sides[1])}"
         )
     (theirs,), (own,) = sides
-    if theirs.out_channels != own.out_channels:
-        raise UsageError(
-            f"The target's head has {own.out_channels} outputs, and the source {theirs.out_channels} classes.",
-            hint="To keep a head with the source's classes, give the target that many: "
-            f"--target-arg num_classes={theirs.out_channels}",
-        )
+    check_classes(own, theirs.out_channels)
     return {own.name: theirs.name}
 
 

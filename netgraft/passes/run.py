@@ -61,8 +61,8 @@ def run_passes(
         return dict(target.tensors), []
     where = find_device(device)
     networks = make_networks(source, target, where)
-    stage = Stage(plan, *networks, pictures, seed, where, norms=channel_norms(source.tensors), progress=progress)
-    stage.enough = enough
+    norms = channel_norms(source.tensors)
+    stage = Stage(plan, *networks, pictures, seed, where, norms=norms, progress=progress, enough=enough)
     reports = []
     with torch.random.fork_rng(devices=[]), _deterministic():
         for each in plan.passes:

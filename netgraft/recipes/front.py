@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
-from netgraft.plan import Move, Pairing, Step, moves_to
+from netgraft.plan import Pairing, Step
 from netgraft.recipes import _tables
+from netgraft.recipes._by_tensor import moves_by_tensor
 from netgraft.recipes._layout import lay
 from netgraft.recipes._norms import with_norms
 from netgraft.recipes._same import copy_all, same_backbone
@@ -55,22 +57,20 @@ class Front(LayerOptions):
         """Copies of one and the same backbone, else every tensor of a pair by its frequencies."""
         if self._same(task.source, task.target) is not None:
             return copy_all(task, self.head)
-        moves: list[Move] = []
-        reasons: dict[str, str] = {}
-        for pair in task.pairing.pairs:
-            source_layer, target_layer = task.source.layers[pair.source], task.target.layers[pair.target]
-            for role, slot in target_layer.tensors.items() if pair.target not in task.stays else ():
-                partner = source_layer.tensors.get(role)
-                steps = self._steps(task, source_layer, target_layer, partner, slot) if partner is not None else None
-                if partner is None or steps is None:
-                    shape = "none" if partner is None else f"{list(partner.shape)}"
-                    reasons[slot.key] = f"the {role} of {pair.source}, {shape}, cannot become {list(slot.shape)}"
-                else:
-                    moves += moves_to(slot, partner.key, partner.shape, steps, pair.why)
-        return Draft(moves, reasons)
+        return Draft(*moves_by_tensor(task, partial(self._made, task)))
 
     def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
         return None if self.maps or self.skip else same_backbone(source, target)
+
+    def _made(
+        self, task: Task, source: Layer, target: Layer, role: str, slot: Slot
+    ) -> tuple[Slot, tuple[Step, ...]] | str:
+        partner = source.tensors.get(role)
+        steps = self._steps(task, source, target, partner, slot) if partner is not None else None
+        if partner is None or steps is None:
+            shape = "none" if partner is None else f"{list(partner.shape)}"
+            return f"the {role} of {source.name}, {shape}, cannot become {list(slot.shape)}"
+        return partner, steps
 
     def _steps(
         self, task: Task, source_layer: Layer, target_layer: Layer, partner: Slot, slot: Slot

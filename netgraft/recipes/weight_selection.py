@@ -7,7 +7,8 @@ from typing import Literal
 
 from netgraft import plugins
 from netgraft.architecture.graph import Layer, LayerGraph, Slot
-from netgraft.plan import Move, Pairing, Step, moves_to
+from netgraft.plan import Pairing, Step
+from netgraft.recipes._by_tensor import moves_by_tensor
 from netgraft.recipes._same import copy_all, same_backbone
 from netgraft.recipes.protocol import Draft, LayerOptions, Task
 
@@ -50,22 +51,16 @@ class WeightSelection(LayerOptions):
         """Copies of one and the same backbone, else of every tensor of a pair what fits."""
         if self._same(task.source, task.target) is not None:
             return copy_all(task, self.head)
-        moves: list[Move] = []
-        reasons: dict[str, str] = {}
-        for pair in task.pairing.pairs:
-            source_layer, target_layer = task.source.layers[pair.source], task.target.layers[pair.target]
-            for role, slot in target_layer.tensors.items() if pair.target not in task.stays else ():
-                partner = source_layer.tensors.get(role)
-                if partner is None:
-                    reasons[slot.key] = f"{pair.source} in the source has no {role}"
-                elif reason := _unfit(target_layer, partner, slot):
-                    reasons[slot.key] = reason
-                else:
-                    moves += moves_to(slot, partner.key, partner.shape, self._steps(partner, slot), pair.why)
-        return Draft(moves, reasons, "no layer of the source stands in this place of its stage")
+        return Draft(*moves_by_tensor(task, self._made), "no layer of the source stands in this place of its stage")
 
     def _same(self, source: LayerGraph, target: LayerGraph) -> Pairing | None:
         return None if self.maps or self.skip else same_backbone(source, target)
+
+    def _made(self, source: Layer, target: Layer, role: str, slot: Slot) -> tuple[Slot, tuple[Step, ...]] | str:
+        partner = source.tensors.get(role)
+        if partner is None:
+            return f"{source.name} in the source has no {role}"
+        return _unfit(target, partner, slot) or (partner, self._steps(partner, slot))
 
     def _steps(self, partner: Slot, slot: Slot) -> tuple[Step, ...]:
         drawn = {"seed": self.seed} if self.selection == "random" else {}

@@ -81,13 +81,11 @@ def fit_linear(job: Job, wanted: Sequence[Wanted], writer: Writer, ridge: float 
     """
     to_fit = [each for each in wanted if not each.aside]
     others = [each for each in wanted if each.aside]
-    later = (
-        max(len(to_fit) // TRIED, 1) if ridge is None and len(to_fit) > 1 else 0
-    )  # batches that penalties are tried on
-    regression = _Regression(job, writer, to_fit[later:])
+    tried = max(len(to_fit) // TRIED, 1) if ridge is None and len(to_fit) > 1 else 0  # batches left out at first
+    regression = _Regression(job, writer, to_fit[tried:])
     if ridge is None:
-        ridge = regression.best_ridge(to_fit[:later]) if later else RIDGE
-        regression.add(to_fit[:later])
+        ridge = regression.best_ridge(to_fit[:tried]) if tried else RIDGE
+        regression.add(to_fit[:tried])
     own = regression.own()
     new = regression.new(ridge, own)
     left, whole = regression.errors([new, own], others)
