@@ -172,3 +172,13 @@ def test_a_kept_head_needs_the_source_s_classes():
     work = grafted(taught(lambda: Straight(((8, 3), (12, 3)), 5), SIZE), lambda: Straight(((12, 5), (16, 3)), 7))
     with pytest.raises(UsageError, match="7 outputs, and the source 5 classes"):
         Refit(**SMALL, head="keep")(work)
+
+
+def test_the_penalty_is_the_one_that_was_asked_for():
+    for ridge in (0.7, None):
+        work = grafted(taught(Straight, SIZE), lambda: Straight(((12, 5), (16, 3))))
+        found = {each.get("ridge") for each in Refit(**SMALL, ridge=ridge)(work)["layers"]}
+        assert (found == {ridge}) == (ridge is not None)
+        assert None not in found
+    with pytest.raises(ValueError, match="ridge must be positive"):
+        Refit(ridge=0)
